@@ -1,0 +1,74 @@
+# Every target but help and clean first makes the environment in .venv if it must.
+PYTHON ?= python3
+VENV := .venv
+SWEEPS := $(VENV)/bin/sweeps
+PRESET :=
+SPACE :=
+NAME :=
+ARGS :=
+ONLY :=
+CHOICE := $(if $(PRESET),--preset '$(PRESET)') $(if $(SPACE),--space '$(SPACE)')
+.DEFAULT_GOAL := help
+.PHONY: help sweep resume status ui report plan doctor gpu-check test test-faults check fix bench clean
+
+help:
+	@echo 'make sweep                  run a sweep to its verdict (laptop without a GPU, matched with one)'
+	@echo 'make sweep PRESET=smoke     the same in about a minute; or SPACE=my-space.toml'
+	@echo 'make plan                   what would run, before anything is spent'
+	@echo 'make resume NAME=laptop-1   go on with a sweep that was interrupted'
+	@echo 'make status [NAME=...]      sweeps, or the cells of one'
+	@echo 'make report NAME=...        write report.html and report.md again'
+	@echo 'make ui                     MLflow UI on this machine'
+	@echo 'make doctor                 what this machine can do, and what to mend'
+	@echo 'make test | check | fix     tests; lint and types; format'
+	@echo 'make test-faults            the whole fault suite: kills, full disks, truncated files'
+	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep: writes bench/*.json'
+	@echo 'make gpu-check              on a machine with CUDA: memory, precision, packing, resume'
+	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
+	@echo
+	@echo 'Options: PRESET= SPACE= NAME= ARGS="--set budget_tokens=1048576". `$(SWEEPS) --help` tells all.'
+
+sweep: $(VENV)/.ready
+	@$(SWEEPS) run $(CHOICE) $(if $(NAME),--name '$(NAME)') $(ARGS)
+
+plan: $(VENV)/.ready
+	@$(SWEEPS) plan $(CHOICE) $(ARGS)
+
+resume status report: $(VENV)/.ready
+	@$(SWEEPS) $@ $(NAME) $(ARGS)
+
+ui doctor gpu-check: $(VENV)/.ready
+	@$(SWEEPS) $@ $(ARGS)
+
+test: $(VENV)/.ready-dev
+	@$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+	@$(VENV)/bin/python -m pytest -m 'slow' $(ARGS)
+
+test-faults: $(VENV)/.ready-dev
+	@SWEEPS_FAULTS=full $(VENV)/bin/python -m pytest -m 'faults' $(ARGS)
+
+check: $(VENV)/.ready-dev
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+fix: $(VENV)/.ready-dev
+	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+bench: $(VENV)/.ready-dev
+	@$(VENV)/bin/python -m bench $(if $(ONLY),--only '$(ONLY)') $(ARGS)
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'This needs Python 3.11 or newer with its venv module; say which: make $(or $(MAKECMDGOALS),sweep) PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Making the environment in $(VENV) (about two minutes and 2.2 GB, once) ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@echo 'Adding the tools for tests and checks to $(VENV) (about half a minute, once) ...'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

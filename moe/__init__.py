@@ -1,0 +1,1 @@
+"""How one Mixture-of-Experts language model is trained, scored, saved and exported."""

@@ -1,0 +1,129 @@
+"""Causal self-attention with grouped queries, RMS-normalised queries and keys, and rotary positions."""
+
+# B batch, T time, D model, H query heads, G key and value heads, J = H + G, C head dimension, N = B*T tokens
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+
+from moe.config import ModelConfig
+from moe.matmul import Projection, compute_dtype, linear
+from moe.norm import RmsNorm, inverse_rms
+
+RotaryTables = tuple[Tensor, Tensor]
+
+
+class Rotary(nn.Module):
+    """Rotary position tables (arXiv 2104.09864): fp32, as long as the longest sequence yet, never saved."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+        self._tables: RotaryTables | None = None
+
+    def forward(self, seq_len: int, device: torch.device) -> RotaryTables:
+        """Cosine and sine [T, C / 2]."""
+        if self._tables is None or len(self._tables[0]) < seq_len or self._tables[0].device != device:
+            exponent = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
+            angle = torch.arange(seq_len, device=device, dtype=torch.float32)[:, None] * (1.0 / self.theta**exponent)
+            self._tables = angle.cos(), angle.sin()
+        cos, sin = self._tables
+        return cos[:seq_len], sin[:seq_len]
+
+
+def _rotate(x_BTJC: Tensor, cos: Tensor, sin: Tensor, *, direction: int) -> Tensor:
+    cos_T1C, sin_T1 = torch.cat((cos, cos), dim=-1)[:, None], sin[:, None]
+    first, second = x_BTJC.chunk(2, dim=-1)
+    out_BTJC = x_BTJC * cos_T1C
+    out_first, out_second = out_BTJC.chunk(2, dim=-1)
+    out_first.addcmul_(second, sin_T1, value=-direction)
+    out_second.addcmul_(first, sin_T1, value=direction)
+    return out_BTJC
+
+
+class _NormaliseAndRotate(torch.autograd.Function):
+    """Scale each head to unit root mean square, weight it by ``weight_JC``, turn it by its position."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        scale_BTJ1 = inverse_rms(x_BTJC, eps)
+        ctx.save_for_backward(x_BTJC, scale_BTJ1, weight_JC, cos, sin)
+        return _rotate((x_BTJC * scale_BTJ1).mul_(weight_JC), cos, sin, direction=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_BTJC: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x_BTJC, scale_BTJ1, weight_JC, cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_BTJC = _rotate(grad_BTJC, cos, sin, direction=-1)
+        unit_BTJC = x_BTJC * scale_BTJ1
+        grad_weight_JC = (grad_BTJC * unit_BTJC).sum(dim=(0, 1))
+        grad_BTJC.mul_(weight_JC)
+        projection_BTJ1 = (grad_BTJC * unit_BTJC).mean(dim=-1, keepdim=True)
+        return grad_BTJC.sub_(unit_BTJC.mul_(projection_BTJ1)).mul_(scale_BTJ1), grad_weight_JC, None, None, None
+
+
+def document_mask(document_ids_BT: Tensor) -> Tensor:
+    """True where a token may attend: to itself and to earlier tokens of its own document, [B, 1, T, T]."""
+    same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
+class Attention(nn.Module):
+    """Qwen3's attention: q, k and v projections, a norm per head on q and k, RoPE, causal softmax, o projection."""
+
+    def __init__(self, config: ModelConfig, *, generator: torch.Generator) -> None:
+        super().__init__()
+        d_model, head_dim, std = config.d_model, config.head_dim, config.init_std
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, head_dim
+        self.q_proj = Projection(d_model, config.n_heads * head_dim, std=std, generator=generator)
+        self.k_proj = Projection(d_model, config.n_kv_heads * head_dim, std=std, generator=generator)
+        self.v_proj = Projection(d_model, config.n_kv_heads * head_dim, std=std, generator=generator)
+        residual_std = std / (2 * config.n_layers) ** 0.5
+        self.o_proj = Projection(config.n_heads * head_dim, d_model, std=residual_std, generator=generator)
+        self.q_norm = RmsNorm(head_dim, config.norm_eps)
+        self.k_norm = RmsNorm(head_dim, config.norm_eps)
+
+    def forward(self, x_ND: Tensor, tables: RotaryTables, mask: Tensor | None) -> Tensor:
+        """Attend within each of the B rows of T tokens that [N, D] holds, T being the tables' length.
+
+        ``mask`` is one of ``document_mask``, or None for plain causality. Returns [N, D] in the type the products
+        were computed in.
+        """
+        n_qk = self.n_heads + self.n_kv_heads
+        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+        heads_BTHC = linear(x_ND, weight).view(-1, len(tables[0]), n_qk + self.n_kv_heads, self.head_dim)
+        qk_BTJC, v_BTGC = torch.split(heads_BTHC, [n_qk, self.n_kv_heads], dim=2)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            dtype = attention_dtype(x_ND)
+            qk_BTJC = self._positioned(qk_BTJC, tables).to(dtype)
+            q_BTHC, k_BTGC = torch.split(qk_BTJC, [self.n_heads, self.n_kv_heads], dim=2)
+            out_BHTC = functional.scaled_dot_product_attention(
+                q_BTHC.transpose(1, 2),
+                k_BTGC.transpose(1, 2),
+                v_BTGC.to(dtype).transpose(1, 2),
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=self.n_heads != self.n_kv_heads,
+            )
+        out_ND: Tensor = self.o_proj(out_BHTC.transpose(1, 2).reshape(len(x_ND), -1))
+        return out_ND
+
+    def _positioned(self, qk_BTJC: Tensor, tables: RotaryTables) -> Tensor:
+        weight_JC = torch.cat(
+            (self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1))
+        )
+        out: Tensor = _NormaliseAndRotate.apply(  # type: ignore[no-untyped-call]
+            qk_BTJC.to(weight_JC.dtype), weight_JC, *tables, self.q_norm.eps
+        )
+        return out
+
+
+def attention_dtype(x: Tensor) -> torch.dtype:
+    """The type of queries, keys and values: autocast's on CUDA, fp32 on CPU.
+
+    On CPU the backward pass of torch's attention is up to three times slower in bf16 than in fp32.
+    """
+    return (compute_dtype(x.device) if x.device.type == "cuda" else None) or x.dtype

@@ -1,0 +1,107 @@
+"""Cross-entropy of a linear head, in chunks: tokens times vocabulary numbers are never held.
+
+The gradient of a chunk is taken while its logits are there, as Liger Kernel does (arXiv 2410.10989): three products
+a chunk instead of four, and a backward pass that only scales.
+"""
+
+# N tokens, D model, V vocabulary, C tokens of one chunk
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from moe.matmul import compute_dtype, fast_matmuls
+
+CHUNK_LOGITS = 2**20  # 4 MiB of fp32 logits: small beside the activations, and still a large product
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """How many tokens have their logits at once: a multiple of 64, at least 64."""
+    return max(64, CHUNK_LOGITS // vocab_size // 64 * 64)
+
+
+def _softmax_and_losses(logits_CV: Tensor, targets_C: Tensor, probs_CV: Tensor) -> Tensor:
+    """Put softmax into ``probs_CV`` and return cross-entropies [C].
+
+    The log of the normaliser is taken at the likeliest token, whose probability is at least 1 / V: exact however
+    unlikely the target is, without a second pass of exponentials.
+    """
+    torch.softmax(logits_CV, dim=-1, out=probs_CV)
+    log_norm_C = logits_CV.amax(dim=-1) - probs_CV.amax(dim=-1).log_()
+    return log_norm_C - logits_CV.gather(1, targets_C[:, None])[:, 0]
+
+
+class _LinearCrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, keep: bool
+    ) -> Tensor:
+        n_tokens, rows = len(x_ND), min(len(x_ND), chunk_rows(len(weight_VD)))
+        cast_ND, cast_VD = x_ND.to(dtype), weight_VD.to(dtype)
+        logits_buffer, probs_buffer = (x_ND.new_empty(rows, len(weight_VD)) for _ in range(2))
+        total = x_ND.new_zeros(())
+        grad_ND = torch.empty_like(cast_ND) if keep else None
+        grad_VD = torch.zeros_like(weight_VD) if keep else None
+        with fast_matmuls(x_ND.device):
+            for start in range(
+                0, rows if isinstance(x_ND, FakeTensor) else n_tokens, rows
+            ):  # one predicts memory for all
+                chunk = slice(start, min(start + rows, n_tokens))
+                x_CD, targets_C = cast_ND[chunk], targets_N[chunk]
+                logits_CV, probs_CV = logits_buffer[: len(x_CD)], probs_buffer[: len(x_CD)]
+                _product_in(logits_CV, x_CD, cast_VD.T)
+                total += _softmax_and_losses(logits_CV, targets_C, probs_CV).sum()
+                if grad_ND is None or grad_VD is None:
+                    continue
+                probs_CV.scatter_add_(1, targets_C[:, None], probs_CV.new_full((len(x_CD), 1), -1.0))
+                grad_CV = probs_CV.to(dtype)
+                torch.mm(grad_CV, cast_VD, out=grad_ND[chunk])
+                if grad_VD.dtype == dtype:
+                    torch.addmm(grad_VD, grad_CV.T, x_CD, out=grad_VD)
+                else:
+                    grad_VD += grad_CV.T @ x_CD
+        if grad_ND is not None and grad_VD is not None:
+            ctx.save_for_backward(grad_ND, grad_VD)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_ND, grad_VD = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad_ND.to(grad_VD.dtype) * grad, grad_VD.mul_(grad), None, None, None
+
+
+def _product_in(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Put ``a @ b`` into ``out``, computed in the type of ``a``."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(a @ b)
+
+
+def cross_entropy_sum(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Sum over tokens of the cross-entropy of ``x_ND @ weight_VD.T`` in nats: a scalar in fp32.
+
+    Under autocast the products are in its type; softmax, sums and the weight's gradient stay in fp32.
+    """
+    dtype = compute_dtype(x_ND.device) or x_ND.dtype
+    with torch.autocast(x_ND.device.type, enabled=False):
+        total: Tensor = _LinearCrossEntropySum.apply(  # type: ignore[no-untyped-call]
+            x_ND, weight_VD, targets_N, dtype, torch.is_grad_enabled()
+        )
+    return total
+
+
+@torch.no_grad()
+def token_cross_entropies(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross-entropy of every token in nats [N], fp32, without gradient."""
+    rows = min(len(x_ND), chunk_rows(len(weight_VD)))
+    probs_buffer = x_ND.new_empty(rows, len(weight_VD))
+    losses = []
+    with torch.autocast(x_ND.device.type, enabled=False), fast_matmuls(x_ND.device):
+        for x_CD, targets_C in zip(torch.split(x_ND, rows), torch.split(targets_N, rows), strict=True):
+            losses.append(_softmax_and_losses(x_CD @ weight_VD.T, targets_C, probs_buffer[: len(x_CD)]))
+    return torch.cat(losses)

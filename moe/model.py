@@ -1,0 +1,224 @@
+"""A decoder-only Mixture-of-Experts language model with the architecture of Qwen3-MoE."""
+
+# B batch, T time, D model, V vocabulary, L layers, E experts, K top-k, N = B*T tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moe.attention import Attention, Rotary, RotaryTables, document_mask
+from moe.config import ModelConfig
+from moe.experts import Experts
+from moe.loss import cross_entropy_sum, token_cross_entropies
+from moe.matmul import linear
+from moe.norm import RmsNorm
+from moe.router import Router, Routing, load_balancing_loss
+
+NamedParameters = list[tuple[str, nn.Parameter]]
+
+
+class StepLoss(NamedTuple):
+    """What one micro-step's forward pass gives: three differentiable scalars, and facts about the routing.
+
+    The loss of an optimizer step of ``n`` tokens is the sum over its micro-steps (or parts of one) of
+    ``ce_sum / n + (lb_loss_coef * lb_loss + z_loss_coef * z_loss) * n_tokens / n``.
+    """
+
+    ce_sum: Tensor  # cross-entropy in nats, summed over tokens, fp32
+    n_tokens: int
+    lb_loss: Tensor  # load-balancing loss, mean over layers: 1 when balanced
+    z_loss: Tensor  # squared log-sum-exp of the router's logits, mean over layers and tokens
+    expert_counts_LE: Tensor  # int64, detached: slots (tokens times K) of each expert in this micro-step
+    router_entropy: Tensor  # nats, detached, mean over layers and tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightGroups:
+    """Every parameter, once, by the optimizer that its role asks for.
+
+    ``muon`` holds the matrices between hidden vectors: 2-D, or 3-D where experts are stacked along the first
+    dimension. ``adamw`` holds the rest: the embedding (tied to the head), the routers' gates and the norms.
+    """
+
+    muon: NamedParameters
+    adamw: NamedParameters
+
+
+class Embedding(nn.Module):
+    """Token vectors [V, D], which are also the head's rows."""
+
+    def __init__(self, vocab_size: int, d_model: int, *, std: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model).normal_(0.0, std, generator=generator))
+
+    def forward(self, tokens_N: Tensor) -> Tensor:
+        """Vectors [N, D] of tokens [N]."""
+        return functional.embedding(tokens_N, self.weight)
+
+
+class SparseMlp(nn.Module):
+    """A router and its experts."""
+
+    def __init__(self, config: ModelConfig, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.gate = Router(config.d_model, config.n_experts, config.top_k, std=config.init_std, generator=generator)
+        residual_std = config.init_std / (2 * config.n_layers) ** 0.5
+        gate_up_EHD = torch.empty(config.n_experts, 2 * config.d_expert, config.d_model)
+        down_EDF = torch.empty(config.n_experts, config.d_model, config.d_expert)
+        self.experts = Experts(
+            gate_up_EHD.normal_(0.0, config.init_std, generator=generator),
+            down_EDF.normal_(0.0, residual_std, generator=generator),
+        )
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Routing]:
+        """Mix the chosen experts' outputs for every token."""
+        routing = self.gate(x_ND)
+        return self.experts(x_ND, routing.weights_NK, routing.experts_NK, routing.counts_E), routing
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and pre-norm experts, each added to an fp32 residual stream."""
+
+    def __init__(self, config: ModelConfig, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(config.d_model, config.norm_eps)
+        self.self_attn = Attention(config, generator=generator)
+        self.post_attention_layernorm = RmsNorm(config.d_model, config.norm_eps)
+        self.mlp = SparseMlp(config, generator=generator)
+
+    def forward(self, x_ND: Tensor, tables: RotaryTables, mask: Tensor | None) -> tuple[Tensor, Routing]:
+        """One layer; returns the residual stream and where the router sent the tokens."""
+        x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND), tables, mask)
+        mixed_ND, routing = self.mlp(self.post_attention_layernorm(x_ND))
+        return x_ND + mixed_ND, routing
+
+
+class MoELanguageModel(nn.Module):
+    """Qwen3-MoE: pre-norm RMSNorm, RoPE, q/k norm per head, SwiGLU experts, softmax top-k router, tied embedding.
+
+    | weights | initialised |
+    |---|---|
+    | ``embed_tokens`` (also the head), ``q_proj k_proj v_proj``, ``gate_up_proj``, router gates | N(0, init_std) |
+    | ``o_proj``, ``down_proj``, which write to the residual stream | N(0, init_std / sqrt(2 L)), as GPT-2 |
+    | norms | 1 |
+
+    All draws come from ``generator``, on the CPU in fp32, in the order of the parameters: a seed gives the same model
+    on every device and for every arm. Parameters have Qwen3-MoE's names, without its ``model.`` prefix.
+    """
+
+    def __init__(self, config: ModelConfig, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model, std=config.init_std, generator=generator)
+        self.layers = nn.ModuleList(Layer(config, generator=generator) for _ in range(config.n_layers))
+        self.norm = RmsNorm(config.d_model, config.norm_eps)
+        self.rotary = Rotary(config.head_dim, config.rope_theta)
+
+    def _hidden(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> tuple[Tensor, list[Routing]]:
+        tables = self.rotary(tokens_BT.shape[1], tokens_BT.device)
+        mask = None if document_ids_BT is None else document_mask(document_ids_BT)
+        x_ND = self.embed_tokens(tokens_BT.flatten())
+        routings = []
+        for layer in self.layers:
+            x_ND, routing = layer(x_ND, tables, mask)
+            routings.append(routing)
+        return self.norm(x_ND), routings
+
+    def forward(self, tokens_BT: Tensor, *, document_ids_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] in fp32 (all of them: for training and scoring use ``loss`` and ``token_losses``).
+
+        With ``document_ids_BT`` a token attends only to tokens of its own document.
+        """
+        x_ND, _ = self._hidden(tokens_BT, document_ids_BT)
+        logits_NV = linear(x_ND, self.embed_tokens.weight)
+        return logits_NV.to(self.embed_tokens.weight.dtype).view(*tokens_BT.shape, -1)
+
+    def loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        document_ids_BT: Tensor | None = None,
+        other_counts_LE: Tensor | None = None,
+    ) -> StepLoss:
+        """Cross-entropy and router losses of one micro-step; ``targets_BT[b, t]`` is the token after ``[b, t]``.
+
+        **Load balancing is counted over the whole optimizer step** (Qiu et al. 2025, arXiv 2501.11873), exactly.
+        The loss is ``E * sum_e f_e * P_e`` with frequencies ``f_e`` that are constants and probabilities ``P_e`` that
+        are means over tokens, hence linear in the micro-steps: micro-steps that all use the step's ``f_e`` add up,
+        weighted by tokens, to the loss and gradient of the undivided step. ``other_counts_LE`` are the expert counts
+        of all *other* micro-steps of the same optimizer step (this one's are added here); None says that there are
+        none, which with ``grad_accum_steps = 1`` costs nothing. With more, the counts must be known before the first
+        backward pass::
+
+            counts = [model.count_experts(tokens) for tokens in step[1:]]      # no gradient, no head
+            first = model.loss(*step[0], other_counts_LE=sum(counts))          # tells its own counts
+            total = first.expert_counts_LE + sum(counts)
+            for (tokens, targets), own in zip(step[1:], counts):
+                model.loss(tokens, targets, other_counts_LE=total - own)
+
+        With ``lb_loss_coef = 0`` the counts change no gradient and need not be made.
+        """
+        x_ND, routings = self._hidden(tokens_BT, document_ids_BT)
+        n_tokens = tokens_BT.numel()
+        counts_LE = torch.stack([routing.counts_E for routing in routings])
+        step_counts_LE = counts_LE if other_counts_LE is None else counts_LE + other_counts_LE
+        lb_L = [
+            load_balancing_loss(counts_E, routing.probs_sum_E, n_tokens)
+            for counts_E, routing in zip(step_counts_LE, routings, strict=True)
+        ]
+        return StepLoss(
+            ce_sum=cross_entropy_sum(x_ND, self.embed_tokens.weight, targets_BT.flatten()),
+            n_tokens=n_tokens,
+            lb_loss=torch.stack(lb_L).mean(),
+            z_loss=torch.stack([routing.z_sum for routing in routings]).mean() / n_tokens,
+            expert_counts_LE=counts_LE,
+            router_entropy=torch.stack([routing.entropy_sum for routing in routings]).mean() / n_tokens,
+        )
+
+    @torch.no_grad()
+    def count_experts(self, tokens_BT: Tensor, *, document_ids_BT: Tensor | None = None) -> Tensor:
+        """Expert counts [L, E] (int64) that ``loss`` would report for these tokens, under the same autocast."""
+        _, routings = self._hidden(tokens_BT, document_ids_BT)
+        return torch.stack([routing.counts_E for routing in routings])
+
+    @torch.no_grad()
+    def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor, *, document_ids_BT: Tensor | None = None) -> Tensor:
+        """Cross-entropy of every target in nats, [B, T], in fp32 even under autocast, without gradient."""
+        with torch.autocast(tokens_BT.device.type, enabled=False):
+            x_ND, _ = self._hidden(tokens_BT, document_ids_BT)
+            return token_cross_entropies(x_ND, self.embed_tokens.weight, targets_BT.flatten()).view_as(targets_BT)
+
+    def weight_groups(self) -> WeightGroups:
+        """All parameters by the optimizer their role asks for, in a fixed order."""
+        muon: NamedParameters = []
+        adamw: NamedParameters = [("embed_tokens.weight", self.embed_tokens.weight), ("norm.weight", self.norm.weight)]
+        for i, layer in enumerate(self._layers()):
+            attention, mlp = layer.self_attn, layer.mlp
+            hidden = {
+                "self_attn.q_proj.weight": attention.q_proj.weight,
+                "self_attn.k_proj.weight": attention.k_proj.weight,
+                "self_attn.v_proj.weight": attention.v_proj.weight,
+                "self_attn.o_proj.weight": attention.o_proj.weight,
+                "mlp.experts.gate_up_proj": mlp.experts.gate_up_proj,
+                "mlp.experts.down_proj": mlp.experts.down_proj,
+            }
+            others = {
+                "input_layernorm.weight": layer.input_layernorm.weight,
+                "self_attn.q_norm.weight": attention.q_norm.weight,
+                "self_attn.k_norm.weight": attention.k_norm.weight,
+                "post_attention_layernorm.weight": layer.post_attention_layernorm.weight,
+                "mlp.gate.weight": mlp.gate.weight,
+            }
+            muon += [(f"layers.{i}.{name}", weight) for name, weight in hidden.items()]
+            adamw += [(f"layers.{i}.{name}", weight) for name, weight in others.items()]
+        return WeightGroups(muon=muon, adamw=adamw)
+
+    def _layers(self) -> Sequence[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]

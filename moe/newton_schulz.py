@@ -1,0 +1,72 @@
+"""Orthogonalisation of matrices by Newton-Schulz iteration, the heart of Muon."""
+
+# N matrices in a batch, R rows, C columns, S the shorter side of a matrix
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Quintic coefficients of Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/): the steepest slope at zero,
+# at the price of singular values that end between about 0.7 and 1.2 instead of at 1.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+_EPS = 1e-7
+
+# From this ratio of sides on, fp32 iterates on the S x S Gram matrix. Measured on one core in fp32, ms for 24 matrices
+# direct / Gram: 64x128 2.3 / 1.8, 64x256 4.8 / 2.3, and for 32 matrices 128x512 38 / 20; squares lose (0.67 / 0.80).
+_GRAM_SIDE_RATIO = 2
+
+
+def orthogonalise(matrices_NRC: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """U V^T, approximately, of every matrix U S V^T of a batch [N, R, C]; same shape, in ``dtype``.
+
+    A matrix is divided by its Frobenius norm first, so its scale does not matter; a matrix of zeros stays zero.
+    In fp32 and fp64, long matrices are iterated on as Gram matrices: every factor of the iteration is a polynomial of
+    X X^T, so the factors are multiplied up among S x S matrices and X is touched twice instead of ten times. The
+    squares of singular values need fp32's digits, so lower precisions iterate on the matrix itself.
+
+    Raises:
+        ValueError: ``dtype`` is fp16, whose range does not hold the iteration (and which is very slow on CPUs).
+    """
+    if dtype == torch.float16:
+        raise ValueError("Newton-Schulz in float16 is refused: use bfloat16 where it is fast, float32 elsewhere")
+    rows, columns = matrices_NRC.shape[-2:]
+    tall = rows > columns
+    x_NSL = matrices_NRC.mT if tall else matrices_NRC
+    norm_N11 = torch.linalg.vector_norm(x_NSL, dim=(-2, -1), keepdim=True, dtype=_accumulation_dtype(dtype))
+    x_NSL = (x_NSL / norm_N11.clamp(min=_EPS)).to(dtype)
+    full_digits = dtype in {torch.float32, torch.float64}
+    if full_digits and max(rows, columns) >= _GRAM_SIDE_RATIO * min(rows, columns):
+        x_NSL = _iterate_on_gram(x_NSL)
+    else:
+        x_NSL = _iterate_directly(x_NSL)
+    return x_NSL.mT if tall else x_NSL
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _iterate_directly(x_NSL: Tensor) -> Tensor:
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram_NSS = x_NSL @ x_NSL.mT
+        polynomial_NSS = torch.baddbmm(gram_NSS, gram_NSS, gram_NSS, beta=b, alpha=c)
+        x_NSL = torch.baddbmm(x_NSL, polynomial_NSS, x_NSL, beta=a)
+    return x_NSL
+
+
+def _iterate_on_gram(x_NSL: Tensor) -> Tensor:
+    """The same iteration: X' = P X with P = a I + b A + c A^2 and A = X X^T gives A' = P A P."""
+    a, b, c = COEFFICIENTS
+    gram_NSS = x_NSL @ x_NSL.mT
+    product_NSS = None
+    for iteration in range(ITERATIONS):
+        polynomial_NSS = torch.baddbmm(gram_NSS, gram_NSS, gram_NSS, beta=b, alpha=c)
+        polynomial_NSS.diagonal(dim1=-2, dim2=-1).add_(a)
+        product_NSS = polynomial_NSS if product_NSS is None else polynomial_NSS @ product_NSS
+        if iteration + 1 < ITERATIONS:
+            gram_NSS = polynomial_NSS @ (gram_NSS @ polynomial_NSS)
+    assert product_NSS is not None
+    return product_NSS @ x_NSL

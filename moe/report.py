@@ -1,0 +1,103 @@
+"""What a run says about itself at a report point, and the sums that it is made from."""
+
+# L layers, E experts
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One point of a run's record.
+
+    ``train_loss`` (nats per token), ``lb_loss``, ``z_loss``, ``grad_norm`` (before clipping, over the steps that were
+    not skipped), ``expert_load_max_over_mean`` (the fullest expert of the worst layer), ``router_entropy`` (nats) and
+    ``tokens_per_s`` are means over the training since the previous report. ``lr`` and ``adamw_lr`` are the last step's
+    rates. ``skipped_steps``, ``micro_batch_splits``, ``train_time_s`` and ``exam_time_s`` count from the beginning of
+    the cell, across interruptions. None stands where there is nothing to say: no exam at this point, no scaler, no
+    known peak of the hardware, no step that was not skipped.
+    """
+
+    tokens_seen: int
+    step: int
+    train_loss: float
+    lb_loss: float
+    z_loss: float
+    grad_norm: float | None
+    lr: float
+    adamw_lr: float
+    tokens_per_s: float
+    mfu_pct: float | None
+    peak_mem_allocated_gib: float
+    loss_scale: float | None
+    skipped_steps: int
+    expert_load_max_over_mean: float
+    router_entropy: float
+    micro_batch_splits: int
+    train_time_s: float
+    exam_time_s: float
+    val_loss: float | None
+    val_bpb: float | None
+    val_common_loss: float | None
+    precision: str
+    timestamp_s: float
+
+    def as_record(self) -> dict[str, Any]:
+        """The same as a flat dict of JSON's types, one record of a cell."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSums:
+    """What one optimizer step's forwards gave, on the host: means over its tokens, and the experts' slots [L, E]."""
+
+    train_loss: float
+    lb_loss: float
+    z_loss: float
+    router_entropy: float
+    n_tokens: int
+    expert_counts_LE: Tensor
+
+
+@dataclass
+class Tally:
+    """Sums over the steps since the previous report; empty again after every report, so no checkpoint holds it."""
+
+    n_tokens: int = 0
+    steps_made: int = 0
+    train_time_s: float = 0.0
+    _weighted: dict[str, float] = field(default_factory=dict)
+    _grad_norms: float = 0.0
+    _expert_counts_LE: Tensor | None = None
+
+    def add(self, sums: StepSums, *, grad_norm: float | None, step_time_s: float) -> None:
+        """Counts one step in. ``grad_norm`` is None where the step was skipped."""
+        self.n_tokens += sums.n_tokens
+        self.train_time_s += step_time_s
+        for name in ("train_loss", "lb_loss", "z_loss", "router_entropy"):
+            self._weighted[name] = self._weighted.get(name, 0.0) + getattr(sums, name) * sums.n_tokens
+        if grad_norm is not None:
+            self.steps_made += 1
+            self._grad_norms += grad_norm
+        counts = sums.expert_counts_LE
+        self._expert_counts_LE = counts if self._expert_counts_LE is None else self._expert_counts_LE + counts
+
+    def mean(self, name: str) -> float:
+        """Mean per token of a field of ``StepSums``."""
+        return self._weighted[name] / self.n_tokens
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Mean over the steps that were made."""
+        return self._grad_norms / self.steps_made if self.steps_made else None
+
+    @property
+    def expert_load_max_over_mean(self) -> float:
+        """Slots of the fullest expert over the mean of its layer, in the worst layer: 1 is perfect balance."""
+        assert self._expert_counts_LE is not None
+        counts_LE = self._expert_counts_LE.double()
+        return float((counts_LE.amax(dim=-1) / counts_LE.mean(dim=-1)).max())

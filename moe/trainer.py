@@ -1,0 +1,306 @@
+"""Trains one model: an iterator of reports, with a clock of tokens and a checkpoint that holds everything.
+
+| state | begins as | kept in a checkpoint |
+|---|---|---|
+| model | drawn from a generator seeded with ``seed`` | yes |
+| Muon, AdamW | empty momenta | yes |
+| scaler (fp16 only) | torch's default scale | yes |
+| generator | after the draws of the model | yes (nothing draws from torch's own) |
+| data position | window 0 of ``data.windows``, a pure function of seed and step | as ``step`` |
+| schedule position | a pure function of ``tokens_seen`` | as ``tokens_seen`` |
+| micro-batch parts, splits, skipped steps, times, peak memory, records | one part, zeros, empty | yes |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moe.accumulation import GradientAccumulation, MicroBatch
+from moe.checkpoint import read_state, write_state
+from moe.config import TrainConfig, check_config
+from moe.device import Device, is_out_of_memory
+from moe.errors import ConfigError, Diverged, OutOfMemory
+from moe.exam_views import ExamScores, Score, score, score_all_views
+from moe.flops import mfu_pct
+from moe.memory import PeakMemory, training_tensors
+from moe.model import MoELanguageModel
+from moe.optim import StepOutcome, build_optimizers
+from moe.precision import resolve_precision
+from moe.report import Report, StepSums, Tally
+from moe.schedule import lr_factor
+
+if TYPE_CHECKING:
+    from moe.exam import TrainingData
+
+# A scale this small still overflows: the gradients themselves are beyond fp16, and no scale will mend that.
+_SMALLEST_LOSS_SCALE = 2.0**-8
+
+_STEPS_MEASURED_ON_CPU = 2
+
+_COUNTERS = ("step", "skipped_steps", "train_time_s", "exam_time_s", "peak_mem_allocated_gib")
+
+
+class Trainer:
+    """One model in training: at ``tokens_seen`` 0 when built, elsewhere after ``load``.
+
+    The data is ``data.windows`` for training and ``data.exam`` for scoring. Every random draw comes from
+    ``generator``, seeded with ``config.seed``.
+
+    Raises:
+        ConfigError: the config cannot be trained; the message names every problem.
+        DeviceMissing: the config asks for a device that is not there.
+    """
+
+    def __init__(self, config: TrainConfig, data: TrainingData) -> None:
+        check_config(config)
+        self.config = config
+        self.data = data
+        self.device = Device.resolve(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.model = MoELanguageModel(config.model, generator=self.generator).to(self.device.torch_device)
+        self.optimizers = build_optimizers(self.model.weight_groups(), config.optimizer, self.device, self.precision)
+        self.scaler = self.precision.make_scaler()
+        self.accumulation = GradientAccumulation(
+            self.model,
+            self.precision,
+            self.device,
+            lb_loss_coef=config.model.lb_loss_coef,
+            z_loss_coef=config.model.z_loss_coef,
+        )
+        self.step = 0
+        self.skipped_steps = 0
+        self.train_time_s = 0.0
+        self.exam_time_s = 0.0
+        self.peak_mem_allocated_gib = 0.0
+        self.records: list[dict[str, Any]] = []
+        self._tally = Tally()
+
+    @property
+    def tokens_seen(self) -> int:
+        """Target tokens trained on so far, those of skipped steps included."""
+        return self.step * self.config.batch.tokens_per_step
+
+    def run(self, until_tokens: int | None = None) -> Iterator[Report]:
+        """Trains up to ``until_tokens`` (the whole budget by default), yielding a report at every point due.
+
+        Due are multiples of ``report_every_tokens``, ``exam_at_tokens`` (with validation losses) and the end. Between
+        two reports the state is consistent: save it, or cease to iterate and the run stops there. A point that is no
+        multiple of the tokens of a step is met by the first step that reaches it.
+
+        Raises:
+            ConfigError: ``until_tokens`` lies beyond the budget, where the schedule has no rate.
+            Diverged: a loss, or a gradient that no loss scale can mend, is not finite.
+            OutOfMemory: there is no room for a single row, or for the optimizers.
+        """
+        budget_tokens = self.config.schedule.budget_tokens
+        until_tokens = budget_tokens if until_tokens is None else until_tokens
+        if until_tokens > budget_tokens:
+            raise ConfigError(
+                f"until_tokens={until_tokens} exceeds budget_tokens={budget_tokens}; choose one within it"
+            )
+        while self.tokens_seen < until_tokens:
+            before = self.tokens_seen
+            self._train_one_step()
+            exam_due = any(before < point <= self.tokens_seen for point in self.config.exam_at_tokens)
+            every = self.config.report_every_tokens
+            report_due = before // every < self.tokens_seen // every
+            if exam_due or report_due or self.tokens_seen >= until_tokens:
+                yield self._report(exam_due=exam_due)
+
+    def _train_one_step(self) -> None:
+        started_s = time.perf_counter()
+        batch, optimizers = self.config.batch, self.optimizers
+        optimizers.set_lr(lr_factor(self.config.schedule, self.tokens_seen, batch.tokens_per_step))
+        micro_batches = [self._micro_batch(micro_step) for micro_step in range(batch.grad_accum_steps)]
+        with self._peak_memory():
+            sums = self.accumulation.backward(
+                micro_batches, scaler=self.scaler, zero_grad=optimizers.zero_grad, tokens_seen=self.tokens_seen
+            )
+            if not math.isfinite(sums.train_loss):
+                raise Diverged(self.tokens_seen, f"the training loss is {sums.train_loss} in step {self.step + 1}")
+            outcome = self._step_optimizers()
+        optimizers.zero_grad()
+        self.device.synchronize()  # the clock measures the device, and an exam after this step starts its own
+        self._count(sums, outcome, step_time_s=time.perf_counter() - started_s)
+
+    def _micro_batch(self, micro_step: int) -> MicroBatch:
+        batch = self.data.windows.batch(self.step, micro_step, document_ids=self.config.document_attention)
+        device = self.device.torch_device
+        ids_BT = batch.document_ids_BT
+        return MicroBatch(
+            tokens_BT=batch.inputs_BT.to(device, non_blocking=True),
+            targets_BT=batch.targets_BT.to(device, non_blocking=True),
+            document_ids_BT=None if ids_BT is None else ids_BT.to(device, non_blocking=True),
+        )
+
+    def _step_optimizers(self) -> StepOutcome:
+        """One decision for all weights. Running out of memory here is final: some weights may have moved."""
+        try:
+            outcome = self.optimizers.step_or_skip(self.scaler, self.config.optimizer.clip_grad_norm)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                self.tokens_seen,
+                f"no memory for the optimizers' step on {self.device.name} ({error}); choose a smaller model or a "
+                "device with more memory",
+            ) from error
+        if outcome.skipped and (self.scaler is None or self.scaler.get_scale() < _SMALLEST_LOSS_SCALE):
+            raise Diverged(self.tokens_seen, f"the gradient norm is {outcome.grad_norm} in step {self.step + 1}")
+        return outcome
+
+    def _count(self, sums: StepSums, outcome: StepOutcome, *, step_time_s: float) -> None:
+        self.step += 1
+        self.skipped_steps += outcome.skipped
+        self.train_time_s += step_time_s
+        self._tally.add(sums, grad_norm=None if outcome.skipped else outcome.grad_norm, step_time_s=step_time_s)
+
+    def _report(self, *, exam_due: bool) -> Report:
+        """Closes the tally of the steps since the previous report, and sits the validation exam where it is due."""
+        tally, self._tally, config = self._tally, Tally(), self.config
+        val_loss, val_bpb, val_common_loss = self._validation_scores() if exam_due else (None, None, None)
+        tokens_per_s = tally.n_tokens / tally.train_time_s
+        report = Report(
+            tokens_seen=self.tokens_seen,
+            step=self.step,
+            train_loss=tally.mean("train_loss"),
+            lb_loss=tally.mean("lb_loss"),
+            z_loss=tally.mean("z_loss"),
+            grad_norm=tally.grad_norm,
+            lr=self.optimizers.lr,
+            adamw_lr=self.optimizers.adamw_lr,
+            tokens_per_s=tokens_per_s,
+            mfu_pct=mfu_pct(config.model, config.batch.seq_len, tokens_per_s, self.device),
+            peak_mem_allocated_gib=self.peak_mem_allocated_gib,
+            loss_scale=None if self.scaler is None else float(self.scaler.get_scale()),
+            skipped_steps=self.skipped_steps,
+            expert_load_max_over_mean=tally.expert_load_max_over_mean,
+            router_entropy=tally.mean("router_entropy"),
+            micro_batch_splits=self.accumulation.splits,
+            train_time_s=self.train_time_s,
+            exam_time_s=self.exam_time_s,
+            val_loss=val_loss,
+            val_bpb=val_bpb,
+            val_common_loss=val_common_loss,
+            precision=self.precision.name,
+            timestamp_s=time.time(),
+        )
+        self.records.append(report.as_record())
+        return report
+
+    @contextmanager
+    def _peak_memory(self) -> Iterator[None]:
+        """Raises ``peak_mem_allocated_gib`` to this step's peak.
+
+        CUDA's allocator is asked in every step. On a CPU every operation has to be watched, so only a cell's first two
+        steps are: the second is the first with all of the optimizers' state, and the rest are like it.
+        """
+        if self.device.kind == "cpu" and self.step >= _STEPS_MEASURED_ON_CPU:
+            yield
+            return
+        with PeakMemory(self.device, training_tensors(self.model, self.optimizers)) as peak:
+            yield
+        self.peak_mem_allocated_gib = max(self.peak_mem_allocated_gib, peak.peak_gib)
+
+    def _validation_scores(self) -> tuple[float, float, float]:
+        """Own-context loss and bits per byte, and the loss at the shortest arm's length, on the validation rows."""
+        own_len, common_len = self.config.batch.seq_len, self.data.exam.common_len
+        with self._sitting_exam():
+            own = self._validation_score(own_len)
+            common = own if common_len == own_len else self._validation_score(common_len)
+        if not math.isfinite(own.loss):
+            raise Diverged(self.tokens_seen, f"the validation loss is {own.loss} after step {self.step}")
+        return own.loss, own.bpb, common.loss
+
+    def _validation_score(self, chunk_len: int) -> Score:
+        return score(
+            self.model,
+            self.data.exam.validation,
+            chunk_len=chunk_len,
+            document_attention=self.config.document_attention,
+        )
+
+    def test_scores(self) -> ExamScores:
+        """Every view of the model as it stands, on the test rows, in fp32 whatever the training precision."""
+        with self._sitting_exam():
+            return score_all_views(
+                self.model,
+                self.data.exam,
+                seq_len=self.config.batch.seq_len,
+                document_attention=self.config.document_attention,
+            )
+
+    @contextmanager
+    def _sitting_exam(self) -> Iterator[None]:
+        """Times an exam apart from training, and says whose memory it was that ran out."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                self.tokens_seen,
+                f"no memory for the exam on {self.device.name} ({error}); choose a shorter longest seq_len, a smaller "
+                "model or a device with more memory",
+            ) from error
+        finally:
+            self.exam_time_s += time.perf_counter() - started_s
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        """What decides the numbers beside the config: the precision in use, the exam and the training windows."""
+        first = self.data.windows.batch(0)
+        digest = hashlib.blake2b(first.inputs_BT.contiguous().numpy().tobytes(), digest_size=16)
+        return {
+            "precision in use": self.precision.name,
+            "exam fingerprint": self.data.exam.fingerprint,
+            "first micro-batch": digest.hexdigest(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes the whole state into ``folder``, which exists; call it between two reports."""
+        write_state(folder, self._state(), self.config, self._identity)
+
+    def load(self, folder: Path) -> None:
+        """Takes over the state that ``save`` wrote: training goes on to the last bit as if it had not stopped.
+
+        That holds on one device kind and thread count.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or another config, precision or data made it (all
+                differences are named).
+        """
+        state = read_state(folder, self.config, self._identity, self.device.torch_device)
+        self.model.load_state_dict(state["model"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"].cpu())
+        self.accumulation.n_parts = state["micro_batch_parts"]
+        self.accumulation.splits = state["micro_batch_splits"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        self.records = state["records"]
+        self._tally = Tally()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "generator": self.generator.get_state(),
+            "micro_batch_parts": self.accumulation.n_parts,
+            "micro_batch_splits": self.accumulation.splits,
+            "records": self.records,
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }

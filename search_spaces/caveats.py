@@ -1,0 +1,58 @@
+"""What a space may do although it weakens the answer: each caveat is one sentence for the plan and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from search_spaces.sections import GridSearch
+
+if TYPE_CHECKING:
+    from search_spaces.space import Space
+
+# Fewer seeds than this and a verdict is exploratory.
+MIN_CONFIRM_SEEDS = 3
+# Rank correlation with the final order was 0.11 at 1/8 of the budget and 0.29 at 1/4 on the laptop study.
+EARLIEST_SOUND_RUNG = 0.25
+# A schedule of fewer updates than this is mostly warm-up and decay.
+FEW_UPDATES = 50
+
+
+def caveats(space: Space) -> list[str]:
+    """The caveats of ``space`` that its file alone shows, one sentence each."""
+    shape_caveats = [] if space.needs_fitting else [*_of_steps(space)]
+    return [*shape_caveats, *_of_seeds(space), *_of_rates(space), *_of_rungs(space)]
+
+
+def _of_steps(space: Space) -> Iterator[str]:
+    steps = {strategy.name: strategy.tokens_per_step for strategy in space.strategies}
+    if len(set(steps.values())) > 1:
+        listed = ", ".join(f"{name} {tokens}" for name, tokens in steps.items())
+        yield f"arms differ in tokens per step ({listed}), so at equal tokens they differ in updates too"
+    for name, tokens in steps.items():
+        updates = space.budget_tokens // tokens
+        if updates < FEW_UPDATES:
+            yield f"{name} makes only {updates} updates in {space.budget_tokens} tokens"
+
+
+def _of_seeds(space: Space) -> Iterator[str]:
+    if space.seeds.confirm < MIN_CONFIRM_SEEDS:
+        yield f"seeds.confirm={space.seeds.confirm} is below {MIN_CONFIRM_SEEDS}, so the verdict will be exploratory"
+
+
+def _of_rates(space: Space) -> Iterator[str]:
+    grid = isinstance(space.search, GridSearch)
+    if grid and len(space.rates.lr) < 3 and space.rates.max_widenings == 0:
+        yield (
+            f"every rate of rates.lr ({len(space.rates.lr)} given) is at the edge of its grid and "
+            "rates.max_widenings=0, so no arm's best rate can be shown to be one"
+        )
+
+
+def _of_rungs(space: Space) -> Iterator[str]:
+    if space.early_stopping.kind == "none":
+        return
+    for rung in space.rungs_tokens:
+        if rung < EARLIEST_SOUND_RUNG * space.budget_tokens:
+            share = rung / space.budget_tokens
+            yield f"the rung at {rung} tokens is {share:.0%} of the budget, too early for losses to rank rates"

@@ -1,0 +1,5 @@
+"""``python -m sweeps`` is the console script."""
+
+from sweeps.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""The frozen beginning of a sweep: what is written to ``sweep.json`` before anything runs."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from search_spaces import CorpusFacts, Problem, Space, SpaceErrors, check_against_corpus, corpus_warnings, explore_cells
+from sweeps.bridge import batch_configs, model_config
+from sweeps.ledger import Ledger
+from sweeps.material import Material
+from sweeps.phases import first_cells
+from sweeps.provenance import code_fingerprint, git_state, hardware, versions
+
+
+def corpus_facts(material: Material) -> CorpusFacts:
+    """What the rules of a space need to know of its corpus."""
+    splits = material.tokens.splits
+    return CorpusFacts(
+        longest_document_tokens=material.tokens.longest_document_tokens,
+        train_tokens=splits["train"].n_tokens,
+        validation_tokens=splits["validation"].n_tokens,
+        test_tokens=splits["test"].n_tokens,
+        vocab_size=material.tokens.vocab_size,
+    )
+
+
+def audit_table(space: Space, material: Material) -> dict[str, Any]:
+    """The leak and fitness audit as plain data; raises SpaceErrors where a rule refuses the corpus."""
+    from moe.audit import audit
+
+    found = audit(material.tokens, material.exam, arms=batch_configs(space), budget_tokens=space.budget_tokens)
+    refused = [finding for finding in found.findings if finding.level == "refuse"]
+    if refused:
+        problems = [
+            Problem(where="corpus", value=finding.rule, rule=finding.message, remedy=finding.remedy)
+            for finding in refused
+        ]
+        raise SpaceErrors(problems, source="the corpus")
+    table: dict[str, Any] = found.as_dict()
+    return table
+
+
+def check_corpus(space: Space, material: Material) -> list[str]:
+    """The second round of problems, raised all at once; returns warnings."""
+    facts = corpus_facts(material)
+    problems = check_against_corpus(space, facts)
+    if problems:
+        raise SpaceErrors(problems, source="the space with its corpus")
+    return corpus_warnings(space, facts)
+
+
+def _parameters(space: Space, material: Material) -> dict[str, int]:
+    from moe.flops import active_parameters, total_parameters
+
+    model = model_config(space, vocab_size=material.tokens.vocab_size)
+    return {"total": total_parameters(model), "active": active_parameters(model)}
+
+
+def begin(
+    ledger: Ledger, space: Space, material: Material, *, audit: Mapping[str, Any], peaks_gib: Mapping[str, float]
+) -> None:
+    """Write the first grid, then ``sweep.json``: a sweep exists once that is there."""
+    exam = material.exam
+    ledger.storage.delete("plan")  # of a beginning that was cut short
+    ledger.add_cells(first_cells(space, explore_cells(space, material.identity)), because="the first grid")
+    ledger.begin(
+        {
+            "sweep_id": secrets.token_hex(8),
+            "created_s": time.time(),
+            "space": space.resolved(),
+            "strategies": [
+                {
+                    **strategy.model_dump(),
+                    "tokens_per_step": strategy.tokens_per_step,
+                    "predicted_peak_gib": peaks_gib.get(strategy.name),
+                }
+                for strategy in space.strategies
+            ],
+            "parameters": _parameters(space, material),
+            "exam": {
+                "fingerprint": exam.fingerprint,
+                "rows_validation": exam.validation.n_rows,
+                "rows_test": exam.test.n_rows,
+                "block_len": exam.block_len,
+                "common_len": exam.common_len,
+                "packed": exam.packed,
+            },
+            "vocab_size": material.tokens.vocab_size,
+            "fingerprints": {**material.fingerprints, "code": code_fingerprint()},
+            "corpus_facts": dict(material.tokens.facts),
+            "audit": dict(audit),
+            "versions": versions(),
+            "hardware": hardware(),
+            "git": git_state(),
+        }
+    )

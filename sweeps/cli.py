@@ -1,0 +1,410 @@
+"""The command line. Heavy imports wait inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from sweeps.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, SweepError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search_spaces import Space
+    from sweeps.ledger import Ledger
+    from sweeps.session import Sitting
+
+app = typer.Typer(
+    help="Which batch shape does a Mixture-of-Experts language model learn best from, and how sure is the answer?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunsDir = Annotated[
+    str,
+    typer.Option("--runs-dir", envvar="SWEEPS_RUNS_DIR", help="Where sweeps live: a path, s3://... or gs://..."),
+]
+Preset = Annotated[str | None, typer.Option(help="smoke, laptop, tutorial, published or matched.")]
+SpaceFile = Annotated[Path | None, typer.Option("--space", help="A space of your own (start with `sweeps new`).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one value of the space, e.g. --set seeds.confirm=3. Repeatable."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+Name = Annotated[str, typer.Argument(help="Name of the sweep.")]
+AnyName = Annotated[str | None, typer.Argument(help="Name of the sweep; the newest one without it.")]
+
+
+@app.command()
+def run(
+    preset: Preset = None,
+    space: SpaceFile = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep; numbered without it.")] = None,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = "runs",
+    quiet: Quiet = False,
+) -> None:
+    """Run a sweep to its verdict. Without a choice: `matched` where there is a GPU, else `laptop`."""
+    from sweeps.names import fresh_name, require_name
+    from sweeps.session import run_new
+    from sweeps.storage import Storage
+
+    if _is_job():
+        words = _words(
+            ("--preset", preset), ("--space", space), ("--name", name), *(("--set", v) for v in overrides or ())
+        )
+        raise typer.Exit(_run_as_job(["run", *words], runs_dir, name))
+    chosen, label = _space(preset, space, overrides)
+    if name is None:
+        name = fresh_name(Storage(runs_dir), label)
+    require_name(name)
+    raise typer.Exit(run_new(chosen, name, _sitting(runs_dir, quiet=quiet), _console()))
+
+
+@app.command()
+def resume(
+    name: AnyName = None,
+    runs_dir: RunsDir = "runs",
+    retry_failed: Annotated[bool, typer.Option(help="Run cells that failed or ran out of memory again.")] = False,
+    allow_code_change: Annotated[bool, typer.Option(help="Go on although the training code changed.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a sweep that was interrupted. A finished one is left as it is."""
+    if _is_job():
+        flags = [
+            flag for flag, on in (("--retry-failed", retry_failed), ("--allow-code-change", allow_code_change)) if on
+        ]
+        name = _newest(runs_dir, name)
+        raise typer.Exit(_run_as_job(["resume", name, *flags], runs_dir, name))
+    from sweeps.session import resume as resume_sweep
+
+    sitting = _sitting(runs_dir, quiet=quiet, retry_failed=retry_failed, allow_code_change=allow_code_change)
+    raise typer.Exit(resume_sweep(_newest(runs_dir, name), sitting, _console()))
+
+
+@app.command()
+def extend(
+    name: Name,
+    lr: Annotated[list[float] | None, typer.Option(help="One more rate for every arm. Repeatable.")] = None,
+    adamw_lr: Annotated[list[float] | None, typer.Option(help="One more AdamW rate, where it has a grid.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=BxT[xA]", help="One more arm, e.g. medium=16x128. Repeatable.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="A larger total of confirm seeds.")] = None,
+    runs_dir: RunsDir = "runs",
+    allow_code_change: Annotated[bool, typer.Option(help="Go on although the training code changed.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add rates, arms or confirm seeds to a sweep and run what is new. What has an outcome never runs again."""
+    if _is_job():
+        rates = [*(("--lr", v) for v in lr or ()), *(("--adamw-lr", v) for v in adamw_lr or ())]
+        words = _words(*rates, *(("--strategy", v) for v in strategy or ()), ("--seeds", seeds))
+        raise typer.Exit(_run_as_job(["extend", name, *words], runs_dir, name))
+    from sweeps.extension import extend_plan, parse_strategy
+    from sweeps.session import resume as resume_sweep
+
+    arms = [parse_strategy(text) for text in strategy or ()]
+
+    def more(ledger: Ledger) -> None:
+        extend_plan(ledger, lr=lr or (), adamw_lr=adamw_lr or (), strategies=arms, confirm_seeds=seeds)
+
+    sitting = _sitting(runs_dir, quiet=quiet, allow_code_change=allow_code_change)
+    raise typer.Exit(resume_sweep(name, sitting, _console(), extend=more))
+
+
+@app.command()
+def plan(
+    preset: Preset = None,
+    space: SpaceFile = None,
+    overrides: Overrides = None,
+    assume_gpu_gib: Annotated[float | None, typer.Option(help="Plan bf16 on a GPU of so many GiB.", min=0.1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would run: cells, tokens, memory and GPU fraction per arm, hours, smallest detectable difference."""
+    from sweeps.planning import make_plan, render
+
+    chosen, _ = _space(preset, space, overrides)
+    found = make_plan(chosen, assume_gpu_gib=assume_gpu_gib)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _console().print(render(found))
+
+
+@app.command()
+def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
+    """List sweeps, or show one: cells by outcome, rungs, tokens, time left."""
+    from sweeps.status import list_of_sweeps, render_list, render_status, status_of
+    from sweeps.storage import Storage
+
+    if name is None:
+        found = list_of_sweeps(Storage(runs_dir))
+        _print_json(found) if as_json else _console().print(render_list(found, runs_dir))
+        return
+    ledger = _ledger(runs_dir, name)
+    if as_json:
+        _print_json(status_of(ledger))
+    else:
+        _console().print(render_status(ledger))
+
+
+@app.command()
+def verdict(
+    name: Annotated[str | None, typer.Argument(help="Name of the sweep.")] = None,
+    records: Annotated[Path | None, typer.Option(help="Decide from a CSV file instead of a sweep.")] = None,
+    runs_dir: RunsDir = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Decide again, from a sweep's ledger or from a CSV file of records."""
+    from sweeps.errors import BadInputError
+    from sweeps.finish import decide_and_write, show_verdict
+    from sweeps.reading import LedgerReader
+
+    if (name is None) == (records is None):
+        raise BadInputError("name one sweep, or one file with --records")
+    if records is not None:
+        from sweeps.records_csv import decide_file
+
+        found = decide_file(records).as_dict()
+    else:
+        assert name is not None
+        ledger = _ledger(runs_dir, name)
+        found = decide_and_write(ledger, LedgerReader(ledger).results())
+    if as_json:
+        _print_json(found)
+    else:
+        show_verdict(found, _console())
+
+
+@app.command()
+def report(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="A sweep (the newest without it), or several to compare.")
+    ] = None,
+    runs_dir: RunsDir = "runs",
+    out: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison"),
+) -> None:
+    """Write report.html, report.md and the pictures again; with several sweeps, put them side by side."""
+    from sweeps.finish import decide_and_write, write_reports
+    from sweeps.reading import LedgerReader
+
+    ledgers = [_ledger(runs_dir, name) for name in names or [_newest(runs_dir, None)]]
+    decided = []
+    for ledger in ledgers:
+        results = LedgerReader(ledger).results()
+        decided.append((results, decide_and_write(ledger, results)))
+    if len(ledgers) == 1:
+        write_reports(ledgers[0], *decided[0])
+        where = f"{ledgers[0].storage.uri}/report.html"
+    else:
+        from sweeps.report_compare import compare_report
+
+        out.mkdir(parents=True, exist_ok=True)
+        where = str(compare_report(*decided, folder=out).html)
+    _console().print(where, markup=False, highlight=False)
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
+    cell: Annotated[str | None, typer.Option(help="A cell whose weights are kept, instead of the winner.")] = None,
+    runs_dir: RunsDir = "runs",
+) -> None:
+    """Write the winner as a checkpoint that stock `transformers` loads."""
+    from sweeps.export import export as export_checkpoint
+
+    result, why = export_checkpoint(_ledger(runs_dir, name), out, cell)
+    point = f"{result.cell.strategy} lr={result.cell.lr:g} seed={result.cell.seed} ({result.cell.cell_id})"
+    _console().print(f"{out}: {point}, {why}", markup=False, highlight=False)
+
+
+@app.command()
+def exam(
+    name: Name, out: Annotated[Path, typer.Option(help="The .npz file to write.")], runs_dir: RunsDir = "runs"
+) -> None:
+    """Write the exam's tokens, so that anyone can score a model on it."""
+    from sweeps.export import write_exam
+
+    write_exam(_ledger(runs_dir, name), out)
+    _console().print(f"{out}: test and validation, int32 [rows, S+1]", markup=False, highlight=False)
+
+
+@app.command()
+def rm(
+    name: Name,
+    runs_dir: RunsDir = "runs",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a sweep: its folder, its runs in MLflow and its registered model."""
+    from sweeps.session import remove
+
+    ledger = _ledger(runs_dir, name)
+    if not yes:
+        typer.confirm(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?", abort=True)
+    remove(ledger, _sitting(runs_dir), _console())
+
+
+@app.command("gpu-check")
+def gpu_check(out: Annotated[Path, typer.Option(help="The file to write.")] = Path("gpu-check.json")) -> None:
+    """On a machine with CUDA: prediction, precision, packing, out-of-memory and resume, measured (else exit 4)."""
+    from sweeps.gpu_check import gpu_check as check
+
+    console = _console()
+    raise typer.Exit(check(out, console.print, console.print))
+
+
+@app.command()
+def sync(name: Name, runs_dir: RunsDir = "runs") -> None:
+    """Bring MLflow up to date from the ledger, and register a winner that is not registered yet."""
+    from sweeps.export import register_winner
+    from sweeps.finish import view_of
+    from sweeps.tracking import sync as sync_view
+    from sweeps.tracking_store import tracking_store
+
+    ledger = _ledger(runs_dir, name)
+    store = tracking_store(runs_dir)
+    sync_view(view_of(ledger, lambda: None)(), store)
+    register_winner(ledger, store)
+
+
+@app.command()
+def ui(
+    name: Annotated[str | None, typer.Argument(help="A sweep whose pages are linked.")] = None,
+    runs_dir: RunsDir = "runs",
+    port: Annotated[int | None, typer.Option(help="A free one without it.")] = None,
+) -> None:
+    """Open MLflow's UI on 127.0.0.1; Ctrl-C ends it."""
+    from sweeps.tracking_store import tracking_store
+    from sweeps.ui import run_ui
+
+    run_ui(tracking_store(runs_dir), lambda line: print(line, flush=True), sweep=name, port=port)
+
+
+@app.command()
+def doctor(runs_dir: RunsDir = "runs") -> None:
+    """Say what this machine, cluster, hub and tracking server can do, and what to mend."""
+    from sweeps.doctor import examine, render
+    from sweeps.tracking_store import tracking_store
+
+    address = os.environ.get("RAY_ADDRESS")
+    _console().print(render(examine(runs_dir=runs_dir, tracking_uri=tracking_store(runs_dir).uri, ray_address=address)))
+
+
+@app.command()
+def new(path: Annotated[Path, typer.Argument(help="The file to write.")]) -> None:
+    """Write a commented space to start from."""
+    from search_spaces import template_text
+    from sweeps.errors import BadInputError
+
+    if path.exists():
+        raise BadInputError(f"{path} is already there; choose another name")
+    path.write_text(template_text())
+    _console().print(f"Wrote {path}. Try: sweeps plan --space {path}", markup=False, highlight=False)
+
+
+def main() -> NoReturn:
+    """The console script: runs a command and turns errors into one message and an exit code."""
+    from search_spaces import SpaceErrors
+
+    try:
+        app()
+        code: int = 0
+    except (SweepError, SpaceErrors) as error:
+        code = getattr(error, "exit_code", EXIT_BAD_INPUT)
+        print(f"sweeps: {error}", file=sys.stderr)
+    except ValueError as error:
+        code = _known_user_error(error)
+    sys.exit(code)
+
+
+def _known_user_error(error: ValueError) -> int:
+    """Errors of ``moe`` and of record files are the user's to mend; any other ValueError is ours."""
+    from moe.errors import DeviceMissing, MoeError
+    from sweeps.records_csv import RecordsError
+
+    if not isinstance(error, MoeError | RecordsError):
+        raise error
+    print(f"sweeps: {error}", file=sys.stderr)
+    return EXIT_NO_DEVICE if isinstance(error, DeviceMissing) else EXIT_BAD_INPUT
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _space(preset: str | None, path: Path | None, overrides: list[str] | None) -> tuple[Space, str]:
+    """The space that was asked for and a word to number its sweeps by."""
+    from search_spaces import load_space
+
+    if preset is None and path is None:
+        preset = _default_preset()
+    label = preset if path is None else path.stem
+    assert label is not None
+    return load_space(preset=preset, path=path, overrides=overrides or ()), label
+
+
+def _default_preset() -> str:
+    """``matched`` where the cluster has a GPU, else ``laptop``."""
+    from sweeps.cluster import cluster_has_gpu
+
+    return "matched" if cluster_has_gpu() else "laptop"
+
+
+def _sitting(runs_dir: str, **options: Any) -> Sitting:
+    from sweeps.session import Sitting
+    from sweeps.storage import Storage
+
+    return Sitting(runs_uri=Storage(runs_dir).uri, **options)
+
+
+def _is_job() -> bool:
+    """Whether RAY_ADDRESS names a job server: then the command itself runs on the cluster."""
+    return os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://"))
+
+
+def _words(*options: tuple[str, object]) -> list[str]:
+    return [word for option, value in options if value is not None for word in (option, str(value))]
+
+
+def _run_as_job(words: list[str], runs_dir: str, name: str | None) -> int:
+    from sweeps.job import JobRequest, run_as_job, shared_runs_uri
+
+    address = os.environ["RAY_ADDRESS"]
+    request = JobRequest(arguments=tuple(words), runs_uri=shared_runs_uri(runs_dir, address), sweep=name)
+    return run_as_job(address, request)
+
+
+def _ledger(runs_dir: str, name: str) -> Ledger:
+    from sweeps.ledger import Ledger
+    from sweeps.storage import Storage
+
+    ledger = Ledger(Storage(runs_dir), name)
+    ledger.beginning()
+    return ledger
+
+
+def _newest(runs_dir: str, name: str | None) -> str:
+    from sweeps.names import newest_name
+    from sweeps.storage import Storage
+
+    return name if name is not None else newest_name(Storage(runs_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces import Space
+from sweeps.forecast import Forecast, forecast
+from sweeps.ledger import PlannedCell
+from sweeps.plan import Plan
+
+_MARKS: Final = {
+    "running": ("▶", "bold cyan"),
+    "queued": ("·", "dim"),
+    "waiting": ("‖", "yellow"),
+    "completed": ("✓", "green"),
+    "stopped_early": ("✂", "dim"),
+    "diverged": ("↯", "red"),
+    "oom": ("!", "red"),
+    "failed": ("!", "red"),
+}
+_LEGEND: Final = "▶ running  ‖ at a rung  ✂ stopped early  ✓ done  ↯ diverged  ! failed;  numbers are validation losses"
+_LINES_KEPT: Final = 4
+_PLAIN_EVERY_S: Final = 15.0
+
+
+class SweepWatch:
+    """Keeps the newest of every cell, and says what happens as plain lines."""
+
+    def __init__(self, console: Console, space: Space, name: str, workers: int, *, quiet: bool = False) -> None:
+        self._console = console
+        self._space = space
+        self._name = name
+        self._workers = workers
+        self._quiet = quiet
+        self._plan: Plan | None = None
+        self._newest: dict[str, Mapping[str, Any]] = {}
+        self._started_s = time.monotonic()
+        self._last_summary_s = 0.0
+
+    def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
+        """Keep what a running cell reported."""
+        self._newest[cell_id] = record
+        if not self._quiet and time.monotonic() - self._last_summary_s > _PLAIN_EVERY_S:
+            self._last_summary_s = time.monotonic()
+            self.say(self.summary())
+
+    def on_change(self, plan: Plan) -> None:
+        """Keep the plan."""
+        self._plan = plan
+
+    def say(self, line: str) -> None:
+        """Print one line with the time since the start."""
+        if not self._quiet:
+            self._console.print(f"[dim]{spoken_duration(time.monotonic() - self._started_s):>7}[/]  {escape(line)}")
+
+    def forecast(self) -> Forecast:
+        """What is left, by what was measured so far."""
+        assert self._plan is not None
+        seen = {p.cell_id: self._plan.progress(p.cell_id).tokens_seen for p in self._plan.cells}
+        seconds: dict[str, float] = {}
+        for cell_id, record in self._newest.items():
+            seen[cell_id] = max(seen.get(cell_id, 0), int(record["tokens_seen"]))
+            spent_s = record["train_time_s"] + record["exam_time_s"]
+            seconds[self._plan.planned(cell_id).cell.strategy] = spent_s / record["tokens_seen"]
+        return forecast(self._space, self._plan, seen, seconds, self._workers)
+
+    def summary(self) -> str:
+        """One line: cells, share of tokens, speed, time left."""
+        if self._plan is None:
+            return "starting"
+        left = self.forecast()
+        states = {p.cell_id: self._plan.state(p.cell_id) for p in self._plan.cells}
+        ended = sum(state not in ("running", "queued", "waiting") for state in states.values())
+        speed = sum(
+            float(self._newest[cell_id]["tokens_per_s"])
+            for cell_id, state in states.items()
+            if state == "running" and cell_id in self._newest
+        )
+        parts = [
+            f"{ended} of {len(states)} cells ended",
+            f"{left.share_done:.0%} of tokens",
+            f"{speed:,.0f} tokens/s",
+            f"{spoken_duration(time.monotonic() - self._started_s)} so far",
+        ]
+        if left.seconds_left is not None:
+            parts.append(f"about {spoken_duration(left.seconds_left)} left")
+        return " · ".join(parts)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Nothing to open or close for plain lines."""
+        yield
+
+
+class LiveSweepWatch(SweepWatch):
+    """The same on a terminal: a table of arms by rates that redraws itself, the newest lines below."""
+
+    def __init__(self, console: Console, space: Space, name: str, workers: int) -> None:
+        super().__init__(console, space, name, workers)
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+
+    def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
+        """Keep what a running cell reported; the table shows it at its next redraw."""
+        self._newest[cell_id] = record
+
+    def say(self, line: str) -> None:
+        """Show a line under the table; older ones scroll away, the ledger keeps what matters."""
+        self._lines.append(f"{spoken_duration(time.monotonic() - self._started_s):>7}  {line}")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Redraw four times a second until the block ends; the last picture stays."""
+        with Live(console=self._console, refresh_per_second=4, get_renderable=self.picture, vertical_overflow="crop"):
+            yield
+
+    def picture(self) -> Group:
+        """The table, the summary and the newest lines."""
+        lines = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in list(self._lines)]
+        if self._plan is None:
+            return Group(Text("starting ..."), *lines)
+        return Group(
+            sweep_table(self._plan, self._newest, self._name),
+            Text(_LEGEND, style="dim"),
+            Text(self.summary()),
+            *lines,
+        )
+
+
+def open_watch(console: Console, space: Space, name: str, workers: int, *, quiet: bool) -> SweepWatch:
+    """A live view where the console is a terminal, plain lines where it is not."""
+    if console.is_terminal and not quiet:
+        return LiveSweepWatch(console, space, name, workers)
+    return SweepWatch(console, space, name, workers, quiet=quiet)
+
+
+def sweep_table(plan: Plan, newest: Mapping[str, Mapping[str, Any]], name: str) -> Table:
+    """Arms as rows, explored rates and confirm seeds as columns, each cell's state and loss."""
+    table = Table(title=f"{name}", title_justify="left", title_style="bold", pad_edge=False, box=None, padding=(0, 1))
+    rates = sorted({p.cell.lr for p in plan.cells if p.cell.phase == "explore" and p.cell.lr is not None})
+    phases = list(dict.fromkeys(p.cell.phase for p in plan.cells if p.cell.phase != "explore"))
+    table.add_column("arm", no_wrap=True)
+    for rate in rates:
+        table.add_column(f"lr {rate:g}", no_wrap=True)
+    for phase in phases or ["confirm"]:
+        table.add_column(f"{phase} seeds", no_wrap=True)
+    for arm in dict.fromkeys((p.cell.strategy, p.cell.arrangement) for p in plan.cells):
+        own = [p for p in plan.cells if (p.cell.strategy, p.cell.arrangement) == arm]
+        label = arm[0] if arm[1] == "shuffled" else f"{arm[0]} {arm[1]}"
+        columns = [
+            _explored([p for p in own if p.cell.phase == "explore" and p.cell.lr == r], plan, newest) for r in rates
+        ]
+        columns += [_seeds([p for p in own if p.cell.phase == phase], plan) for phase in phases or ["confirm"]]
+        table.add_row(Text(label, style="bold"), *columns)
+    return table
+
+
+def _explored(cells: list[PlannedCell], plan: Plan, newest: Mapping[str, Mapping[str, Any]]) -> Text:
+    """One explored rate: mark, newest validation loss, and how far a running one is."""
+    shown = Text()
+    for planned in cells:
+        mark, style = _MARKS[plan.state(planned.cell_id)]
+        losses = plan.progress(planned.cell_id).exam_losses
+        loss = f" {losses[max(losses)]:.3f}" if losses else ""
+        record = newest.get(planned.cell_id)
+        if plan.state(planned.cell_id) == "running" and record is not None:
+            loss += f" {record['tokens_seen'] / planned.cell.budget_tokens:.0%}"
+        shown.append(f"{' ' if shown else ''}{mark}{loss}", style=style)
+    return shown
+
+
+def _seeds(cells: list[PlannedCell], plan: Plan) -> Text:
+    """A row of marks, one per seed."""
+    shown = Text()
+    for planned in cells:
+        mark, style = _MARKS[plan.state(planned.cell_id)]
+        shown.append(mark, style=style)
+    return shown
+
+
+def spoken_duration(seconds: float) -> str:
+    """``45 s``, ``3m20s``, ``2h05m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

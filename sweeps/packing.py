@@ -1,0 +1,74 @@
+"""How this sweep's trials share the machine or cluster at hand: predicted peaks in, a packing out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from search_spaces import Cell, Space
+from sweeps.bridge import train_config
+from sweeps.cluster import local_facts
+from sweeps.driver import Packing
+from sweeps.errors import BadInputError
+from sweeps.resources import ClusterFacts, ResourcePlan, plan_resources
+
+if TYPE_CHECKING:
+    from moe.config import PrecisionName
+
+
+def predicted_peaks(space: Space, *, vocab_size: int, precision: PrecisionName | None = None) -> dict[str, float]:
+    """Peak GiB of tensors of each arm's training, predicted before it runs."""
+    from moe.device import Device
+    from moe.memory import predict_peak_gib
+    from moe.precision import resolve_precision
+
+    used = precision or resolve_precision(space.precision, Device.resolve()).name
+    return {
+        strategy.name: predict_peak_gib(
+            train_config(space, _any_cell(space, strategy.name), vocab_size=vocab_size), precision=used
+        )
+        for strategy in space.strategies
+    }
+
+
+def resource_plan(
+    space: Space,
+    peaks_gib: Mapping[str, float],
+    *,
+    facts: ClusterFacts | None = None,
+    assume_gpu_gib: float | None = None,
+) -> ResourcePlan:
+    """The space's wishes on the machines at hand (this one, unless ``facts`` says otherwise)."""
+    wishes = space.resources
+    return plan_resources(
+        arms=[strategy.name for strategy in space.strategies],
+        predicted_peaks_gib=peaks_gib,
+        facts=facts or local_facts(declared_gpus=wishes.declared_gpus),
+        workers=wishes.workers,
+        threads_per_trial=wishes.threads_per_trial,
+        gpu_per_trial=wishes.gpu_per_trial,
+        assume_gpu_gib=assume_gpu_gib,
+    )
+
+
+def packing_for(space: Space, peaks_gib: Mapping[str, float], *, facts: ClusterFacts | None = None) -> Packing:
+    """The packing of a sweep; raises BadInputError for what no node can ever meet."""
+    found = resource_plan(space, peaks_gib, facts=facts)
+    homeless = [arm for arm, slots in found.slots.items() if slots == 0]
+    if found.problems or homeless:
+        problems = [*found.problems, *found.warnings]
+        raise BadInputError("\n".join(problems) or f"{', '.join(homeless)} fits on no node; see `sweeps plan`")
+    return Packing(threads=found.threads_per_trial, gpu_fraction=found.gpu_fraction, slots=found.slots)
+
+
+def _any_cell(space: Space, strategy: str) -> Cell:
+    return Cell(
+        cell_id=None,
+        phase="confirm",
+        strategy=strategy,
+        lr=0.01,
+        adamw_lr=0.01,
+        arrangement="shuffled",
+        seed=0,
+        budget_tokens=space.budget_tokens,
+    )

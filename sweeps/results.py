@@ -1,0 +1,149 @@
+"""A sweep's results as plain data: what verdict, report and tracking read, and nothing can change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from search_spaces import Cell
+
+FINAL_OUTCOMES = ("completed", "stopped_early", "diverged", "oom", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """What became of one cell. ``outcome`` is None while it has none; losses are nats per token."""
+
+    cell: Cell
+    outcome: str | None = None
+    tokens_seen: int = 0
+    val_loss: float | None = None
+    test_loss: float | None = None
+    reason: str | None = None
+    scores: Mapping[str, Any] | None = None
+    """Every view of the test exam (own context, common context, by position, by document), as the exam wrote it."""
+    records: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def reached_budget(self) -> bool:
+        """Whether the cell's schedule ended: only then does its loss count for its budget."""
+        return self.outcome == "completed" and self.tokens_seen >= self.cell.budget_tokens
+
+    def score(self, view: str) -> float | None:
+        """Return one view's mean loss in nats per token (``common_context_loss``, ``bpb``, ...), None when unknown."""
+        if view == "test_loss" and self.test_loss is not None:
+            return finite(self.test_loss)
+        return finite((self.scores or {}).get(view))
+
+    def last(self, metric: str) -> float | None:
+        """Return the newest finite value that the records hold for ``metric``, else None."""
+        return next(
+            (value for record in reversed(self.records) if (value := finite(record.get(metric))) is not None), None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A strategy as the verdict shows it. Records from a file do not know the shape: it is None then."""
+
+    name: str
+    micro_batch_size: int | None = None
+    seq_len: int | None = None
+    grad_accum_steps: int | None = None
+    tokens_per_step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResults:
+    """Everything that a sweep's ledger knows, read once.
+
+    ``beginning`` is ``sweep.json``; ``earlier_verdicts`` are ``verdicts/NNNN.json`` in the order of writing: they say
+    which seeds have been looked at before; ``fixed_margin`` is the equivalence margin as it was written down before
+    the first confirm cell ran (None: it is computed from the explore records again, which gives the same number
+    unless explore was extended since).
+    """
+
+    name: str
+    beginning: Mapping[str, Any]
+    cells: tuple[CellResult, ...]
+    earlier_verdicts: tuple[Mapping[str, Any], ...] = ()
+    fixed_margin: float | None = None
+    folder: str | None = None
+    findings: tuple[str, ...] = field(default=())
+    """Reasons from outside the cells why no verdict can rest on them (a records file with unequal budgets)."""
+
+    @cached_property
+    def space(self) -> Mapping[str, Any]:
+        """The resolved space; empty for records from a file."""
+        space = self.beginning.get("space")
+        return space if isinstance(space, Mapping) else {}
+
+    @cached_property
+    def budget_tokens(self) -> int:
+        """The budget of explore and confirm cells."""
+        declared = self.space.get("budget_tokens")
+        if declared is not None:
+            return int(declared)
+        return max((result.cell.budget_tokens for result in self.cells), default=0)
+
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """Every strategy that was planned, in the order of the space, then of first appearance."""
+        shapes = self.beginning.get("strategies") or self.space.get("strategies") or ()
+        known = {str(shape["name"]): _arm(shape) for shape in shapes}
+        for result in self.cells:
+            known.setdefault(result.cell.strategy, Arm(name=result.cell.strategy))
+        return tuple(known.values())
+
+    @cached_property
+    def arm_names(self) -> tuple[str, ...]:
+        """Names of the arms in order."""
+        return tuple(arm.name for arm in self.arms)
+
+    @cached_property
+    def _index(self) -> Mapping[tuple[str, str, str], tuple[CellResult, ...]]:
+        index: dict[tuple[str, str, str], list[CellResult]] = {}
+        for result in self.cells:
+            cell = result.cell
+            index.setdefault((cell.phase, cell.strategy, cell.arrangement), []).append(result)
+        return {key: tuple(found) for key, found in index.items()}
+
+    def of(self, phase: str, strategy: str, arrangement: str = "shuffled") -> tuple[CellResult, ...]:
+        """Return the cells of one phase, arm and window arrangement, in the order in which they were planned."""
+        return self._index.get((phase, strategy, arrangement), ())
+
+    def rule(self, section: str, key: str, default: Any) -> Any:
+        """Return ``space[section][key]``, or ``default`` where the space does not say."""
+        part = self.space.get(section)
+        value = part.get(key) if isinstance(part, Mapping) else None
+        return default if value is None else value
+
+
+def finite(value: object) -> float | None:
+    """Return ``value`` as a float when it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def seeds_of(results: Iterable[CellResult]) -> tuple[int, ...]:
+    """Return the distinct seeds of some cells in ascending order."""
+    return tuple(sorted({result.cell.seed for result in results}))
+
+
+def _arm(shape: Mapping[str, Any]) -> Arm:
+    batch, length = shape.get("micro_batch_size"), shape.get("seq_len")
+    accumulation = shape.get("grad_accum_steps", 1)
+    per_step = shape.get("tokens_per_step")
+    if per_step is None and batch is not None and length is not None:
+        per_step = int(batch) * int(length) * int(accumulation or 1)
+    return Arm(
+        name=str(shape["name"]),
+        micro_batch_size=batch,
+        seq_len=length,
+        grad_accum_steps=accumulation,
+        tokens_per_step=per_step,
+    )

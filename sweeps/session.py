@@ -1,0 +1,328 @@
+"""A sitting at one sweep: from command to verdict, with lease, signals, terminal and MLflow around the driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+
+from search_spaces import Space
+from sweeps.beginning import audit_table, begin, check_corpus
+from sweeps.driver import Driver, Packing, describe, failed_cells
+from sweeps.engine import joined_ray, local_ray
+from sweeps.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_SOME_FAILED, BadInputError, WorldError
+from sweeps.extension import current_space, identity_of
+from sweeps.finish import finish, view_of
+from sweeps.free_space import require_room
+from sweeps.lease import Lease
+from sweeps.ledger import Ledger
+from sweeps.live import SweepWatch, open_watch
+from sweeps.material import Material, material_for
+from sweeps.packing import packing_for, predicted_peaks, resource_plan
+from sweeps.phases import next_cells
+from sweeps.plan import Plan
+from sweeps.provenance import code_fingerprint
+from sweeps.reading import LedgerReader
+from sweeps.storage import Storage
+
+if TYPE_CHECKING:
+    from moe.token_build import Progress
+
+CHECKPOINT_EVERY_S: Final = 60.0
+GRACE_S: Final = 15.0  # how long running segments may take to save after a first signal
+TRACKING_CLOSE_S: Final = 30.0
+LEASE: Final = "driver.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sitting:
+    """What a sitting was asked to do, apart from the space: nothing here decides a number."""
+
+    runs_uri: str
+    quiet: bool = False
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S
+    allow_code_change: bool = False
+    retry_failed: bool = False
+    exclusive: bool = False
+
+
+def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
+    """Begin a sweep and run it to its verdict; returns the exit code."""
+    ledger = Ledger(Storage(sitting.runs_uri), name)
+    if ledger.exists():
+        raise BadInputError(
+            f"a sweep named {name!r} is there already and is never overwritten; `sweeps resume {name}` goes on, "
+            f"`sweeps extend {name}` adds to it, or choose another --name"
+        )
+    material = _material(space, console, sitting, expected=None)
+    for warning in [*space.warnings(), *check_corpus(space, material)]:
+        _say(console, sitting, f"note: {warning}")
+    require_room(Storage(sitting.runs_uri), space, vocab_size=material.tokens.vocab_size)
+    audit = audit_table(space, material)
+    peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
+    with Lease(ledger.storage, LEASE):
+        begin(ledger, space, material, audit=audit, peaks_gib=peaks)
+        return _sit(ledger, space, material, peaks, sitting, console)
+
+
+def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledger], object] | None = None) -> int:
+    """Run what has no outcome yet; returns the exit code. A finished sweep is left as it is.
+
+    ``extend`` writes more to the plan first, once the sweep is held.
+    """
+    ledger = Ledger(Storage(sitting.runs_uri), name)
+    beginning = ledger.beginning()
+    lease = Lease(ledger.storage, LEASE)
+    dead = lease.acquire()
+    try:
+        if dead is not None:
+            _say(console, sitting, f"the driver before this one ({dead}) is gone; taking its place")
+        if sitting.retry_failed:
+            for planned, outcome in failed_cells(ledger):
+                ledger.cell_folder(planned.cell_id).forget_failure()
+                _say(console, sitting, f"{describe(planned)} runs again after: {outcome['reason']}")
+        if extend is not None:
+            extend(ledger)
+        if is_finished(ledger):
+            _say(console, sitting, f"sweep {name} is finished; nothing to run")
+            return _last_words(ledger, console)
+        _check_code(ledger, beginning, sitting)
+        space = current_space(ledger)
+        material = _material(space, console, sitting, expected=beginning["fingerprints"])
+        peaks = {entry["name"]: entry["predicted_peak_gib"] for entry in beginning["strategies"]}
+        return _sit(ledger, space, material, {k: v for k, v in peaks.items() if v is not None}, sitting, console)
+    finally:
+        lease.release()
+
+
+def remove(ledger: Ledger, sitting: Sitting, console: Console) -> None:
+    """Delete a sweep that nobody runs: its runs and model in MLflow first, then its folder."""
+    from sweeps.registry import unregister
+    from sweeps.tracking import delete_runs
+    from sweeps.tracking_store import tracking_store
+
+    sweep_id = str(ledger.beginning()["sweep_id"])
+    store = tracking_store(sitting.runs_uri)
+    lease = Lease(ledger.storage, LEASE)
+    lease.acquire()
+    try:
+        unregister(store, ledger.name, sweep_id)
+        count = delete_runs(store, sweep_id=sweep_id, experiment=ledger.name)
+    finally:
+        lease.release()
+    ledger.storage.delete("")
+    _say(console, sitting, f"deleted {ledger.storage.uri} and {count} runs in MLflow")
+
+
+def is_finished(ledger: Ledger) -> bool:
+    """Whether every planned cell has its outcome, nothing follows from them, and the verdict was written since."""
+    results = LedgerReader(ledger).results()
+    ended = [result.outcome is not None for result in results.cells]
+    identity = identity_of(results.beginning)
+    if not all(ended) or next_cells(current_space(ledger), identity, results, ledger.planned_cells()).cells:
+        return False
+    from sweeps.verdict import decide
+
+    verdict = ledger.verdict()
+    return verdict is not None and verdict == decide(results).as_dict()
+
+
+def _sit(
+    ledger: Ledger,
+    space: Space,
+    material: Material,
+    peaks_gib: Mapping[str, float],
+    sitting: Sitting,
+    console: Console,
+) -> int:
+    address = os.environ.get("RAY_ADDRESS")
+    with ExitStack() as stack:
+        if address is None:
+            packing = packing_for(space, peaks_gib)
+            slots = max(packing.slots.values())
+            declared = space.resources.declared_gpus
+            stack.enter_context(local_ray(workers=slots, threads=packing.threads, declared_gpus=declared))
+        else:
+            stack.enter_context(joined_ray(address))
+            packing = _packing_on_cluster(ledger, space, peaks_gib, console, sitting)
+            slots = max(packing.slots.values())
+        _say(console, sitting, f"sweep {ledger.name}: {slots} trials at once, results in {ledger.storage.uri}")
+        watch = open_watch(console, space, ledger.name, slots, quiet=sitting.quiet)
+        tracked = stack.enter_context(_tracked(ledger, sitting, watch))
+        driver = Driver(
+            ledger=ledger,
+            space=space,
+            identity=material.identity,
+            packing=packing,
+            watcher=watch,
+            checkpoint_every_s=sitting.checkpoint_every_s,
+            wake_tracking=tracked.wake,
+        )
+        tracked.plan = driver.plan
+        with _signals(driver, console), watch.shown():
+            driver.run()
+        tracked.plan = None
+        if driver.stopping:
+            console.print(f"Interrupted; what is durable is kept. Go on with: sweeps resume {ledger.name}")
+            return EXIT_RESUMABLE
+        finish(ledger, console, quiet=sitting.quiet)
+        tracked.wake()
+    _register(ledger, sitting, console)
+    return _last_words(ledger, console)
+
+
+def _last_words(ledger: Ledger, console: Console) -> int:
+    """Name what failed, with the command that tries again; returns the exit code."""
+    failed = failed_cells(ledger)
+    for planned, outcome in failed:
+        console.print(f"{describe(planned)} {outcome['outcome']}: {outcome['reason']}", markup=False, highlight=False)
+    if failed:
+        console.print(f"Run them again with: sweeps resume {ledger.name} --retry-failed")
+    return EXIT_SOME_FAILED if failed else EXIT_DONE
+
+
+def _packing_on_cluster(
+    ledger: Ledger, space: Space, peaks_gib: Mapping[str, float], console: Console, sitting: Sitting
+) -> Packing:
+    """Look at every node before anything is spent, then share the cluster out.
+
+    Raises BadInputError with every problem at once.
+    """
+    from sweeps.cluster import cluster_facts
+    from sweeps.material import cache_dir
+    from sweeps.preflight import preflight, render
+    from sweeps.tracking_store import tracking_store
+
+    found = preflight(
+        storage_uri=ledger.storage.uri,
+        token_cache_dir=cache_dir(),
+        tracking_uri=tracking_store(sitting.runs_uri).uri,
+    )
+    if not sitting.quiet:
+        console.print(render(found))
+    facts = cluster_facts(found.gpu_gib_by_node)
+    problems = [*found.problems, *resource_plan(space, peaks_gib, facts=facts).problems]
+    if problems:
+        raise BadInputError("the cluster is not ready:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return packing_for(space, peaks_gib, facts=facts)
+
+
+def _register(ledger: Ledger, sitting: Sitting, console: Console) -> None:
+    """Register the winner in MLflow; a store that is down costs the entry, never the sweep."""
+    from sweeps.export import register_winner
+    from sweeps.tracking import is_outage
+    from sweeps.tracking_store import tracking_store
+
+    try:
+        uri = register_winner(ledger, tracking_store(sitting.runs_uri))
+    except Exception as error:
+        if not isinstance(error, BadInputError) and not is_outage(error):
+            raise
+        console.print(f"The winner is not registered ({error}); `sweeps sync {ledger.name}` tries again", markup=False)
+        return
+    if uri is not None:
+        _say(console, sitting, f"The winner's weights: {uri} in MLflow, or `sweeps export {ledger.name} --out DIR`")
+
+
+@dataclass
+class _Tracked:
+    """MLflow's view of this sitting: ``plan`` says what runs now, None once nothing does."""
+
+    wake: Callable[[], None]
+    plan: Plan | None = None
+
+
+@contextmanager
+def _tracked(ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[_Tracked]:
+    """MLflow follows in the background; at the end it is brought up to date, whatever happened."""
+    from sweeps.tracking import Projector
+    from sweeps.tracking_store import tracking_store
+    from sweeps.tracking_thread import TrackingThread
+
+    tracked = _Tracked(wake=lambda: None)
+    view = view_of(ledger, lambda: tracked.plan)
+    thread = TrackingThread(Projector(tracking_store(sitting.runs_uri)), view, watch.say)
+    tracked.wake = thread.wake
+    thread.start()
+    try:
+        yield tracked
+    finally:
+        tracked.plan = None
+        thread.close(TRACKING_CLOSE_S)
+
+
+@contextmanager
+def _signals(driver: Driver, console: Console) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the sitting in order, a second one at once."""
+
+    def at_once() -> None:
+        console.show_cursor()
+        print(f"\nleft at once; go on with: sweeps resume {driver.ledger.name}", file=sys.stderr, flush=True)
+        os._exit(EXIT_RESUMABLE)
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if driver.stopping:
+            at_once()
+        driver.watcher.say("stopping: running trials save and return (again to leave at once)")
+        driver.stop()
+        timer = threading.Timer(GRACE_S, at_once)
+        timer.daemon = True
+        timer.start()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_code(ledger: Ledger, beginning: Mapping[str, Any], sitting: Sitting) -> None:
+    """Refuse other training code than the sweep began with, unless that is wished and then written down."""
+    known = [beginning["fingerprints"]["code"], *ledger.code_changes()]
+    now = code_fingerprint()
+    if now == known[-1]:
+        return
+    if not sitting.allow_code_change:
+        raise BadInputError(
+            f"the code of moe has changed since the sweep began (it was {known[-1]}, now it is {now}), so new numbers "
+            "may not be comparable with old ones; bring the old code back, or accept it with --allow-code-change, which "
+            "is written down"
+        )
+    ledger.add_code_change(now)
+
+
+def _material(space: Space, console: Console, sitting: Sitting, *, expected: Mapping[str, Any] | None) -> Material:
+    """Tokens and exam, with a progress line while they are built."""
+    from moe.errors import CorpusError
+
+    with ExitStack() as stack:
+        status = None if sitting.quiet else stack.enter_context(console.status("reading the corpus"))
+
+        def show(progress: Progress) -> None:
+            if progress.message is not None:
+                _say(console, sitting, progress.message)
+            if status is not None:
+                status.update(f"{progress.stage} {progress.done_bytes / 2**20:.0f} MiB")
+
+        try:
+            return material_for(space, expected=expected, on_progress=show)
+        except CorpusError as error:
+            raise BadInputError(str(error)) from error
+        except OSError as error:
+            raise WorldError(
+                f"the token cache cannot be written: {error}; free space or set SWEEPS_CACHE_DIR"
+            ) from error
+
+
+def _say(console: Console, sitting: Sitting, line: str) -> None:
+    if not sitting.quiet:
+        console.print(line, markup=False, highlight=False)

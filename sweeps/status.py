@@ -1,0 +1,107 @@
+"""What a sweep's ledger says from outside, while it runs elsewhere or after it ended."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from sweeps.driver import stopping_rule
+from sweeps.extension import current_space
+from sweeps.lease import read_holder
+from sweeps.ledger import Ledger, sweep_names
+from sweeps.plan import Plan
+from sweeps.reading import LedgerReader, progress_of
+from sweeps.session import LEASE
+from sweeps.storage import Storage
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+
+def list_of_sweeps(runs: Storage) -> list[dict[str, Any]]:
+    """Every sweep, oldest first: name, when it began, cells by state, outcome of its verdict, who runs it."""
+    found = [status_of(Ledger(runs, name)) for name in sweep_names(runs)]
+    keys = ("sweep", "created_s", "cells_by_state", "verdict", "running_at")
+    return sorted(({key: entry[key] for key in keys} for entry in found), key=lambda entry: entry["created_s"])
+
+
+def status_of(ledger: Ledger) -> dict[str, Any]:
+    """One sweep: cells with their states, tokens, rungs, verdict, who runs it."""
+    plan, newest = _plan_of(ledger)
+    beginning = ledger.beginning()
+    space = current_space(ledger)
+    cells = [
+        {
+            **planned.cell.as_dict(),
+            "state": plan.state(planned.cell_id),
+            "tokens_seen": plan.progress(planned.cell_id).tokens_seen,
+            "val_loss": newest[planned.cell_id].get("val_loss"),
+        }
+        for planned in plan.cells
+    ]
+    verdict = ledger.verdict()
+    holder = read_holder(ledger.storage, LEASE)
+    alive = holder is not None and not holder.is_stale(time.time())
+    return {
+        "schema": 1,
+        "sweep": ledger.name,
+        "created_s": beginning["created_s"],
+        "running_at": str(holder) if alive else None,
+        "budget_tokens": space.budget_tokens,
+        "rungs_tokens": list(space.rungs_tokens),
+        "tokens_seen": sum(cell["tokens_seen"] for cell in cells),
+        "cells_by_state": dict(Counter(str(cell["state"]) for cell in cells)),
+        "cells": cells,
+        "verdict": None if verdict is None else {key: verdict[key] for key in ("outcome", "winner", "statement")},
+    }
+
+
+def render_list(found: list[dict[str, Any]], runs_dir: str) -> Table | str:
+    """The list for a terminal."""
+    from rich.table import Table
+
+    if not found:
+        return f"No sweep in {runs_dir} yet; `sweeps run` begins one."
+    table = Table()
+    for column in ("sweep", "begun", "cells", "verdict", ""):
+        table.add_column(column)
+    for entry in found:
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["created_s"]))
+        cells = ", ".join(f"{count} {state}" for state, count in entry["cells_by_state"].items())
+        verdict = "" if entry["verdict"] is None else entry["verdict"]["outcome"]
+        running = f"running at {entry['running_at']}" if entry["running_at"] else ""
+        table.add_row(entry["sweep"], begun, cells, verdict, running)
+    return table
+
+
+def render_status(ledger: Ledger) -> Group:
+    """One sweep for a terminal: the table that a running sweep shows, and its verdict."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from sweeps.live import sweep_table
+
+    found = status_of(ledger)
+    plan, newest = _plan_of(ledger)
+    table = sweep_table(plan, newest, ledger.name)
+    cells = ", ".join(f"{count} {state}" for state, count in found["cells_by_state"].items())
+    if found["running_at"]:
+        how = f"running at {found['running_at']}"
+    elif found["verdict"] is None:
+        how = f"not running; go on with: sweeps resume {ledger.name}"
+    else:
+        how = f"{found['verdict']['outcome']}: {found['verdict']['statement']}"
+    return Group(table, Text(f"{cells}; {found['tokens_seen']:,} tokens"), Text(how))
+
+
+def _plan_of(ledger: Ledger) -> tuple[Plan, dict[str, dict[str, Any]]]:
+    space = current_space(ledger)
+    plan = Plan(stopping_rule(space), ledger.planned_cells())
+    newest: dict[str, dict[str, Any]] = {}
+    for result in LedgerReader(ledger).results().cells:
+        cell_id = str(result.cell.cell_id)
+        plan.ended(cell_id, progress_of(result))
+        newest[cell_id] = dict(result.records[-1]) if result.records else {}
+    return plan, newest

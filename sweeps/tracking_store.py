@@ -1,0 +1,115 @@
+"""Where MLflow keeps a sweep's view: the store's address, its client, and an MLflow that is quiet and tells nobody.
+
+Nothing here is imported by a trial's process. ``mlflow`` itself is imported only inside functions, after the
+environment says no telemetry.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from sweeps.errors import WorldError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# One request's patience. MLflow's own 120 s with 7 retries would hold a flush for ten minutes, and its retries would
+# create a run twice when only the answer was lost: repeating is the projector's task, which looks before it repeats.
+QUIET_ENVIRONMENT: Mapping[str, str] = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+class TrackingUnavailableError(WorldError):
+    """The tracking store does not answer; the ledger has everything, and ``sweeps sync`` brings the view up to date."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingStore:
+    """A tracking store: its ``uri`` (may hold credentials) and, for the default store, the folder of its artifacts."""
+
+    uri: str
+    artifacts_dir: Path | None
+
+    @property
+    def label(self) -> str:
+        """The address as it may be shown: without user and password."""
+        return without_credentials(self.uri)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the store is an MLflow server, reached over http or https."""
+        return self.uri.startswith(("http://", "https://"))
+
+    def artifact_location(self, experiment_name: str) -> str | None:
+        """Where a new experiment's artifacts go: a file URI, or None where the server decides."""
+        return None if self.artifacts_dir is None else (self.artifacts_dir / experiment_name).as_uri()
+
+
+def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) -> TrackingStore:
+    """Return the store named by MLFLOW_TRACKING_URI, else sqlite in ``runs_dir``.
+
+    The default is always local: where ``runs_dir`` is a URI such as ``s3://bucket/runs``, it is ``runs`` in the
+    working directory.
+    """
+    environment = os.environ if environment is None else environment
+    uri = environment.get("MLFLOW_TRACKING_URI", "")
+    if uri:
+        return TrackingStore(uri=uri, artifacts_dir=None)
+    folder = Path("runs" if "://" in runs_dir else runs_dir).expanduser().absolute()
+    return TrackingStore(uri=f"sqlite:///{folder / 'mlflow.db'}", artifacts_dir=folder / "mlartifacts")
+
+
+def without_credentials(text: str) -> str:
+    """Return ``text`` with ``user:password@`` cut out of every address in it."""
+    return _CREDENTIALS.sub("", text)
+
+
+def quiet_mlflow() -> None:
+    """Set the environment for an MLflow that sends no telemetry, prints nothing and fails fast; then import it.
+
+    What the user has set already is left alone, telemetry apart.
+    """
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    # Deprecations between MLflow and its own dependencies are not the user's to mend.
+    warnings.filterwarnings("ignore", category=Warning, module=r"(mlflow|sqlalchemy|alembic|google|pydantic)\b")
+    import mlflow  # noqa: F401 - its import sets up the loggers that are turned down next
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def connect(store: TrackingStore) -> MlflowClient:
+    """Return a client for ``store``; a default store is created when it is not there (about 2 s).
+
+    Raises:
+        Exception: whatever MLflow raises where the store cannot be opened (see ``tracking.is_outage``).
+    """
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    if store.artifacts_dir is None:
+        return MlflowClient(store.uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or store.uri)
+    store.artifacts_dir.mkdir(parents=True, exist_ok=True)
+    # Two sweeps that start at once must not both create the tables.
+    with FileLock(store.artifacts_dir.parent / "mlflow.db.lock"):
+        client = MlflowClient(store.uri, registry_uri=store.uri)
+        client.search_experiments(max_results=1)
+    return client

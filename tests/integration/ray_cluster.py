@@ -1,0 +1,269 @@
+"""Real Ray nodes as separate processes with addresses of their own: what a cluster test runs against.
+
+As root every node has a network namespace, joined by a bridge, so that it has its own ports, its own route and can lose
+both. Otherwise nodes are told apart by loopback addresses. Every process is ended by its pid; nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+START_DEADLINE_S = 90.0
+GCS_PORT = 6379
+DASHBOARD_PORT = 8265
+REPOSITORY = Path(__file__).parents[2]
+
+# a node that is gone is noticed in about 4 s rather than 64
+_HEALTH_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@dataclass(kw_only=True)
+class Node:
+    """One ``ray start``: its address, its processes, and the words that run a command where it runs."""
+
+    name: str
+    address: str
+    temporary_dir: Path
+    process: subprocess.Popen[bytes]
+    prefix: tuple[str, ...] = ()
+    _family: list[psutil.Process] = field(default_factory=list)
+
+    def processes(self) -> list[psutil.Process]:
+        """The node's daemons and workers."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.process.pid)
+            self._family = list({*self._family, parent, *parent.children(recursive=True)})
+        return [process for process in self._family if process.is_running()]
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the node at once, as when its machine loses power."""
+        for _ in range(20):
+            alive = self.processes()
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=0.2)
+            if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in alive):
+                return
+
+
+class RayCluster:
+    """A head and workers. Use ``ray_cluster(...)``, which ends them."""
+
+    def __init__(self, folder: Path, *, uses_namespaces: bool) -> None:
+        self.folder = folder
+        self.uses_namespaces = uses_namespaces
+        self.nodes: list[Node] = []
+        self._tag = f"sw{os.getpid() % 100_000}"
+        self._subnet = f"10.77.{os.getpid() % 250}"
+        self._namespaces: list[str] = []
+
+    @property
+    def head(self) -> Node:
+        """The node with the control service; drivers run beside it."""
+        return self.nodes[0]
+
+    @property
+    def address(self) -> str:
+        """What ``RAY_ADDRESS`` is set to."""
+        return f"{self.head.address}:{GCS_PORT}"
+
+    @property
+    def dashboard(self) -> str:
+        """The job server's address, when the head has one."""
+        return f"http://{self.head.address}:{DASHBOARD_PORT}"
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Variables of a driver."""
+        return {**_base_environment(), "RAY_ADDRESS": self.address, **(more or {})}
+
+    def run(
+        self, words: Sequence[str], variables: Mapping[str, str] | None = None, *, timeout_s: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the head's machine, with ``RAY_ADDRESS`` and ``variables`` set."""
+        return subprocess.run(
+            [*self.head.prefix, *words],
+            env=self.environment(variables),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def popen(self, words: Sequence[str], variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a command on the head's machine; its output is one pipe."""
+        return subprocess.Popen(
+            [*self.head.prefix, *words],
+            env=self.environment(variables),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def start(
+        self,
+        *,
+        num_cpus: int = 1,
+        num_gpus: int = 0,
+        with_dashboard: bool = False,
+        private_folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Node:
+        """Start one more node; the first is the head.
+
+        ``private_folder`` is empty and seen by this node alone, as an unshared disk is (namespaces only).
+        """
+        number = len(self.nodes) + 1
+        address = f"{self._subnet}.{number}" if self.uses_namespaces else f"127.0.0.{number}"
+        prefix = self._namespace(f"{self._tag}n{number}", address) if self.uses_namespaces else ()
+        temporary_dir = Path(tempfile.mkdtemp(prefix=f"{self._tag}-{number}-", dir="/tmp"))  # sockets need short paths
+        words = [
+            *(_with_private(private_folder) if private_folder else ()),
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            f"--node-ip-address={address}",
+            f"--num-cpus={num_cpus}",
+            f"--num-gpus={num_gpus}",
+            "--object-store-memory=100000000",
+            "--disable-usage-stats",
+            f"--temp-dir={temporary_dir}",
+        ]
+        if self.nodes:
+            words.append(f"--address={self.address}")
+        else:
+            words += ["--head", f"--port={GCS_PORT}", f"--include-dashboard={str(with_dashboard).lower()}"]
+            words += [f"--dashboard-host={address}", f"--dashboard-port={DASHBOARD_PORT}"] if with_dashboard else []
+        with (self.folder / f"node-{number}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*prefix, *words],
+                env={**_base_environment(), **_HEALTH_CHECKS, **(environment or {})},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        node = Node(name=f"node-{number}", address=address, temporary_dir=temporary_dir, process=process, prefix=prefix)
+        self.nodes.append(node)
+        return node
+
+    def wait_for(self, count: int) -> None:
+        """Return once ``count`` nodes are up."""
+        self._wait(f"{count} Ray nodes did not come up", f"len(up) >= {count}")
+
+    def wait_until_gone(self, node: Node) -> None:
+        """Return once the cluster has noticed that the node is gone."""
+        self._wait(f"the loss of {node.name} was not noticed", f"{node.address!r} not in up")
+
+    def _wait(self, failure: str, condition: str) -> None:
+        """Ask the cluster until the condition on ``up``, the addresses that are alive, holds."""
+        script = (
+            "import ray, sys, time; ray.init(logging_level='error')\n"
+            f"end_s = time.monotonic() + {START_DEADLINE_S}\n"
+            "while time.monotonic() < end_s:\n"
+            "    up = [node['NodeManagerAddress'] for node in ray.nodes() if node['Alive']]\n"
+            f"    if {condition}: sys.exit(0)\n"
+            "    time.sleep(0.2)\n"
+            "sys.exit(3)"
+        )
+        deadline_s = time.monotonic() + START_DEADLINE_S
+        asked = self.run([sys.executable, "-c", script])
+        while asked.returncode not in (0, 3) and time.monotonic() < deadline_s:  # the head itself is not up yet
+            time.sleep(0.5)
+            asked = self.run([sys.executable, "-c", script])
+        if asked.returncode != 0:
+            logs = "\n".join(path.read_text() for path in sorted(self.folder.glob("node-*.log")))
+            raise TimeoutError(f"{failure} in {START_DEADLINE_S:.0f} s: {asked.stdout}{asked.stderr}\n{logs}")
+
+    def cut(self, node: Node) -> None:
+        """Take the node's network away; its processes go on."""
+        assert self.uses_namespaces, "only a namespace has a link of its own"
+        _ip("link", "set", f"{self._tag}v{node.name.removeprefix('node-')}", "down")
+
+    def close(self) -> None:
+        """End every process and namespace, and delete the nodes' folders."""
+        for node in reversed(self.nodes):
+            node.kill()
+            shutil.rmtree(node.temporary_dir, ignore_errors=True)
+        for namespace in self._namespaces:
+            subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
+        if self._namespaces:
+            subprocess.run(["ip", "link", "del", self._tag], check=False, capture_output=True)
+
+    def _namespace(self, name: str, address: str) -> tuple[str, ...]:
+        """A namespace with one link to the bridge; its default route leads nowhere and only names its address."""
+        if not self._namespaces:
+            _ip("link", "add", self._tag, "type", "bridge")
+            _ip("link", "set", self._tag, "up")
+        number = len(self._namespaces) + 1
+        outer, inner = f"{self._tag}v{number}", f"{self._tag}i{number}"
+        _ip("netns", "add", name)
+        self._namespaces.append(name)
+        _ip("link", "add", outer, "type", "veth", "peer", "name", inner)
+        _ip("link", "set", inner, "netns", name)
+        _ip("link", "set", outer, "master", self._tag)
+        _ip("link", "set", outer, "up")
+        _ip("-n", name, "link", "set", "lo", "up")
+        _ip("-n", name, "address", "add", f"{address}/24", "dev", inner)
+        _ip("-n", name, "link", "set", inner, "up")
+        _ip("-n", name, "route", "add", "default", "dev", inner)
+        return ("ip", "netns", "exec", name)
+
+
+@contextlib.contextmanager
+def ray_cluster(folder: Path) -> Iterator[RayCluster]:
+    """A cluster without nodes, whose nodes are all ended when the block ends, however it ends."""
+    cluster = RayCluster(folder, uses_namespaces=can_use_namespaces())
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def can_use_namespaces() -> bool:
+    """Whether this user may make network namespaces, and has iproute2 for it."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    probe = f"sw{os.getpid() % 100_000}p"
+    made = subprocess.run(["ip", "netns", "add", probe], check=False, capture_output=True).returncode == 0
+    if made:
+        _ip("netns", "del", probe)
+    return made
+
+
+def _with_private(folder: Path) -> tuple[str, ...]:
+    """Words that run a command with an empty, private file system at ``folder``."""
+    return ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh")
+
+
+def _base_environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)

@@ -1,0 +1,102 @@
+"""Fractions of GPUs that are only declared: what Ray packs where, at every moment."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from sweeps.engine import Share, local_ray, run_trials
+from sweeps.resources import ClusterFacts, plan_resources, trials_per_gpu
+from sweeps.trainable import SegmentJob
+
+pytestmark = pytest.mark.slow
+
+GPUS = 2
+SEGMENTS_PER_ARM = 8
+SEGMENT_S = 0.3
+PEAKS_GIB = {"large_batch": 12.0, "balanced": 9.3}  # of 24 GiB: a whole GPU, and half of one
+
+
+class HandingOut:
+    """A desk that hands out the segments of one arm and hears nothing back that it must remember."""
+
+    def __init__(self, arm: str) -> None:
+        self.left = [f"{arm}-{number}" for number in range(SEGMENTS_PER_ARM)]
+        self.ended: list[str] = []
+
+    def take(self) -> SegmentJob | Literal["wait", "finished"]:
+        if not self.left:
+            return "finished"
+        return SegmentJob(
+            runs_uri="",
+            sweep="",
+            cell_id=self.left.pop(),
+            until_tokens=0,
+            threads=1,
+            checkpoint_every_s=60.0,
+            gpu_fraction=0.0,
+            concurrent_trials=1,
+        )
+
+    def report(self, cell_id: str, record: Mapping[str, Any]) -> None: ...
+
+    def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
+        assert result is not None, f"the worker of {cell_id} died"
+        self.ended.append(cell_id)
+
+
+@pytest.fixture(scope="module")
+def declared() -> Iterator[None]:
+    with local_ray(workers=4, threads=1, declared_gpus=GPUS):
+        yield
+
+
+@pytest.mark.parametrize("arm", PEAKS_GIB)
+def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declared: None, tmp_path: Path) -> None:
+    plan = plan_resources(
+        arms=list(PEAKS_GIB),
+        predicted_peaks_gib=PEAKS_GIB,
+        facts=ClusterFacts.of(cpus=4, gpus=GPUS, gpu_gib=24.0),
+    )
+    fraction = plan.gpu_fraction[arm]
+    assert fraction is not None
+    folder, slots = str(tmp_path), plan.slots[arm]
+
+    def record_where_it_runs(config: dict[str, Any]) -> None:
+        import os
+        import time
+
+        from ray import tune
+
+        started_s = time.time()
+        Path(folder, f"worker-{os.getpid()}").touch()
+        while len(list(Path(folder).glob("worker-*"))) < slots:  # workers start seconds apart: all or none
+            time.sleep(0.02)
+        time.sleep(SEGMENT_S)
+        facts = {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "started_s": started_s, "ended_s": time.time()}
+        Path(folder, f"{config['cell_id']}.json").write_text(json.dumps(facts))
+        tune.report({"ended": "done"})
+
+    desk = HandingOut(arm)
+    run_trials(
+        desk,
+        Share(threads=1, gpu_fraction=fraction),
+        slots=slots,
+        storage_uri=None,
+        trainable=record_where_it_runs,
+    )
+
+    assert len(desk.ended) == SEGMENTS_PER_ARM
+    by_gpu: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for path in tmp_path.glob("*.json"):
+        facts = json.loads(path.read_text())
+        by_gpu[facts["gpu"]].append((facts["started_s"], facts["ended_s"]))
+    assert set(by_gpu) == {"0", "1"}
+    for spans in by_gpu.values():
+        together = max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
+        assert together == trials_per_gpu(fraction)

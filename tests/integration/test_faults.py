@@ -1,0 +1,241 @@
+"""A sweep that cannot be lost: whatever is done to it, ``resume`` ends it with the numbers of an undisturbed one.
+
+In short form each fault strikes once or twice; ``SWEEPS_FAULTS=full`` strikes the driver at twenty random moments.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.conftest import Sweeps, end_with_children, losses, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
+
+MOMENTS = 20 if os.environ.get("SWEEPS_FAULTS") == "full" else 3
+IS_ROOT = os.geteuid() == 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tuple[object, ...]]]:
+    """Losses of sweeps that ran without a fault, by space; made once."""
+    return {}
+
+
+@pytest.fixture
+def reference(sweeps: Sweeps, undisturbed: dict[str, dict[str, tuple[object, ...]]]) -> dict[str, tuple[object, ...]]:
+    """What the sweep of ``slow.toml`` ends with when nothing happens to it."""
+    if "slow" not in undisturbed:
+        sweeps("run", "--space", "slow.toml", "--name", "undisturbed")
+        undisturbed["slow"] = losses(sweeps.outcomes("undisturbed"))
+    return undisturbed["slow"]
+
+
+def durable_files(runs: Path, name: str) -> dict[Path, int]:
+    """Segments, checkpoints' manifests and outcomes with their times of writing, as they are now."""
+    patterns = ("cells/*/segments/*.json", "cells/*/outcome.json")
+    return {path: path.stat().st_mtime_ns for pattern in patterns for path in (runs / name).glob(pattern)}
+
+
+def not_written_again(before: dict[Path, int], durable_tokens: dict[str, int]) -> None:
+    """What was durable when the fault struck was neither run nor written again."""
+    for path, written in before.items():
+        if path.name == "outcome.json":
+            assert path.stat().st_mtime_ns == written, f"{path} was written again"
+        elif int(path.stem.rpartition("-")[2]) <= durable_tokens.get(path.parts[-3], 0):
+            assert path.stat().st_mtime_ns == written, f"{path} was made again"
+
+
+def durable_tokens(runs: Path, name: str) -> dict[str, int]:
+    """Tokens of the newest complete checkpoint of each cell."""
+    found: dict[str, int] = {}
+    for manifest in (runs / name).glob("cells/*/checkpoint-*/manifest.json"):
+        cell, tokens = manifest.parts[-3], int(manifest.parent.name.removeprefix("checkpoint-"))
+        found[cell] = max(found.get(cell, 0), tokens)
+    return found
+
+
+def started(sweeps: Sweeps, *words: str) -> subprocess.Popen[str]:
+    """A running sweep whose first cells train."""
+    process = sweeps.start(*words)
+    wait_for(lambda: any((sweeps.runs / "first" / "cells").glob("*/lease.json")) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()[0]
+    return process
+
+
+def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+    rng = random.Random(11)
+    words = ["run", "--space", "slow.toml", "--name", "first"]
+    for _ in range(MOMENTS):
+        process = sweeps.start(*words)
+        with_sweep = sweeps.runs / "first" / "sweep.json"
+        wait_for(lambda process=process: with_sweep.exists() or process.poll() is not None)  # type: ignore[misc]
+        time.sleep(rng.uniform(4, 14))
+        if process.poll() is not None:
+            break
+        before, tokens = durable_files(sweeps.runs, "first"), durable_tokens(sweeps.runs, "first")
+        end_with_children(process)
+        words = ["resume", "first"]
+    sweeps("resume", "first")
+    not_written_again(before, tokens)
+    assert losses(sweeps.outcomes("first")) == reference
+
+
+def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoint(
+    sweeps: Sweeps, reference: dict[str, tuple[object, ...]]
+) -> None:
+    process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
+    victims = 0
+    while victims < 2 and process.poll() is None:
+        for lease in (sweeps.runs / "first" / "cells").glob("*/lease.json"):
+            try:
+                pid = json.loads(lease.read_text())["pid"]
+                worker = psutil.Process(pid)
+            except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
+                continue
+            if psutil.Process(process.pid) in worker.parents():
+                worker.kill()
+                victims += 1
+                break
+        time.sleep(6)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert victims >= 1
+    assert "the worker process died" in said
+    assert losses(sweeps.outcomes("first")) == reference
+
+
+def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+    process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
+    time.sleep(1)
+    asked_s = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert time.monotonic() - asked_s < 20
+    assert process.returncode == 130, said
+    assert "sweeps resume first" in said
+    assert durable_tokens(sweeps.runs, "first"), "running cells were saved"
+    sweeps("resume", "first")
+    assert losses(sweeps.outcomes("first")) == reference
+
+
+def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+    process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=10)
+    assert process.returncode == 130, said
+    assert "go on with: sweeps resume first" in said.lower()
+    sweeps("resume", "first")
+    assert losses(sweeps.outcomes("first")) == reference
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def drop_a_byte_in_state(checkpoint: Path) -> None:
+    state = max(checkpoint.iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda checkpoint: truncate(max(checkpoint.iterdir(), key=lambda path: path.stat().st_size)),
+        lambda checkpoint: truncate(checkpoint / "manifest.json"),
+        drop_a_byte_in_state,
+    ],
+    ids=["truncated state", "truncated manifest", "one byte changed"],
+)
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_serves(
+    sweeps: Sweeps, reference: dict[str, tuple[object, ...]], damage: Callable[[Path], None]
+) -> None:
+    process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
+    wait_for(lambda: len(durable_tokens(sweeps.runs, "first")) >= 2)
+    end_with_children(process)
+    unfinished = {
+        cell: tokens
+        for cell, tokens in durable_tokens(sweeps.runs, "first").items()
+        if not (sweeps.runs / "first" / "cells" / cell / "outcome.json").exists()
+    }
+    for cell, tokens in unfinished.items():
+        damage(sweeps.runs / "first" / "cells" / cell / f"checkpoint-{tokens:015d}")
+    (sweeps.runs / "first" / ".tmp-sweep.json-1-dead").write_text('{"schema": 1, "swe')
+    sweeps("resume", "first")
+    assert losses(sweeps.outcomes("first")) == reference
+
+
+@pytest.fixture
+def small_disk(sweeps: Sweeps) -> Iterator[Path]:
+    """A file system of three megabytes for the runs of this test."""
+    sweeps.runs.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(sweeps.runs)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"this machine lacks the privilege to mount a small disk: {mounted.stderr.strip()}")
+    yield sweeps.runs
+    subprocess.run(["umount", str(sweeps.runs)], check=True)
+
+
+def test_a_full_disk_ends_the_sweep_with_the_reason_and_resume_goes_on_once_there_is_room(
+    sweeps: Sweeps, reference: dict[str, tuple[object, ...]], small_disk: Path
+) -> None:
+    sweeps.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{sweeps.folder}/mlflow.db"
+    process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
+    filler = small_disk / "filler"
+    with filler.open("wb") as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(b"\0" * 65536)
+            file.flush()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "No space left on device" in said
+    assert "sweeps resume first" in said
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    sweeps("resume", "first")
+    assert losses(sweeps.outcomes("first")) == reference
+
+
+def test_too_little_free_space_is_seen_before_the_start(sweeps: Sweeps, small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(b"\0" * (11 * 2**20))
+    said = sweeps("run", "--space", "slow.toml", "--name", "first", code=2)
+    assert "free" in said
+    assert not (small_disk / "first" / "sweep.json").exists()
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="this user lacks the privilege to mount a read-only folder")
+def test_a_read_only_folder_is_named(sweeps: Sweeps, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    said = sweeps("run", "--space", "slow.toml", "--name", "first", code=130)
+    assert "Read-only file system" in said
+    assert "Traceback" not in said
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+def test_a_cell_that_always_fails_ends_as_failed_and_the_others_go_on(sweeps: Sweeps) -> None:
+    process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
+    cells = [cell for page in (sweeps.runs / "first" / "plan").glob("*.json") for cell in json.loads(page.read_text())["cells"]]
+    victim = next(cell["cell_id"] for cell in cells if cell["strategy"] == "long" and cell["lr"] == 0.01)
+    end_with_children(process)
+    shutil.rmtree(sweeps.runs / "first" / "cells" / victim, ignore_errors=True)
+    blocked = sweeps.runs / "first" / "cells" / victim / "segments"
+    blocked.mkdir(parents=True)
+    (blocked / "not-a-segment.json").write_text("{}")
+    said = sweeps("resume", "first", code=130)
+    assert "is not a segment of this program" in said
+    (blocked / "not-a-segment.json").unlink()
+    sweeps("resume", "first")

@@ -1,0 +1,95 @@
+"""A whole sweep: from nothing to a verdict, interrupted and not."""
+
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Sweeps, losses, wait_for
+
+pytestmark = pytest.mark.slow
+
+VERDICT_KEYS = {
+    "schema", "sweep", "outcome", "winner", "statement", "metric", "alpha", "margin", "budget_tokens", "strategies",
+    "pairs", "seeds_needed", "looks", "context", "controls", "by_rung", "by_budget", "caveats",
+}  # fmt: skip
+
+
+def ended_cells(runs: Path, name: str, phase: str) -> int:
+    found = (runs / name / "cells").glob("*/outcome.json")
+    return sum(json.loads(path.read_text())["phase"] == phase for path in found)
+
+
+def test_a_sweep_runs_to_its_verdict_and_mlflow_shows_each_cell_once(sweeps: Sweeps) -> None:
+    said = sweeps("run", "--space", "space.toml", "--name", "first")
+    verdict = json.loads((sweeps.runs / "first" / "verdict.json").read_text())
+    assert set(verdict) == VERDICT_KEYS
+    assert verdict["statement"] in " ".join(said.split())
+    assert "<html" in (sweeps.runs / "first" / "report.html").read_text()
+    outcomes = sweeps.outcomes("first")
+    assert Counter((found["phase"], found["outcome"]) for found in outcomes.values()) == {
+        ("explore", "completed"): 2,
+        ("explore", "stopped_early"): 2,
+        ("confirm", "completed"): 6,
+    }
+    what_mlflow_shows_equals_the_ledger(sweeps, "first", outcomes)
+    assert sweeps("resume", "first").strip().endswith("sweep first is finished; nothing to run")
+    assert "never overwritten" in sweeps("run", "--space", "space.toml", "--name", "first", code=2)
+
+
+def what_mlflow_shows_equals_the_ledger(sweeps: Sweeps, name: str, outcomes: dict[str, dict[str, object]]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{sweeps.runs}/mlflow.db")
+    experiment = client.get_experiment_by_name(name)
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parents = [run for run in runs if "cell_id" not in run.data.tags]
+    assert len(parents) == 1
+    children = {run.data.tags["cell_id"]: run for run in runs if "cell_id" in run.data.tags}
+    assert len(runs) == len(children) + 1
+    assert children.keys() == outcomes.keys()
+    for cell_id, run in children.items():
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        history = client.get_metric_history(run.info.run_id, "val_loss")
+        assert history[-1].value == outcomes[cell_id]["val_loss"]
+        assert history[-1].step == outcomes[cell_id]["tokens_seen"]
+        assert len({point.step for point in history}) == len(history)
+
+
+def test_interrupted_in_explore_and_in_confirm_it_ends_as_if_it_had_not_been(sweeps: Sweeps) -> None:
+    sweeps("run", "--space", "slow.toml", "--name", "undisturbed")
+    process = sweeps.start("run", "--space", "slow.toml", "--name", "first")
+    wait_for(lambda: any((sweeps.runs / "first" / "cells").glob("*/lease.json")))
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "sweeps resume first" in said
+    assert ended_cells(sweeps.runs, "first", "confirm") == 0
+
+    process = sweeps.start("resume", "first")
+    wait_for(lambda: ended_cells(sweeps.runs, "first", "confirm") >= 1)
+    ended_before = set(sweeps.outcomes("first"))
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    written = {cell_id: sweeps.outcomes("first")[cell_id]["ended_s"] for cell_id in ended_before}
+
+    sweeps("resume", "first")
+    after = sweeps.outcomes("first")
+    assert {cell_id: after[cell_id]["ended_s"] for cell_id in ended_before} == written
+    assert losses(after) == losses(sweeps.outcomes("undisturbed"))
+
+
+@pytest.mark.faults
+def test_a_second_driver_is_refused_with_the_first_ones_host_and_pid(sweeps: Sweeps) -> None:
+    process = sweeps.start("run", "--space", "slow.toml", "--name", "first")
+    wait_for(lambda: (sweeps.runs / "first" / "sweep.json").exists())
+    assert f"held by pid {process.pid} on " in sweeps("resume", "first", code=2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from moe.device import Device, is_out_of_memory, set_threads
+from moe.errors import DeviceMissing
+
+
+def test_auto_takes_cuda_where_there_is_one_and_the_cpu_elsewhere():
+    assert Device.resolve("auto").kind == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_cpu_is_taken_when_asked_for_and_has_no_known_bf16_units():
+    device = Device.resolve("cpu")
+    assert device.torch_device == torch.device("cpu")
+    assert not device.has_fast_bf16
+
+
+def test_cuda_asked_for_on_a_machine_without_it_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceMissing, match=r"device='cuda' was asked for .* choose device='auto' or 'cpu'"):
+        Device.resolve("cuda")
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="device='tpu' is unknown; choose auto, cpu or cuda"):
+        Device.resolve("tpu")
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((8, 6), True), ((10, 0), True)])
+def test_bf16_units_are_known_from_the_compute_capability(capability, fast):
+    assert Device(kind="cuda", name="a GPU", compute_capability=capability).has_fast_bf16 is fast
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory: you tried"), True),
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("not enough memory"), False),
+    ],
+)
+def test_memory_errors_are_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+def test_a_real_allocation_beyond_all_memory_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_a_thread_count_below_one_is_refused():
+    with pytest.raises(ValueError, match="threads=0 must be at least 1"):
+        set_threads(0)

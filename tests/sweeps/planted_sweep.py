@@ -1,0 +1,97 @@
+"""Sweeps with planted losses for the tests of the verdict: every number is chosen, none was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search_spaces import Cell
+from sweeps.results import CellResult, SweepResults
+
+BUDGET = 1_000
+SHAPES = {"large_batch": (32, 64), "balanced": (8, 256), "long_seq": (2, 1024)}
+CURVES: dict[str, dict[float, float]] = {
+    "large_batch": {0.005: 4.9, 0.01: 4.5, 0.02: 4.4, 0.04: 4.9},
+    "balanced": {0.005: 5.1, 0.01: 4.7, 0.02: 4.6, 0.04: 5.1},
+    "long_seq": {0.005: 5.3, 0.01: 4.9, 0.02: 4.8, 0.04: 5.3},
+}
+"""Explore losses by rate: a bowl with its best at 0.02, the arms 0.2 apart."""
+CLEAR_WIN = {
+    "large_batch": (4.400, 4.410, 4.390, 4.405, 4.395),
+    "balanced": (4.602, 4.608, 4.594, 4.603, 4.593),
+    "long_seq": (4.801, 4.812, 4.788, 4.806, 4.793),
+}
+
+
+def cell(
+    strategy: str,
+    lr: float,
+    seed: int,
+    phase: str = "explore",
+    *,
+    outcome: str | None = "completed",
+    loss: float | None = None,
+    arrangement: str | None = None,
+    budget: int = BUDGET,
+    **facts: Any,
+) -> CellResult:
+    """One cell; ``loss`` is its validation loss, and its test loss too where the phase has one."""
+    ended = outcome == "completed"
+    windows = arrangement or ("grouped" if phase == "control" else "shuffled")
+    return CellResult(
+        cell=Cell(
+            cell_id=f"{phase}-{strategy}-{windows}-{lr:g}-{seed}",
+            phase=phase,  # type: ignore[arg-type]
+            strategy=strategy,
+            lr=lr,
+            adamw_lr=0.3 * lr,
+            arrangement=windows,  # type: ignore[arg-type]
+            seed=seed,
+            budget_tokens=budget,
+        ),
+        outcome=outcome,
+        tokens_seen=facts.pop("tokens_seen", budget if ended else 250),
+        val_loss=facts.pop("val_loss", loss),
+        test_loss=facts.pop("test_loss", loss if ended and phase != "explore" else None),
+        **facts,
+    )
+
+
+def explore(curves: Mapping[str, Mapping[float, float]] | None = None, seed: int = 1) -> list[CellResult]:
+    """Finished explore cells of every arm at every rate."""
+    return [cell(arm, lr, seed, loss=loss) for arm, curve in (curves or CURVES).items() for lr, loss in curve.items()]
+
+
+def confirm(losses: Mapping[str, Sequence[float]] | None = None, lr: float = 0.02, **facts: Any) -> list[CellResult]:
+    """Finished confirm cells of every arm on seeds 101 and up."""
+    return [
+        cell(arm, lr, 101 + place, "confirm", loss=loss, **facts)
+        for arm, values in (losses or CLEAR_WIN).items()
+        for place, loss in enumerate(values)
+    ]
+
+
+def sweep(cells: Sequence[CellResult], *, verdicts: Sequence[Mapping[str, Any]] = (), **space: Any) -> SweepResults:
+    """A sweep of three arms with equal tokens per step; ``space`` overrides sections of the space."""
+    resolved: dict[str, Any] = {
+        "budget_tokens": BUDGET,
+        "rungs_tokens": [250, 500],
+        "rates": {"lr": [0.005, 0.01, 0.02, 0.04], "adamw_ratio": 0.3},
+        "seeds": {"explore": 1, "confirm": 5},
+        "search": {"kind": "grid"},
+        "schedule": {"warmup_share": 0.05, "decay_share": 0.2},
+        "corpus": {"kind": "embedded"},
+        "verdict": {"alpha": 0.05, "margin": 0.03, "looks": 1},
+        **space,
+    }
+    strategies = [
+        {"name": name, "micro_batch_size": rows, "seq_len": length, "grad_accum_steps": 1, "tokens_per_step": 2_048}
+        for name, (rows, length) in SHAPES.items()
+    ]
+    return SweepResults(
+        name="planted",
+        beginning={"schema": 1, "sweep": "planted", "space": resolved, "strategies": strategies},
+        cells=tuple(cells),
+        earlier_verdicts=tuple(verdicts),
+        folder="file:///planted",
+    )

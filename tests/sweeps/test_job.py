@@ -1,0 +1,199 @@
+"""A sweep as a Ray job, against a stand-in for the job server; tests/integration has the real one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sweeps import job
+from sweeps.errors import BadInputError, WorldError
+from sweeps.job import (
+    JobRequest,
+    detached_message,
+    is_job_address,
+    run_as_job,
+    shared_runs_uri,
+)
+
+ADDRESS = "http://head:8265"
+REQUEST = JobRequest(arguments=("run", "--preset", "smoke", "--name", "first"), runs_uri="s3://b/runs", sweep="first")
+
+
+class JobServer:
+    """Stands in for ``JobSubmissionClient``: one job with these logs, whose state is what ``states`` says next."""
+
+    def __init__(
+        self, logs: str = "cell 1\ncell 2\n", *, states: tuple[str, ...] = ("SUCCEEDED",), code: int = 0
+    ) -> None:
+        self.logs = logs
+        self.states = list(states)
+        self.code = code
+        self.submitted: list[dict[str, Any]] = []
+        self.staged: list[str] = []
+        self.jobs: list[SimpleNamespace] = []
+        self.break_after: int | None = None
+        self.interrupt = False
+        self.address = ADDRESS
+
+    def get_address(self) -> str:
+        return self.address
+
+    def submit_job(self, **request: Any) -> str:
+        self.submitted.append(request)
+        folder = Path(request["runtime_env"]["working_dir"])
+        self.staged = sorted(path.name for path in folder.iterdir())
+        return "raysubmit_1"
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return self.jobs
+
+    def get_job_info(self, job_id: str) -> SimpleNamespace:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return SimpleNamespace(submission_id=job_id, status=state, driver_exit_code=self.code, message="as told")
+
+    def get_job_logs(self, job_id: str) -> str:
+        return self.logs
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        if self.interrupt:
+            raise KeyboardInterrupt
+        for number, line in enumerate(self.logs.splitlines(keepends=True)):
+            if self.break_after is not None and number >= self.break_after:
+                self.break_after = None
+                raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+            yield line
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> JobServer:
+    server = JobServer()
+    monkeypatch.setattr(job, "_connected", lambda address: server)
+    monkeypatch.setattr(job, "POLL_S", 0.0)
+    return server
+
+
+def collected() -> tuple[list[str], Callable[[str], None]]:
+    said: list[str] = []
+    return said, said.append
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [(None, False), ("auto", False), ("10.0.0.1:6379", False), (ADDRESS, True), ("https://h", True)],
+)
+def test_only_an_http_address_means_a_job(address: str | None, expected: bool) -> None:
+    assert is_job_address(address) is expected
+
+
+def test_the_job_is_the_same_command_with_an_absolute_runs_folder(
+    server: JobServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said, say = collected()
+    code = run_as_job(ADDRESS, REQUEST, constraints=tmp_path / "none.txt", environment={}, say=say)
+    assert code == 0
+    [submitted] = server.submitted
+    assert submitted["entrypoint"] == "python -m sweeps run --preset smoke --name first --runs-dir s3://b/runs"
+    assert submitted["metadata"] == {"sweep": "first", "runs_uri": "s3://b/runs"}
+    assert "pip" not in submitted["runtime_env"]
+    assert submitted["runtime_env"]["env_vars"] == {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "20"}
+    assert capsys.readouterr().out == "cell 1\ncell 2\n"
+    assert said == ["submitted job raysubmit_1 to http://head:8265; Ctrl-C stops following it, not the job"]
+
+
+def test_on_this_machine_the_job_runs_with_this_python(server: JobServer) -> None:
+    server.address = "http://127.0.0.1:8265"
+    run_as_job(server.address, REQUEST, environment={}, say=lambda line: None)
+    assert server.submitted[0]["entrypoint"].startswith(f"{sys.executable} -m sweeps run ")
+
+
+def test_an_environment_by_constraints_installs_the_pins_and_leaves_ray_alone(
+    server: JobServer, tmp_path: Path
+) -> None:
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text(
+        "# pinned\ntorch==2.13.0\nray[tune]==2.60.0\nsympy==1.14.0 ; python_version > '3'\n-r other\n"
+    )
+    request = JobRequest(arguments=("run",), runs_uri="/shared/runs", installs_constraints=True)
+    run_as_job(ADDRESS, request, constraints=constraints, environment={}, say=lambda line: None)
+    assert server.submitted[0]["runtime_env"]["pip"] == {
+        "packages": ["torch==2.13.0", "sympy==1.14.0"],
+        "pip_check": False,
+    }
+    assert "constraints.txt" in server.staged
+
+
+def test_a_relative_runs_folder_is_only_taken_where_the_cluster_is_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shared_runs_uri("runs", "http://127.0.0.1:8265") == str(tmp_path / "runs")
+    assert shared_runs_uri("/shared/runs", ADDRESS) == "/shared/runs"
+    assert shared_runs_uri("s3://b/runs", ADDRESS) == "s3://b/runs"
+    with pytest.raises(
+        BadInputError, match=r"--runs-dir runs is relative, and the job runs on head; give a path that all"
+    ):
+        shared_runs_uri("runs", ADDRESS)
+
+
+def test_a_running_job_of_the_same_sweep_is_attached_to(server: JobServer) -> None:
+    def listed(job_id: str, status: str, sweep: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            submission_id=job_id, status=status, metadata={"sweep": sweep, "runs_uri": "s3://b/runs"}
+        )
+
+    server.jobs = [
+        listed("old", "FAILED", "first"),
+        listed("other", "RUNNING", "b"),
+        listed("mine", "RUNNING", "first"),
+    ]
+    said, say = collected()
+    assert run_as_job(ADDRESS, REQUEST, environment={}, say=say) == 0
+    assert server.submitted == []
+    assert said == ["job mine of this sweep is running already: following it from its start"]
+
+
+def test_ctrl_c_detaches_and_says_how_to_come_back_and_how_to_stop(server: JobServer) -> None:
+    server.interrupt = True
+    said, say = collected()
+    assert run_as_job(ADDRESS, REQUEST, environment={}, say=say) == 130
+    assert said[-1] == detached_message(ADDRESS, "raysubmit_1", REQUEST)
+    assert "ray job logs --address http://head:8265 --follow raysubmit_1" in said[-1]
+    assert "ray job stop --address http://head:8265 raysubmit_1" in said[-1]
+    assert "RAY_ADDRESS=http://head:8265 sweeps resume first --runs-dir s3://b/runs" in said[-1]
+
+
+def test_a_broken_connection_is_made_again_and_no_line_is_shown_twice(
+    server: JobServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.break_after = 1
+    server.states = ["RUNNING", "RUNNING", "SUCCEEDED"]
+    assert run_as_job(ADDRESS, REQUEST, environment={}, say=lambda line: None) == 0
+    assert capsys.readouterr().out == "cell 1\ncell 2\n"
+
+
+@pytest.mark.parametrize(("state", "code", "expected"), [("FAILED", 3, 3), ("FAILED", 2, 2), ("STOPPED", -15, 130)])
+def test_the_exit_code_is_the_commands_own(server: JobServer, state: str, code: int, expected: int) -> None:
+    server.states = [state]
+    server.code = code
+    assert run_as_job(ADDRESS, REQUEST, environment={}, say=lambda line: None) == expected
+
+
+def test_a_cluster_that_goes_away_is_no_bad_input(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(job_id: str) -> SimpleNamespace:
+        raise ConnectionError("refused\nlong trace")
+
+    monkeypatch.setattr(server, "get_job_info", gone)
+    with pytest.raises(WorldError, match=r"the cluster went away while job raysubmit_1 ran \(refused\)"):
+        run_as_job(ADDRESS, REQUEST, environment={}, say=lambda line: None)
+
+
+def test_an_address_without_a_job_server_is_refused_with_what_to_try() -> None:
+    with pytest.raises(
+        BadInputError, match=r"no Ray job server answers at RAY_ADDRESS=http://127.0.0.1:9 .*start the cluster"
+    ):
+        run_as_job("http://127.0.0.1:9", REQUEST, environment={})

@@ -1,0 +1,200 @@
+"""Why an arm leads: context, controls, documents; and the arms at other budgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sweeps.results import CellResult, SweepResults
+from sweeps.verdict import Verdict, decide
+from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
+
+GAINS = {"large_batch": 0.0, "balanced": 0.1, "long_seq": 0.35}
+"""What its own context gives each arm over the common one."""
+WOBBLE = (0.001, -0.001, 0.002, 0.0, -0.002)
+
+
+def scored(cells: Sequence[CellResult], **views: Any) -> list[CellResult]:
+    """The same confirm cells with views of the exam; a view may be a function of the cell."""
+    return [
+        replace(found, scores={name: view(found) if callable(view) else view for name, view in views.items()})
+        for found in cells
+    ]
+
+
+def common_loss(found: CellResult) -> float:
+    assert found.test_loss is not None
+    return found.test_loss + GAINS[found.cell.strategy] + WOBBLE[found.cell.seed - 101]
+
+
+def judged(cells: Sequence[CellResult], **space: Any) -> Verdict:
+    return decide(sweep([*explore(), *cells], **space))
+
+
+def test_own_lead_is_common_lead_plus_context_gain_to_the_last_digit() -> None:
+    context = judged(scored(confirm(), common_context_loss=common_loss)).context
+    assert context is not None
+    for row in context:
+        assert row["own_lead"] == pytest.approx(row["common_lead"] + row["context_gain"], abs=1e-12)
+        assert row["context_gain"] == pytest.approx(GAINS[row["a"]] - GAINS[row["b"]], abs=1e-12)
+        assert row["own_lead_ci_low"] < row["own_lead"] < row["own_lead_ci_high"]
+        assert row["views_agree"]
+    assert context[0]["own_lead"] == pytest.approx(0.2)
+
+
+def test_where_the_views_name_different_arms_the_statement_names_the_view() -> None:
+    gains = {"large_batch": 0.5, "balanced": 0.0, "long_seq": 0.0}
+
+    def common(found: CellResult) -> float:
+        return common_loss(found) - GAINS[found.cell.strategy] + gains[found.cell.strategy]
+
+    verdict = judged(scored(confirm(), common_context_loss=common))
+    assert verdict.outcome == "wins"
+    assert "large_batch wins in own context" in verdict.statement
+    assert "on the common context of 64 tokens balanced wins" in verdict.statement
+    agreed = judged(scored(confirm(), common_context_loss=common_loss))
+    assert "context" not in agreed.statement
+
+
+def test_without_common_scores_there_is_no_identity() -> None:
+    assert judged(confirm()).context is None
+
+
+@pytest.mark.parametrize(("gain", "is_used"), [(0.05, True), (-0.01, False)])
+def test_context_that_brings_the_long_arm_nothing_forbids_claims_about_length(gain: float, is_used: bool) -> None:
+    def use(found: CellResult) -> dict[str, float] | None:
+        if found.cell.strategy != "long_seq":
+            return None
+        wobble = WOBBLE[found.cell.seed - 101]
+        return {"beyond_tokens": 64, "own_loss": 4.8, "common_loss": 4.8 + gain + wobble, "n_targets": 960}
+
+    caveats = judged(scored(confirm(), context_use=use)).caveats
+    assert any("context not yet used" in caveat for caveat in caveats) is not is_used
+
+
+def grouped(lr: float = 0.02) -> list[CellResult]:
+    """The control of the large batch: its own search, and confirm seeds 0.15 above the shuffled ones."""
+    search = [
+        cell("large_batch", rate, 1, loss=4.6 + 0.1 * abs(math.log2(rate / lr)), arrangement="grouped")
+        for rate in (0.005, 0.01, 0.02, 0.04)
+    ]
+    values = zip(CLEAR_WIN["large_batch"], WOBBLE, strict=True)
+    control = [cell("large_batch", lr, 101 + i, "control", loss=v + 0.15 + w) for i, (v, w) in enumerate(values)]
+    return [*search, *control]
+
+
+def test_the_control_splits_a_lead_into_diversity_and_length() -> None:
+    verdict = judged([*confirm(), *grouped()])
+    assert verdict.controls is not None
+    (row,) = verdict.controls
+    assert (row["a"], row["b"], row["seeds"]) == ("large_batch", "long_seq", 5)
+    assert row["lead"] == pytest.approx(0.4)
+    assert row["diversity"] == pytest.approx(0.15)
+    assert row["lead"] == pytest.approx(row["diversity"] + row["length"], abs=1e-12)
+    assert row["diversity_share"] == pytest.approx(0.15 / 0.4)
+    assert any("38% of large_batch's lead over long_seq" in caveat for caveat in verdict.caveats)
+    assert not any("no control was run" in caveat for caveat in verdict.caveats)
+
+
+def test_a_control_judged_at_the_edge_of_its_own_grid_says_so_without_withholding_the_verdict() -> None:
+    verdict = judged([*confirm(), *grouped(lr=0.04)])
+    assert verdict.outcome == "wins"
+    assert any("control of large_batch was judged at a rate at the edge" in caveat for caveat in verdict.caveats)
+
+
+def by_document(spread: float) -> Any:
+    """Eight documents; the large batch's lead swings by ``spread`` from one to the next."""
+
+    def view(found: CellResult) -> dict[str, tuple[float, int]]:
+        sign = 1 if found.cell.strategy == "large_batch" else 0
+        assert found.test_loss is not None
+        return {f"document {i}": (64 * (found.test_loss + sign * spread * (-1) ** i * (1 + i)), 64) for i in range(8)}
+
+    return view
+
+
+def test_a_lead_that_a_few_documents_make_is_stated_as_on_this_exam() -> None:
+    uneven = judged(scored(confirm(), loss_by_document=by_document(0.3)))
+    low, high = uneven.document_intervals["large_batch", "balanced"]
+    assert low < 0 < high
+    assert "large_batch wins on this exam" in uneven.statement
+    even = judged(scored(confirm(), loss_by_document=by_document(0.0)))
+    low, high = even.document_intervals["large_batch", "balanced"]
+    assert (low, high) == pytest.approx((-0.2, -0.2))
+    assert "on this exam" not in even.statement
+
+
+def curves(final: float, drop: float) -> tuple[dict[str, Any], ...]:
+    losses = {250: final + 2 * drop, 500: final + drop, BUDGET: final}
+    return tuple({"tokens_seen": tokens, "val_loss": loss} for tokens, loss in losses.items())
+
+
+def test_rungs_are_labelled_by_the_schedule_and_paired_by_seed() -> None:
+    cells = [replace(found, records=curves(found.test_loss or 0.0, 0.5)) for found in confirm()]
+    rows = judged(cells).by_rung
+    assert [(row["tokens"], row["label"]) for row in rows] == [
+        (250, "undecayed"),
+        (500, "undecayed"),
+        (1_000, "decayed"),
+    ]
+    assert rows[0]["pairs"][0]["difference"] == pytest.approx(-0.2)
+
+
+def test_an_order_that_changed_on_the_way_is_a_caveat() -> None:
+    drops = {"large_batch": 0.9, "balanced": 0.5, "long_seq": 0.5}
+    cells = [replace(f, records=curves(f.test_loss or 0.0, drops[f.cell.strategy])) for f in confirm()]
+    assert any("another arm led on validation loss at 250 (undecayed)" in c for c in judged(cells).caveats)
+
+
+def timed(budgets: dict[str, int], lift: float, trials: float | None = 1.0) -> list[CellResult]:
+    """Time cells of some arms, their losses lifted by what the smaller budget costs."""
+    return [
+        cell(arm, 0.02, 101 + i, "time", loss=loss + lift, budget=budget, records=({"concurrent_trials": trials},))
+        for arm, budget in budgets.items()
+        for i, loss in enumerate(CLEAR_WIN[arm])
+    ]
+
+
+def alone() -> list[CellResult]:
+    return [replace(found, records=({"concurrent_trials": 1},)) for found in confirm()]
+
+
+def test_equal_time_takes_each_arms_own_budget_and_only_comparable_trials_name_an_arm() -> None:
+    view = judged([*alone(), *timed({"large_batch": 600}, 0.3)]).by_budget["time"]
+    assert view["budgets_tokens"] == {"large_batch": 600, "balanced": 1_000, "long_seq": 1_000}
+    assert (view["comparable"], view["winner"]) == (True, "balanced")
+    verdict = judged([*alone(), *timed({"large_batch": 600}, 0.3, trials=2.0)])
+    assert (verdict.by_budget["time"]["comparable"], verdict.by_budget["time"]["winner"]) == (False, None)
+    assert any("equal time names no arm" in caveat for caveat in verdict.caveats)
+
+
+def test_tokens_to_target_come_from_decayed_runs_only() -> None:
+    assert judged(confirm()).by_budget["tokens"]["to_target"] is None
+    rows = judged([*alone(), *timed({"large_batch": 500}, 0.4)]).by_budget["tokens"]["to_target"]
+    shares = {row["b"]: (row["share"], row["is_upper_bound"]) for row in rows}
+    # 0.4 nats over one doubling: a rival 0.2 behind is reached half a doubling earlier
+    assert shares["balanced"] == (pytest.approx(2**-0.5), False)
+    assert shares["long_seq"][0] == pytest.approx(0.5)
+
+
+def unequal_steps(cells: Sequence[CellResult]) -> SweepResults:
+    results = sweep([*explore(), *cells])
+    shapes = [dict(shape) for shape in results.beginning["strategies"]]
+    for shape, per_step in zip(shapes, (50, 100, 200), strict=True):
+        shape["tokens_per_step"] = per_step
+    return replace(results, beginning={**results.beginning, "strategies": shapes})
+
+
+def test_equal_updates_are_shown_where_tokens_per_step_differ_and_name_no_winner() -> None:
+    cells = [replace(found, records=curves(found.test_loss or 0.0, 0.5)) for found in confirm()]
+    verdict = decide(unequal_steps(cells))
+    view = verdict.by_budget["updates"]
+    assert (view["updates"], view["winner"]) == (5, None)  # 1,000 tokens in steps of 200
+    assert view["labels"] == {"large_batch": "undecayed", "balanced": "undecayed", "long_seq": "decayed"}
+    assert view["means"]["balanced"] == pytest.approx(4.6 + 0.5)
+    assert any("tokens per step differ" in caveat for caveat in verdict.caveats)
+    assert judged(cells).by_budget["updates"] is None

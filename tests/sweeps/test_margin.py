@@ -1,0 +1,78 @@
+"""The margin of equivalence, from explore alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sweeps.margin import default_margin, estimate, margin_of
+from sweeps.results import SweepResults
+from tests.sweeps.planted_sweep import CURVES, cell, confirm, explore, sweep
+
+AUTO = {"alpha": 0.05, "margin": "auto", "looks": 1}
+
+
+def along(slope: float, train_slope: float) -> tuple[dict[str, float], ...]:
+    """Records of a curve that is linear in the logarithm of tokens, exams at 250 and 500 of 1,000."""
+    records = []
+    for tokens in range(50, 1_001, 50):
+        record = {"tokens_seen": float(tokens), "train_loss": 9.0 - train_slope * math.log(tokens)}
+        if tokens in (250, 500, 1_000):
+            record["val_loss"] = 9.0 - slope * math.log(tokens) - (0.3 if tokens == 1_000 else 0.0)
+        records.append(record)
+    return tuple(records)
+
+
+def curved(slope: float, train_slope: float, **space: object) -> SweepResults:
+    cells = [
+        cell(arm, lr, 1, loss=loss, records=along(slope, train_slope))
+        for arm, curve in CURVES.items()
+        for lr, loss in curve.items()
+    ]
+    return sweep(cells, **{"verdict": AUTO, **space})
+
+
+def test_the_margin_is_the_slope_of_the_plateau_times_the_logarithm_of_five_percent_more_tokens() -> None:
+    assert default_margin(curved(0.5, 0.5)) == pytest.approx(0.5 * math.log(1.05))
+
+
+def test_of_two_measured_slopes_the_smaller_one_makes_the_margin() -> None:
+    assert default_margin(curved(0.5, 0.4)) == pytest.approx(0.4 * math.log(1.05))
+    assert default_margin(curved(0.3, 0.4)) == pytest.approx(0.3 * math.log(1.05))
+
+
+def test_the_decay_is_no_part_of_the_slope() -> None:
+    # a longer decay leaves the same plateau points: the drop of 0.3 at the end must not show
+    assert default_margin(curved(0.5, 0.5, schedule={"warmup_share": 0.05, "decay_share": 0.5})) == pytest.approx(
+        0.5 * math.log(1.05)
+    )
+
+
+def test_confirm_cells_cannot_move_the_margin() -> None:
+    before = sweep(explore(), verdict=AUTO)
+    after = sweep([*explore(), *confirm(dict.fromkeys(CURVES, (1.0, 1.1, 0.9)))], verdict=AUTO)
+    assert default_margin(before) == default_margin(after)
+
+
+def test_records_without_curves_fall_back_on_a_published_exponent_and_say_so() -> None:
+    found = estimate(sweep(explore(), verdict=AUTO))
+    assert found is not None
+    assert found.value == pytest.approx(4.4 * (1 - 1.05**-0.095))
+    assert "Kaplan et al. 2020" in found.source
+
+
+def test_the_spaces_own_margin_and_then_the_one_written_down_go_before_the_estimate() -> None:
+    stated = margin_of(sweep(explore()))
+    assert stated is not None
+    assert (stated.value, stated.source) == (0.03, "stated in the space")
+    results = sweep(explore(), verdict=AUTO)
+    fixed = SweepResults(name="x", beginning=results.beginning, cells=results.cells, fixed_margin=0.017)
+    found = margin_of(fixed)
+    assert found is not None
+    assert found.value == 0.017
+    assert "written down before the confirm cells" in found.source
+
+
+def test_a_sweep_without_any_loss_has_no_margin() -> None:
+    assert default_margin(sweep([], verdict=AUTO)) is None

@@ -1,0 +1,78 @@
+"""What travels to a cluster, and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.errors import BadInputError
+from sweeps.shipping import cluster_runtime_env, forwarded_environment, pinned_requirements, stage
+
+
+def test_only_packages_constraints_and_the_space_file_are_shipped(tmp_path: Path) -> None:
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("torch==2.13.0\n")
+    space = tmp_path / "mine.toml"
+    space.write_text('description = "mine"\n')
+    for spelling in (["--space", str(space)], [f"--space={space}"]):
+        folder = tmp_path / f"staged-{len(spelling)}"
+        arguments = stage(folder, ["run", *spelling, "--name", "x"], constraints)
+        assert arguments == ("run", "--space", "mine.toml", "--name", "x")
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "constraints.txt",
+            "mine.toml",
+            "moe",
+            "search_spaces",
+            "sweeps",
+        ]
+        assert (folder / "mine.toml").read_text() == space.read_text()
+        assert (folder / "search_spaces" / "presets" / "__init__.py").is_file()
+        assert not list(folder.rglob("__pycache__"))
+
+
+def test_a_space_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"--space nowhere.toml is not a file; give the path of a TOML file"):
+        stage(tmp_path, ["run", "--space", "nowhere.toml"], tmp_path / "none.txt")
+
+
+def test_secrets_travel_only_when_they_are_named() -> None:
+    environment = {
+        "HOME": "/home/me",
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "MLFLOW_TRACKING_PASSWORD": "p",
+        "AWS_ENDPOINT_URL": "http://s3:9000",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_ACCESS_KEY_ID": "k",
+        "HF_TOKEN": "t",
+        "SWEEPS_RUNS_DIR": "runs",
+        "SWEEPS_CACHE_DIR": "/home/me/.cache",
+    }
+    plain = forwarded_environment(environment)
+    assert plain == {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "AWS_ENDPOINT_URL": "http://s3:9000",
+    }
+    named = forwarded_environment({**environment, "SWEEPS_JOB_ENV": "AWS_SECRET_ACCESS_KEY, HF_TOKEN,SWEEPS_CACHE_DIR"})
+    assert named == {
+        **plain,
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "HF_TOKEN": "t",
+        "SWEEPS_CACHE_DIR": "/home/me/.cache",
+    }
+
+
+def test_pins_are_all_packages_but_ray(tmp_path: Path) -> None:
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("torch==2.13.0\nray==2.60.0\n")
+    assert pinned_requirements(constraints) == ["torch==2.13.0"]
+    with pytest.raises(BadInputError, match="so no environment can be made from it"):
+        pinned_requirements(tmp_path / "none.txt")
+
+
+def test_a_driver_ships_its_sources_and_a_job_inherits_what_it_was_submitted_with() -> None:
+    shipped = cluster_runtime_env({"HF_HUB_OFFLINE": "1"})
+    assert shipped is not None
+    assert [Path(module).name for module in shipped["py_modules"]] == ["search_spaces", "moe", "sweeps"]
+    assert shipped["env_vars"] == {"HF_HUB_OFFLINE": "1"}
+    assert cluster_runtime_env({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}) is None

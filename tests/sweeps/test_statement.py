@@ -1,0 +1,128 @@
+"""The one sentence: every clause stands exactly where its condition holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sweeps.results import SweepResults
+from sweeps.verdict import decide
+from tests.sweeps.planted_sweep import CLEAR_WIN, CURVES, confirm, explore, sweep
+
+NARROW = {
+    "large_batch": (4.4000, 4.4010, 4.3900, 4.4050, 4.3950),
+    "balanced": (4.4052, 4.4058, 4.3940, 4.4100, 4.3997),
+    "long_seq": CLEAR_WIN["long_seq"],
+}
+
+
+def statement(results: SweepResults) -> str:
+    return decide(results).statement
+
+
+def with_beginning(results: SweepResults, **parts: Any) -> SweepResults:
+    return replace(results, beginning={**results.beginning, **parts})
+
+
+def test_a_clear_win_quotes_its_numbers_and_carries_no_qualifier() -> None:
+    text = statement(sweep(explore() + confirm()))
+    assert text.startswith("large_batch wins: its test loss after 1,000 tokens is 0.2000 nats below balanced (95% ")
+    assert "interval +0.1965 to +0.2035, p < 0.001) and 0.4000 nats below long_seq" in text
+    assert "over 5 fresh seeds" in text
+    for qualifier in ("at the chosen rates", "on this exam", "own context", "negligible", "unplanned"):
+        assert qualifier not in text
+
+
+def test_it_is_one_sentence_whatever_the_outcome() -> None:
+    for cells in ([], explore(), explore() + confirm(), explore() + confirm(NARROW)):
+        text = statement(sweep(cells))
+        assert text.endswith(".")
+        assert ". " not in text
+        assert "None" not in text
+        assert "nan" not in text
+
+
+def test_a_win_inside_the_margin_reads_detectable_but_negligible() -> None:
+    text = statement(sweep(explore() + confirm(NARROW)))
+    assert "the lead over balanced is detectable but negligible" in text
+    assert "long_seq is detectable" not in text
+
+
+def test_a_lead_that_a_better_rate_could_undo_is_stated_at_the_chosen_rates() -> None:
+    text = statement(sweep(explore() + confirm(NARROW)))
+    assert "large_batch wins at the chosen rates" in text
+    assert "balanced could plausibly gain up to 0." in text
+    assert "long_seq could plausibly gain" not in text
+
+
+def test_rates_of_which_nothing_is_known_are_chosen_rates() -> None:
+    text = statement(sweep(confirm()))
+    assert "large_batch wins at the chosen rates" in text
+    assert "could plausibly gain" not in text
+
+
+def test_the_claim_says_how_large_model_data_and_updates_were() -> None:
+    results = sweep(explore() + confirm(), budget_tokens=1_000)
+    sized = with_beginning(results, parameters={"total": 770_000, "active": 400_000})
+    assert "for 0.77 M parameters of which 0.4 M active, 0.0025 tokens per active parameter" in statement(sized)
+    assert "embedded corpus" in statement(sized)
+    assert "parameters" not in statement(results)
+
+
+def test_a_corpus_of_the_hub_is_named() -> None:
+    corpus = {"kind": "hub", "dataset": "someone/books", "name": "old"}
+    assert "corpus someone/books/old" in statement(sweep(explore() + confirm(), corpus=corpus))
+
+
+def test_undecided_names_the_seeds_that_would_settle_it_and_the_command() -> None:
+    noisy = {**CLEAR_WIN, "balanced": (4.50, 4.41, 4.59, 4.40, 4.40), "large_batch": (4.40, 4.51, 4.39, 4.41, 4.39)}
+    text = statement(sweep(explore() + confirm(noisy)))
+    assert text.startswith("Undecided: large_batch has the lowest mean test loss")
+    assert "fresh seeds would settle it as a win" in text
+    assert "`sweeps extend planted --seeds " in text
+
+
+def test_no_verdict_says_which_arm_is_lowest_so_far_and_that_it_is_no_finding() -> None:
+    text = statement(sweep(explore()))
+    assert "the lowest loss of explore is large_batch's (4.4000), which is no finding" in text
+    two = {arm: losses[:2] for arm, losses in CLEAR_WIN.items()}
+    text = statement(sweep(explore() + confirm(two), seeds={"explore": 1, "confirm": 2}))
+    assert text.startswith("Exploratory: too few confirm seeds (large_batch 2, balanced 2, long_seq 2)")
+    assert "so far large_batch has the lowest mean test loss (2 complete seeds), which is no finding" in text
+
+
+def test_several_arms_at_the_edge_are_told_together() -> None:
+    falling = {arm: {0.01: 4.9, 0.02: 4.8, 0.04: 4.6} for arm in CURVES}
+    text = statement(sweep(explore(falling) + confirm(lr=0.04)))
+    assert "the best rates of large_batch (0.04, next 0.08), balanced (0.04, next 0.08) and long_seq" in text
+    assert "`sweeps extend planted --lr 0.08` would bring what is missing" in text
+
+
+@pytest.mark.parametrize(
+    ("beginning", "caveat"),
+    [
+        ({"hardware": {"gpus": []}}, "measured on a CPU: no claim is made about the memory of a GPU"),
+        ({"exam": {"packed": True}}, "rows of the exam are packed from several documents"),
+        ({"parameters": {"total": 2e3, "active": 1e3}}, "1 tokens per active parameter, where compute-optimal"),
+        ({"audit": {"findings": [{"level": "warn", "message": "the corpus repeats"}]}}, "the corpus repeats"),
+    ],
+)
+def test_a_caveat_stands_where_its_condition_holds(beginning: dict[str, Any], caveat: str) -> None:
+    results = sweep(explore() + confirm())
+    assert not any(caveat in text for text in decide(results).caveats)
+    assert any(caveat in text for text in decide(with_beginning(results, **beginning)).caveats)
+
+
+def test_unequal_memory_and_failed_explore_cells_are_told() -> None:
+    peaks = {"large_batch": 2.0, "balanced": 1.5, "long_seq": 1.0}
+    cells = [replace(f, records=({"peak_mem_allocated_gib": peaks[f.cell.strategy]},)) for f in confirm()]
+    failed = [replace(found, outcome="failed") for found in explore({"balanced": {0.08: 4.0}})]
+    caveats = decide(sweep([*explore(), *failed, *cells])).caveats
+    assert any("arms do not fill the same memory (large_batch 2.00 GiB" in caveat for caveat in caveats)
+    assert "1 explore cell of balanced failed" in caveats
+    assert any(
+        "unequal numbers of rates were tried, for grids were widened or extended: large_batch 4, balanced 5" in caveat
+        for caveat in caveats
+    )
