@@ -33,6 +33,7 @@ from moe.audit import audit  # noqa: E402
 from moe.config import BatchConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig  # noqa: E402
 from moe.corpus import CorpusConfig, open_corpus  # noqa: E402
 from moe.exam import Exam, build_exam, training_data  # noqa: E402
+from moe.exam_views import score  # noqa: E402
 from moe.token_cache import TokenizedCorpus, prepare  # noqa: E402
 from moe.token_file import TokenFile  # noqa: E402
 from moe.tokenizer import TokenizerConfig, train_bpe  # noqa: E402
@@ -140,14 +141,16 @@ def shares(tokens: TokenizedCorpus, exam: Exam, arm: str, n_steps: int) -> dict[
         seed=1,
         block_len=BLOCK_LEN,
         device="cpu",
-        exam_at_tokens=(3 * n_steps * batch.tokens_per_step,),
         report_every_tokens=n_steps * batch.tokens_per_step,
     )
     trainer = Trainer(config, training_data(tokens, config, exam))
     reports = trainer.run()
     next(reports)  # warm
     step_s = seconds(lambda: next(reports)) / n_steps
-    validation_s = seconds(lambda: next(reports)) - n_steps * step_s
+    validation_s = sum(
+        seconds(partial(score, trainer.model, exam.validation, chunk_len=length))
+        for length in {batch.seq_len, exam.common_len}
+    )
     test_s = seconds(trainer.test_scores)
     training_s = step_s * BUDGET_TOKENS / batch.tokens_per_step
     loader_us = batch_us(tokens.splits["train"], batch)

@@ -18,8 +18,9 @@ class Report:
     not skipped), ``expert_load_max_over_mean`` (the fullest expert of the worst layer), ``router_entropy`` (nats) and
     ``tokens_per_s`` are means over the training since the previous report. ``lr`` and ``adamw_lr`` are the last step's
     rates. ``skipped_steps``, ``micro_batch_splits``, ``train_time_s`` and ``exam_time_s`` count from the beginning of
-    the cell, across interruptions. None stands where there is nothing to say: no exam at this point, no scaler, no
-    known peak of the hardware, no step that was not skipped.
+    the cell, across interruptions. ``val_common_loss`` is scored at the end of the budget, and wherever it is the arm's
+    own view. None stands where there is nothing to say: no exam at this point, no scaler, no known peak of the
+    hardware, no step that was not skipped.
     """
 
     tokens_seen: int

@@ -211,15 +211,17 @@ class Trainer:
             yield
         self.peak_mem_allocated_gib = max(self.peak_mem_allocated_gib, peak.peak_gib)
 
-    def _validation_scores(self) -> tuple[float, float, float]:
-        """Own-context loss and bits per byte, and the loss at the shortest arm's length, on the validation rows."""
+    def _validation_scores(self) -> tuple[float, float, float | None]:
+        """Own-context loss and bits per byte, and at the end of the budget the loss at the shortest arm's length."""
         own_len, common_len = self.config.batch.seq_len, self.data.exam.common_len
         with self._sitting_exam():
             own = self._validation_score(own_len)
-            common = own if common_len == own_len else self._validation_score(common_len)
+            common_loss: float | None = own.loss if common_len == own_len else None
+            if common_loss is None and self.tokens_seen == self.config.schedule.budget_tokens:
+                common_loss = self._validation_score(common_len).loss
         if not math.isfinite(own.loss):
             raise Diverged(self.tokens_seen, f"the validation loss is {own.loss} after step {self.step}")
-        return own.loss, own.bpb, common.loss
+        return own.loss, own.bpb, common_loss
 
     def _validation_score(self, chunk_len: int) -> Score:
         return score(

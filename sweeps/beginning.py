@@ -60,7 +60,13 @@ def _parameters(space: Space, material: Material) -> dict[str, int]:
 
 
 def begin(
-    ledger: Ledger, space: Space, material: Material, *, audit: Mapping[str, Any], peaks_gib: Mapping[str, float]
+    ledger: Ledger,
+    space: Space,
+    material: Material,
+    *,
+    audit: Mapping[str, Any],
+    peaks_gib: Mapping[str, float],
+    command: str | None,
 ) -> None:
     """Write the first grid, then ``sweep.json``: a sweep exists once that is there."""
     exam = material.exam
@@ -70,6 +76,7 @@ def begin(
         {
             "sweep_id": secrets.token_hex(8),
             "created_s": time.time(),
+            "command": command,
             "space": space.resolved(),
             "strategies": [
                 {

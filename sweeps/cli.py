@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -370,7 +371,8 @@ def _sitting(runs_dir: str, **options: Any) -> Sitting:
     from sweeps.session import Sitting
     from sweeps.storage import Storage
 
-    return Sitting(runs_uri=Storage(runs_dir).uri, **options)
+    command = shlex.join(["sweeps", *sys.argv[1:]])
+    return Sitting(runs_uri=Storage(runs_dir).uri, command=command, **options)
 
 
 def _is_job() -> bool:

@@ -71,7 +71,7 @@ class Driver:
     stopping: bool = field(init=False, default=False)
     _world_error: str | None = field(init=False, default=None)
     _group: tuple[str, ...] = field(init=False, default=())
-    _exploring: set[tuple[str, str]] | None = field(init=False, default=None)
+    _open_groups: set[tuple[str, str, str]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Read from the ledger how far every cell is."""
@@ -175,15 +175,15 @@ class Driver:
         """Write what follows from the losses recorded so far: drops, then cells that can now be planned."""
         for dropped in self.plan.dropped():
             self._drop(dropped)
-        exploring = self.plan.open_explore_arms()
-        if self._exploring is None or self._exploring - exploring:
+        groups = self.plan.open_groups()
+        if self._open_groups is None or self._open_groups - groups:
             self._plan_on()
-            exploring = self.plan.open_explore_arms()
-        self._exploring = exploring
+            groups = self.plan.open_groups()
+        self._open_groups = groups
         self.watcher.on_change(self.plan)
 
     def _plan_on(self) -> None:
-        """Plan what follows from the arms whose explore cells have all ended."""
+        """Plan what follows from the groups of cells that have all ended."""
         results = replace(self._results, cells=tuple(self._cells.values()))
         added = next_cells(self.space, self.identity, results, self.plan.cells)
         if added.margin is not None:

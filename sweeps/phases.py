@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from search_spaces import (
     Arrangement,
@@ -20,6 +21,7 @@ from search_spaces import (
     control_cells,
     explore_cells_at,
     explored_arms,
+    time_cells,
 )
 from sweeps.ledger import PlannedCell, PlanReason
 from sweeps.margin import default_margin
@@ -66,6 +68,10 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
         if fresh:
             cells += fresh
             reasons.append(_because(fresh, choice))
+    timed = [entry for entry in _time_cells(space, identity, results) if entry.cell_id not in known]
+    if timed:
+        cells += timed
+        reasons.append(f"equal time: {len(timed)} cells with the tokens that each arm trains while the fastest ends")
     return Added(cells=tuple(cells), because="; ".join(reasons), margin=_margin(space, results))
 
 
@@ -117,6 +123,35 @@ def _after(space: Space, identity: Identity, choice: Choice, *, may_widen: bool)
     for cell in make(space, identity, chosen):
         if cell.cell_id is not None:
             yield PlannedCell(cell=cell, reason=reason, may_stop_early=False)
+
+
+def _time_cells(space: Space, identity: Identity, results: SweepResults) -> list[PlannedCell]:
+    """The time view: each slower arm with the tokens that it trains in the time of the fastest one's full budget.
+
+    Throughput is the median over the arm's confirm cells, exams left out. Planned once, when every confirm cell has
+    ended; the measured budgets are frozen with the cells.
+    """
+    if not space.time_view or any(result.cell.phase == "time" for result in results.cells):
+        return []
+    confirmed = {arm.name: results.of("confirm", arm.name) for arm in space.strategies}
+    if any(not cells or any(result.outcome is None for result in cells) for cells in confirmed.values()):
+        return []
+    speeds = {arm: _tokens_per_s(cells) for arm, cells in confirmed.items()}
+    known = {arm: speed for arm, speed in speeds.items() if speed is not None}
+    if len(known) < len(speeds):
+        return []
+    fastest = max(known.values())
+    slower = {arm: space.budget_tokens * speed / fastest for arm, speed in known.items() if speed < fastest}
+    chosen = {arm: rate for arm in slower if (rate := confirmed[arm][0].cell.rate) is not None}
+    made = time_cells(space, identity, chosen, slower)
+    return [PlannedCell(cell=cell, reason="time", may_stop_early=False) for cell in made if cell.cell_id is not None]
+
+
+def _tokens_per_s(cells: Sequence[CellResult]) -> float | None:
+    """Median tokens per second of training of the cells that completed."""
+    times = [(result.tokens_seen, result.last("train_time_s")) for result in cells if result.reached_budget]
+    speeds = [tokens / seconds for tokens, seconds in times if seconds]
+    return median(speeds) if speeds else None
 
 
 def _adamw_lr_at(choice: Choice, lr: float) -> float:

@@ -133,10 +133,10 @@ class Plan:
             self._open.discard(cell_id)
         self._decided.pop(_bracket(self._cells[cell_id]), None)
 
-    def open_explore_arms(self) -> set[tuple[str, str]]:
-        """(strategy, arrangement) of every arm that still has an explore cell without an outcome."""
+    def open_groups(self) -> set[tuple[str, str, str]]:
+        """(phase, strategy, arrangement) of all cells without an outcome."""
         cells = (self._cells[cell_id].cell for cell_id in self._open)
-        return {(cell.strategy, cell.arrangement) for cell in cells if cell.phase == "explore"}
+        return {(cell.phase, cell.strategy, cell.arrangement) for cell in cells}
 
     def dropped(self) -> list[Dropped]:
         """Cells without an outcome that early stopping ends now."""

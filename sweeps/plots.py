@@ -168,8 +168,8 @@ PLOTS = (
     Plot(
         name="throughput",
         title="Throughput and memory",
-        note="Mean over confirm cells (explore cells where there are none), exams apart. Memory is the peak of tensor bytes, "
-        "GiB = 2^30.",
+        note="Mean over confirm cells (explore cells where there are none), exams apart. "
+        "Memory is the peak of tensor bytes, GiB = 2^30.",
         available=plots_training.has_throughput,
         draw=plots_training.draw_throughput,
         heights=_bars,

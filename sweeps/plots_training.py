@@ -38,11 +38,11 @@ def thin_curve(x_P: np.ndarray, y_P: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def smoothed(y_G: np.ndarray, reach: int = 4) -> np.ndarray:
-    """Return a running mean over ``reach`` points to either side, over fewer (as many on both sides) near the ends."""
+    """Return a running mean over ``reach`` points to either side, over those that are there near the ends."""
     sums = np.concatenate([[0.0], np.cumsum(y_G)])
     places = np.arange(y_G.size)
-    half = np.minimum(np.minimum(places, y_G.size - 1 - places), reach)
-    return np.asarray((sums[places + half + 1] - sums[places - half]) / (2 * half + 1))
+    first, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, y_G.size)
+    return np.asarray((sums[end] - sums[first]) / (end - first))
 
 
 def panels(figure: Figure, number: int, *, narrow: bool, share_y: bool = True, most: int = 4) -> list[Axes]:

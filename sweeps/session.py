@@ -51,7 +51,7 @@ class Sitting:
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
     allow_code_change: bool = False
     retry_failed: bool = False
-    exclusive: bool = False
+    command: str | None = None
 
 
 def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
@@ -69,7 +69,7 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     audit = audit_table(space, material)
     peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
     with Lease(ledger.storage, LEASE):
-        begin(ledger, space, material, audit=audit, peaks_gib=peaks)
+        begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
         return _sit(ledger, space, material, peaks, sitting, console)
 
 
@@ -294,8 +294,8 @@ def _check_code(ledger: Ledger, beginning: Mapping[str, Any], sitting: Sitting) 
     if not sitting.allow_code_change:
         raise BadInputError(
             f"the code of moe has changed since the sweep began (it was {known[-1]}, now it is {now}), so new numbers "
-            "may not be comparable with old ones; bring the old code back, or accept it with --allow-code-change, which "
-            "is written down"
+            "may not be comparable with old ones; bring the old code back, or accept the new one with "
+            "--allow-code-change, which is written down"
         )
     ledger.add_code_change(now)
 

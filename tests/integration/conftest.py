@@ -62,8 +62,9 @@ class Sweeps:
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder = folder
         self.runs = folder / "runs"
+        ours = ("RAY_", "MLFLOW_", "SWEEPS_")
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))},
+            **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
             "SWEEPS_RUNS_DIR": str(self.runs),
             "SWEEPS_CACHE_DIR": str(cache),
             "OMP_NUM_THREADS": "1",

@@ -71,13 +71,16 @@ def started(sweeps: Sweeps, *words: str) -> subprocess.Popen[str]:
     return process
 
 
+def wait_until_begun(sweeps: Sweeps, process: subprocess.Popen[str]) -> None:
+    wait_for(lambda: (sweeps.runs / "first" / "sweep.json").exists() or process.poll() is not None)
+
+
 def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
     rng = random.Random(11)
     words = ["run", "--space", "slow.toml", "--name", "first"]
     for _ in range(MOMENTS):
         process = sweeps.start(*words)
-        with_sweep = sweeps.runs / "first" / "sweep.json"
-        wait_for(lambda process=process: with_sweep.exists() or process.poll() is not None)  # type: ignore[misc]
+        wait_until_begun(sweeps, process)
         time.sleep(rng.uniform(4, 14))
         if process.poll() is not None:
             break
@@ -181,9 +184,8 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_serves(
 def small_disk(sweeps: Sweeps) -> Iterator[Path]:
     """A file system of three megabytes for the runs of this test."""
     sweeps.runs.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(sweeps.runs)], capture_output=True, text=True, check=False
-    )
+    words = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(sweeps.runs)]
+    mounted = subprocess.run(words, capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
         pytest.skip(f"this machine lacks the privilege to mount a small disk: {mounted.stderr.strip()}")
     yield sweeps.runs
@@ -228,7 +230,8 @@ def test_a_read_only_folder_is_named(sweeps: Sweeps, small_disk: Path) -> None:
 
 def test_a_cell_that_always_fails_ends_as_failed_and_the_others_go_on(sweeps: Sweeps) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
-    cells = [cell for page in (sweeps.runs / "first" / "plan").glob("*.json") for cell in json.loads(page.read_text())["cells"]]
+    pages = [json.loads(page.read_text()) for page in (sweeps.runs / "first" / "plan").glob("*.json")]
+    cells = [cell for page in pages for cell in page["cells"]]
     victim = next(cell["cell_id"] for cell in cells if cell["strategy"] == "long" and cell["lr"] == 0.01)
     end_with_children(process)
     shutil.rmtree(sweeps.runs / "first" / "cells" / victim, ignore_errors=True)

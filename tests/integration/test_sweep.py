@@ -88,7 +88,7 @@ def test_interrupted_in_explore_and_in_confirm_it_ends_as_if_it_had_not_been(swe
 @pytest.mark.faults
 def test_a_second_driver_is_refused_with_the_first_ones_host_and_pid(sweeps: Sweeps) -> None:
     process = sweeps.start("run", "--space", "slow.toml", "--name", "first")
-    wait_for(lambda: (sweeps.runs / "first" / "sweep.json").exists())
+    wait_for((sweeps.runs / "first" / "sweep.json").exists)
     assert f"held by pid {process.pid} on " in sweeps("resume", "first", code=2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)

@@ -95,7 +95,7 @@ def test_an_added_rate_leaves_the_bounds_of_an_optuna_search_as_they_are(tiny_te
 
 
 def test_an_adamw_rate_joins_its_grid_and_is_refused_where_there_is_none(tiny: Space) -> None:
-    with pytest.raises(SpaceErrors, match=r"--adamw-lr=\[0.01\] has no grid to join, since AdamW's rate follows Muon's"):
+    with pytest.raises(SpaceErrors, match=r"--adamw-lr=\[0.01\] has no grid to join, since AdamW's rate follows"):
         extended_space(tiny, adamw_lr=[0.01])
     with_grid = with_overrides(tiny, ["rates.adamw_grid=[0.001, 0.003]"])
     assert extended_space(with_grid, adamw_lr=[0.01, 0.001]).rates.adamw_grid == (0.001, 0.003, 0.01)

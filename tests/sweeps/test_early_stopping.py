@@ -37,7 +37,9 @@ def test_a_later_rung_expects_only_those_that_can_still_arrive() -> None:
 
 
 def test_a_cell_that_ended_badly_counts_as_arrived_and_worst() -> None:
-    decisions = decide(contenders({"a": {100: 1.0}, "b": {}, "c": {100: 3.0}, "d": {100: 2.0}}, frozenset({"b"})), RUNGS)
+    decisions = decide(
+        contenders({"a": {100: 1.0}, "b": {}, "c": {100: 3.0}, "d": {100: 2.0}}, frozenset({"b"})), RUNGS
+    )
     assert {decisions[name, 100] for name in "acd"} == {"promote"}
 
 
@@ -70,9 +72,7 @@ def run_to_the_end(curves: dict[str, dict[int, float]], order: list[str], dies: 
             break
         else:
             undecided = {
-                name
-                for name in curves
-                if name not in bad | finished and decisions[name, max(losses[name])] == "wait"
+                name for name in curves if name not in bad | finished and decisions[name, max(losses[name])] == "wait"
             }
             assert not undecided, "no rung may wait for ever"
             return finished

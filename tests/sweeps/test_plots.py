@@ -110,13 +110,13 @@ def test_thinning_keeps_best_and_worst_and_the_ends_of_curves(facts: Facts) -> N
     assert (x[0], y[-1]) == (0.0, 4_999.0)
 
 
-def test_smoothing_keeps_the_ends_and_a_straight_line() -> None:
+def test_smoothing_keeps_a_straight_line_and_takes_the_noise_from_its_end_too() -> None:
     line = np.linspace(5, 3, 50)
     # Exact but for the rounding of running sums.
-    assert np.allclose(smoothed(line), line, rtol=0, atol=1e-12)
+    assert np.allclose(smoothed(line)[4:-4], line[4:-4], rtol=0, atol=1e-12)
     noisy = np.tile([1.0, 3.0], 25)
-    assert np.ptp(smoothed(noisy)[5:-5]) < 0.3
-    assert (smoothed(noisy)[0], smoothed(noisy)[-1]) == (1.0, 3.0)
+    # Five or nine points of an alternating series of mean 2 average to within 1/5 of it.
+    assert np.abs(smoothed(noisy) - 2).max() <= 0.2 + 1e-12
 
 
 def test_a_long_timeline_is_drawn_with_few_bars(facts: Facts) -> None:

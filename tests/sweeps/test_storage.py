@@ -56,7 +56,9 @@ def test_a_path_that_cannot_be_written_is_a_storage_error_with_the_reason(tmp_pa
         Storage(str(tmp_path / "file")).write_bytes("x/sweep.json", b"")
 
 
-def test_a_failed_write_leaves_the_old_object_and_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_object_and_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = Storage(str(tmp_path))
     storage.write_bytes("sweep.json", b"old")
 
