@@ -6,63 +6,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 from moe.config import ModelConfig
 from moe.matmul import Projection, compute_dtype, linear
-from moe.norm import RmsNorm, inverse_rms
-
-RotaryTables = tuple[Tensor, Tensor]
-
-
-class Rotary(nn.Module):
-    """Rotary position tables (arXiv 2104.09864): fp32, as long as the longest sequence yet, never saved."""
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        super().__init__()
-        self.head_dim, self.theta = head_dim, theta
-        self._tables: RotaryTables | None = None
-
-    def forward(self, seq_len: int, device: torch.device) -> RotaryTables:
-        """Cosine and sine [T, C / 2]."""
-        if self._tables is None or len(self._tables[0]) < seq_len or self._tables[0].device != device:
-            exponent = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
-            angle = torch.arange(seq_len, device=device, dtype=torch.float32)[:, None] * (1.0 / self.theta**exponent)
-            self._tables = angle.cos(), angle.sin()
-        cos, sin = self._tables
-        return cos[:seq_len], sin[:seq_len]
-
-
-def _rotate(x_BTJC: Tensor, cos: Tensor, sin: Tensor, *, direction: int) -> Tensor:
-    cos_T1C, sin_T1 = torch.cat((cos, cos), dim=-1)[:, None], sin[:, None]
-    first, second = x_BTJC.chunk(2, dim=-1)
-    out_BTJC = x_BTJC * cos_T1C
-    out_first, out_second = out_BTJC.chunk(2, dim=-1)
-    out_first.addcmul_(second, sin_T1, value=-direction)
-    out_second.addcmul_(first, sin_T1, value=direction)
-    return out_BTJC
-
-
-class _NormaliseAndRotate(torch.autograd.Function):
-    """Scale each head to unit root mean square, weight it by ``weight_JC``, turn it by its position."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-        scale_BTJ1 = inverse_rms(x_BTJC, eps)
-        ctx.save_for_backward(x_BTJC, scale_BTJ1, weight_JC, cos, sin)
-        return _rotate((x_BTJC * scale_BTJ1).mul_(weight_JC), cos, sin, direction=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad_BTJC: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x_BTJC, scale_BTJ1, weight_JC, cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad_BTJC = _rotate(grad_BTJC, cos, sin, direction=-1)
-        unit_BTJC = x_BTJC * scale_BTJ1
-        grad_weight_JC = (grad_BTJC * unit_BTJC).sum(dim=(0, 1))
-        grad_BTJC.mul_(weight_JC)
-        projection_BTJ1 = (grad_BTJC * unit_BTJC).mean(dim=-1, keepdim=True)
-        return grad_BTJC.sub_(unit_BTJC.mul_(projection_BTJ1)).mul_(scale_BTJ1), grad_weight_JC, None, None, None
+from moe.norm import RmsNorm
+from moe.rotary import RotaryTables, normalise_and_rotate
 
 
 def document_mask(document_ids_BT: Tensor) -> Tensor:
@@ -115,10 +64,7 @@ class Attention(nn.Module):
         weight_JC = torch.cat(
             (self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1))
         )
-        out: Tensor = _NormaliseAndRotate.apply(  # type: ignore[no-untyped-call]
-            qk_BTJC.to(weight_JC.dtype), weight_JC, *tables, self.q_norm.eps
-        )
-        return out
+        return normalise_and_rotate(qk_BTJC.to(weight_JC.dtype), weight_JC, tables, self.q_norm.eps)
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:

@@ -90,6 +90,13 @@ def set_threads(n_threads: int) -> None:
     torch.set_num_threads(n_threads)
 
 
+def device_memory_gib() -> float | None:
+    """Memory of this process's GPU in GiB, None without CUDA."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
+
+
 def limit_memory(gpu_share: float) -> None:
     """Binds this process's CUDA allocator to a share of the GPU, so that trials on one GPU cannot starve each other.
 

@@ -15,23 +15,24 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from moe.matmul import compute_dtype, fast_matmuls
 
-CHUNK_LOGITS = 2**20  # 4 MiB of fp32 logits: small beside the activations, and still a large product
+CHUNK_BYTES = 2**21  # of logits at once: a core's second-level cache, and still a large product
 
 
-def chunk_rows(vocab_size: int) -> int:
+def chunk_rows(vocab_size: int, dtype: torch.dtype) -> int:
     """How many tokens have their logits at once: a multiple of 64, at least 64."""
-    return max(64, CHUNK_LOGITS // vocab_size // 64 * 64)
+    return max(64, CHUNK_BYTES // (vocab_size * dtype.itemsize) // 64 * 64)
 
 
-def _softmax_and_losses(logits_CV: Tensor, targets_C: Tensor, probs_CV: Tensor) -> Tensor:
-    """Put softmax into ``probs_CV`` and return cross-entropies [C].
+def _softmax_and_losses(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax [C, V], in place of the logits, and cross-entropies [C].
 
     The log of the normaliser is taken at the likeliest token, whose probability is at least 1 / V: exact however
     unlikely the target is, without a second pass of exponentials.
     """
-    torch.softmax(logits_CV, dim=-1, out=probs_CV)
-    log_norm_C = logits_CV.amax(dim=-1) - probs_CV.amax(dim=-1).log_()
-    return log_norm_C - logits_CV.gather(1, targets_C[:, None])[:, 0]
+    largest_C = logits_CV.amax(dim=-1)
+    target_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
+    probs_CV = torch.softmax(logits_CV, dim=-1, out=logits_CV)
+    return probs_CV, largest_C - probs_CV.amax(dim=-1).log_() - target_C
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
@@ -39,9 +40,9 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, keep: bool
     ) -> Tensor:
-        n_tokens, rows = len(x_ND), min(len(x_ND), chunk_rows(len(weight_VD)))
+        n_tokens, rows = len(x_ND), min(len(x_ND), chunk_rows(len(weight_VD), dtype))
         cast_ND, cast_VD = x_ND.to(dtype), weight_VD.to(dtype)
-        logits_buffer, probs_buffer = (x_ND.new_empty(rows, len(weight_VD)) for _ in range(2))
+        buffer_CV = x_ND.new_empty(rows, len(weight_VD))
         total = x_ND.new_zeros(())
         grad_ND = torch.empty_like(cast_ND) if keep else None
         grad_VD = torch.zeros_like(weight_VD) if keep else None
@@ -51,9 +52,9 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             ):  # one predicts memory for all
                 chunk = slice(start, min(start + rows, n_tokens))
                 x_CD, targets_C = cast_ND[chunk], targets_N[chunk]
-                logits_CV, probs_CV = logits_buffer[: len(x_CD)], probs_buffer[: len(x_CD)]
-                _product_in(logits_CV, x_CD, cast_VD.T)
-                total += _softmax_and_losses(logits_CV, targets_C, probs_CV).sum()
+                logits_CV = _product_in(buffer_CV[: len(x_CD)], x_CD, cast_VD.T)
+                probs_CV, loss_C = _softmax_and_losses(logits_CV, targets_C)
+                total += loss_C.sum()
                 if grad_ND is None or grad_VD is None:
                     continue
                 probs_CV.scatter_add_(1, targets_C[:, None], probs_CV.new_full((len(x_CD), 1), -1.0))
@@ -74,12 +75,9 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         return grad_ND.to(grad_VD.dtype) * grad, grad_VD.mul_(grad), None, None, None
 
 
-def _product_in(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """Put ``a @ b`` into ``out``, computed in the type of ``a``."""
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)
+def _product_in(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Put ``a @ b``, computed in the type of ``a``, into ``out``, and return it."""
+    return torch.mm(a, b, out=out) if out.dtype == a.dtype else out.copy_(a @ b)
 
 
 def cross_entropy_sum(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -88,20 +86,18 @@ def cross_entropy_sum(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
     Under autocast the products are in its type; softmax, sums and the weight's gradient stay in fp32.
     """
     dtype = compute_dtype(x_ND.device) or x_ND.dtype
-    with torch.autocast(x_ND.device.type, enabled=False):
-        total: Tensor = _LinearCrossEntropySum.apply(  # type: ignore[no-untyped-call]
-            x_ND, weight_VD, targets_N, dtype, torch.is_grad_enabled()
-        )
+    total: Tensor = _LinearCrossEntropySum.apply(  # type: ignore[no-untyped-call]
+        x_ND, weight_VD, targets_N, dtype, torch.is_grad_enabled()
+    )
     return total
 
 
 @torch.no_grad()
 def token_cross_entropies(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Cross-entropy of every token in nats [N], fp32, without gradient."""
-    rows = min(len(x_ND), chunk_rows(len(weight_VD)))
-    probs_buffer = x_ND.new_empty(rows, len(weight_VD))
+    rows = min(len(x_ND), chunk_rows(len(weight_VD), x_ND.dtype))
     losses = []
-    with torch.autocast(x_ND.device.type, enabled=False), fast_matmuls(x_ND.device):
+    with fast_matmuls(x_ND.device):
         for x_CD, targets_C in zip(torch.split(x_ND, rows), torch.split(targets_N, rows), strict=True):
-            losses.append(_softmax_and_losses(x_CD @ weight_VD.T, targets_C, probs_buffer[: len(x_CD)]))
+            losses.append(_softmax_and_losses(x_CD @ weight_VD.T, targets_C)[1])
     return torch.cat(losses)

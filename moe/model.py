@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe.attention import Attention, Rotary, RotaryTables, document_mask
+from moe.attention import Attention, document_mask
 from moe.config import ModelConfig
 from moe.experts import Experts
 from moe.loss import cross_entropy_sum, token_cross_entropies
 from moe.matmul import linear
 from moe.norm import RmsNorm
+from moe.rotary import Rotary, RotaryTables
 from moe.router import Router, Routing, load_balancing_loss
 
 NamedParameters = list[tuple[str, nn.Parameter]]

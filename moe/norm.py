@@ -4,32 +4,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+# On CPU rows are worked on in blocks that stay in a core's second-level cache from one pass to the next: measured, a
+# product of two arrays costs 0.1 ns an element there and 0.3 ns beyond it.
+BLOCK_BYTES = 2**19
+
+
+def blocks(n_rows: int, row_bytes: int, device: torch.device) -> Iterator[slice]:
+    """Slices of ``n_rows`` rows that are worked on one after another; a single one where there is no such cache."""
+    size = n_rows if device.type != "cpu" else max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """``1 / sqrt(mean(x^2) + eps)`` over the last dimension, which is kept with size 1."""
-    return x.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_RD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         scale_R1 = inverse_rms(x_RD, eps)
+        out_RD = torch.empty_like(x_RD)
+        for rows in blocks(len(x_RD), x_RD.shape[1] * x_RD.element_size(), x_RD.device):
+            torch.mul(x_RD[rows], scale_R1[rows], out=out_RD[rows]).mul_(weight_D)
         ctx.save_for_backward(x_RD, weight_D, scale_R1)
-        return (x_RD * scale_R1).mul_(weight_D)
+        return out_RD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_RD: Tensor) -> tuple[Tensor, Tensor, None]:
-        x_RD, weight_D, scale_R1 = ctx.saved_tensors  # type: ignore[attr-defined]
-        unit_RD = x_RD * scale_R1
-        product_RD = grad_RD * unit_RD
-        grad_weight_D = product_RD.sum(dim=0)
-        projection_R1 = (product_RD @ weight_D).div_(x_RD.shape[-1])[:, None]
-        grad_x_RD = (grad_RD * weight_D).sub_(unit_RD.mul_(projection_R1)).mul_(scale_R1)
+        all_x_RD, weight_D, all_scale_R1 = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_x_RD, grad_weight_D = torch.empty_like(all_x_RD), torch.zeros_like(weight_D)
+        for rows in blocks(len(all_x_RD), all_x_RD.shape[1] * all_x_RD.element_size(), all_x_RD.device):
+            out_RD, scale_R1 = grad_RD[rows], all_scale_R1[rows]
+            unit_RD = all_x_RD[rows] * scale_R1
+            product_RD = out_RD * unit_RD
+            grad_weight_D += product_RD.sum(dim=0)
+            projection_R1 = (product_RD @ weight_D).div_(-len(weight_D))[:, None]
+            torch.mul(out_RD, weight_D, out=grad_x_RD[rows]).addcmul_(unit_RD, projection_R1).mul_(scale_R1)
         return grad_x_RD, grad_weight_D, None
 
 

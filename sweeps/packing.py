@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from search_spaces import Cell, Space
+from search_spaces import Cell, Space, Strategy
 from sweeps.bridge import train_config
 from sweeps.cluster import local_facts
 from sweeps.driver import Packing
 from sweeps.errors import BadInputError
+from sweeps.fit_memory import fit_memory
 from sweeps.resources import ClusterFacts, ResourcePlan, plan_resources
 
 if TYPE_CHECKING:
@@ -18,17 +20,39 @@ if TYPE_CHECKING:
 
 def predicted_peaks(space: Space, *, vocab_size: int, precision: PrecisionName | None = None) -> dict[str, float]:
     """Peak GiB of tensors of each arm's training, predicted before it runs."""
+    return {arm.name: _predicted_gib(space, arm, vocab_size, precision) for arm in space.strategies}
+
+
+def fit_arms(
+    space: Space, *, vocab_size: int, precision: PrecisionName | None = None
+) -> tuple[Space, tuple[str, ...]]:
+    """``space`` with arms that fill ``fit_memory_gib``, and what must be said of them; as it is where it asks for none."""
+    if not space.needs_fitting:
+        return space, ()
+
+    def predict(micro_batch_size: int, seq_len: int) -> float:
+        arm = next(arm for arm in space.strategies if arm.seq_len == seq_len)
+        tried = arm.model_copy(update={"micro_batch_size": micro_batch_size, "grad_accum_steps": 1})
+        return _predicted_gib(space, tried, vocab_size, precision)
+
+    fit = fit_memory(space, predict)
+    shapes = ", ".join(
+        f"{arm.name} {arm.micro_batch_size} x {arm.seq_len} x {arm.grad_accum_steps}" for arm in fit.space.strategies
+    )
+    return fit.space, (f"arms made to fill {space.fit_memory_gib:g} GiB: {shapes}", *fit.warnings)
+
+
+def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, precision: PrecisionName | None) -> float:
     from moe.device import Device
     from moe.memory import predict_peak_gib
     from moe.precision import resolve_precision
 
     used = precision or resolve_precision(space.precision, Device.resolve()).name
-    return {
-        strategy.name: predict_peak_gib(
-            train_config(space, _any_cell(space, strategy.name), vocab_size=vocab_size), precision=used
-        )
-        for strategy in space.strategies
-    }
+    shaped = space.model_copy(update={"strategies": (arm,), "budget_tokens": arm.tokens_per_step, "rungs_tokens": ()})
+    config = replace(
+        train_config(shaped, _any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len
+    )
+    return predict_peak_gib(config, precision=used)
 
 
 def resource_plan(

@@ -10,7 +10,7 @@ from search_spaces import Cell, Identity, Space, planned_cells
 from sweeps.bridge import model_config
 from sweeps.forecast import explore_tokens_per_arm
 from sweeps.matmul_rate import matmul_flops_per_s
-from sweeps.packing import predicted_peaks, resource_plan
+from sweeps.packing import fit_arms, predicted_peaks, resource_plan
 from sweeps.resources import ResourcePlan
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def make_plan(space: Space, *, assume_gpu_gib: float | None = None) -> SweepPlan
     """
     warnings = list(space.warnings())
     identity, vocab_size, audit = _from_corpus(space, warnings)
+    space, said = fit_arms(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
+    warnings += said
     peaks = predicted_peaks(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
     resources = resource_plan(space, peaks, assume_gpu_gib=assume_gpu_gib)
     warnings += [*resources.warnings, *resources.problems]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.errors import BadInputError
-from sweeps.tracking import find_run
+from sweeps.tracking import answering, find_run
 from sweeps.tracking_store import TrackingStore, connect
 
 if TYPE_CHECKING:
@@ -57,38 +57,46 @@ def register_champion(
 
     Raises:
         BadInputError: the checkpoint lacks a file, or the cell has no run in the store yet.
+        TrackingUnavailableError: the store does not answer or refuses.
     """
     checkpoint = checkpoint.resolve()  # a relative path with one slash would be looked up on the hub
     digest = _digest(checkpoint)
-    client = connect(store)
-    run = find_run(client, experiment=sweep, sweep_id=sweep_id, cell_id=cell_id)
-    if run is None:
-        raise BadInputError(f"cell {cell_id} of {sweep!r} has no run at {store.label}; run `sweeps sync {sweep}` first")
     facts = {**tags, "sweep_id": sweep_id, "cell_id": cell_id, DIGEST_TAG: digest}
     if test_loss is not None:
         facts["test_loss"] = repr(test_loss)
-    version = _registered_before(client, sweep, facts)
-    is_new = version is None
-    if version is None:
-        model = _log_model(client, run, checkpoint, sweep, facts)
-        # A local registry looks up `models:/ID` in the process's global store, which is nobody's here; a server
-        # accepts nothing else.
-        source = f"models:/{model.model_id}" if store.is_server else str(model.artifact_location)
-        version = _register(client, model, source, sweep, facts, description)
-    client.set_registered_model_alias(sweep, CHAMPION, version)
+    with answering(store, f"sweeps sync {sweep}"):
+        client = connect(store)
+        run = find_run(client, experiment=sweep, sweep_id=sweep_id, cell_id=cell_id)
+        if run is None:
+            remedy = f"run `sweeps sync {sweep}` first"
+            raise BadInputError(f"cell {cell_id} of {sweep!r} has no run at {store.label}; {remedy}")
+        version = _registered_before(client, sweep, facts)
+        is_new = version is None
+        if version is None:
+            model = _log_model(client, run, checkpoint, sweep, facts)
+            # A local registry looks up `models:/ID` in the process's global store, which is nobody's here; a server
+            # accepts nothing else.
+            source = f"models:/{model.model_id}" if store.is_server else str(model.artifact_location)
+            version = _register(client, model, source, sweep, facts, description)
+        client.set_registered_model_alias(sweep, CHAMPION, version)
     return RegisteredModel(name=sweep, version=version, is_new=is_new)
 
 
 def unregister(store: TrackingStore, sweep: str, sweep_id: str) -> int:
-    """Delete a sweep's versions from the registry, and the model once it is empty; return how many there were."""
-    client = connect(store)
-    versions = _versions(client, sweep)
-    own = [version for version in versions if version.tags.get("sweep_id") == sweep_id]
-    for version in own:
-        client.delete_model_version(sweep, version.version)
-    if versions and len(own) == len(versions):
-        client.delete_registered_model(sweep)
-    return len(own)
+    """Delete a sweep's versions from the registry, and the model once it is empty; return how many there were.
+
+    Raises:
+        TrackingUnavailableError: the store does not answer or refuses.
+    """
+    with answering(store, f"sweeps rm {sweep}"):
+        client = connect(store)
+        versions = _versions(client, sweep)
+        own = [version for version in versions if version.tags.get("sweep_id") == sweep_id]
+        for version in own:
+            client.delete_model_version(sweep, version.version)
+        if versions and len(own) == len(versions):
+            client.delete_registered_model(sweep)
+        return len(own)
 
 
 def _digest(checkpoint: Path) -> str:

@@ -26,7 +26,7 @@ from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.live import SweepWatch, open_watch
 from sweeps.material import Material, material_for
-from sweeps.packing import packing_for, predicted_peaks, resource_plan
+from sweeps.packing import fit_arms, packing_for, predicted_peaks, resource_plan
 from sweeps.phases import next_cells
 from sweeps.plan import Plan
 from sweeps.provenance import code_fingerprint
@@ -63,7 +63,8 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
             f"`sweeps extend {name}` adds to it, or choose another --name"
         )
     material = _material(space, console, sitting, expected=None)
-    for warning in [*space.warnings(), *check_corpus(space, material)]:
+    space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
+    for warning in [*fitted, *space.warnings(), *check_corpus(space, material)]:
         _say(console, sitting, f"note: {warning}")
     require_room(Storage(sitting.runs_uri), space, vocab_size=material.tokens.vocab_size)
     audit = audit_table(space, material)
@@ -203,7 +204,6 @@ def _packing_on_cluster(
 
     found = preflight(
         storage_uri=ledger.storage.uri,
-        token_cache_dir=cache_dir(),
         tracking_uri=tracking_store(sitting.runs_uri).uri,
     )
     if not sitting.quiet:

@@ -8,7 +8,8 @@ points: what was sent and not noted is sent again without harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sweeps.tracking_note import parent_note
@@ -166,13 +167,8 @@ def sync(view: SweepView, store: TrackingStore) -> None:
     Raises:
         TrackingUnavailableError: the store does not answer or refuses; the message says how to go on.
     """
-    projector = Projector(store)
-    try:
-        projector.apply(view)
-    except Exception as error:
-        if not is_outage(error):
-            raise
-        raise _unavailable(store, error, f"sweeps sync {view.results.name}") from error
+    with answering(store, f"sweeps sync {view.results.name}"):
+        Projector(store).apply(view)
 
 
 def delete_runs(store: TrackingStore, *, sweep_id: str, experiment: str) -> int:
@@ -181,12 +177,28 @@ def delete_runs(store: TrackingStore, *, sweep_id: str, experiment: str) -> int:
     Raises:
         TrackingUnavailableError: the store does not answer or refuses.
     """
-    try:
+    with answering(store, f"sweeps rm {experiment}"):
         return Projector(store).delete_runs(sweep_id, experiment)
+
+
+@contextmanager
+def answering(store: TrackingStore, command: str) -> Iterator[None]:
+    """Turn an outage inside into one sentence without credentials, which names the ``command`` to repeat.
+
+    Raises:
+        TrackingUnavailableError: the store did not answer or refused.
+    """
+    try:
+        yield
+    except TrackingUnavailableError:
+        raise
     except Exception as error:
         if not is_outage(error):
             raise
-        raise _unavailable(store, error, f"sweeps rm {experiment}") from error
+        raise TrackingUnavailableError(
+            f"MLflow at {store.label} does not answer ({reason_of(error)}); nothing is lost: "
+            f"repeat `{command}` when it answers"
+        ) from error
 
 
 def find_run(client: MlflowClient, *, experiment: str, sweep_id: str, cell_id: str | None) -> Run | None:
@@ -202,20 +214,14 @@ def is_outage(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return isinstance(error, MlflowException | requests.RequestException | SQLAlchemyError | OSError)
+    outages = (TrackingUnavailableError, MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+    return isinstance(error, outages)
 
 
 def reason_of(error: BaseException) -> str:
     """Return the first line of ``error``, short and without credentials."""
     lines = without_credentials(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "..."
-
-
-def _unavailable(store: TrackingStore, error: Exception, command: str) -> TrackingUnavailableError:
-    return TrackingUnavailableError(
-        f"MLflow at {store.label} cannot be brought up to date ({reason_of(error)}); nothing is lost: "
-        f"repeat `{command}` when it answers"
-    )
 
 
 def _search(client: MlflowClient, experiment_id: str, sweep_id: str) -> list[Run]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sweeps.errors import StorageError
 from sweeps.lease import Lease
 from sweeps.ledger import CellFolder, Ledger, Outcome, PlannedCell
+from sweeps.resources import allocator_share
 from sweeps.storage import Storage
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def train_segment(job: SegmentJob, on_report: Callable[[Report], None]) -> str:
 
 def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trainer:
     """A trainer at zero tokens for this cell, on this worker's share of the machine."""
-    from moe.device import limit_memory, set_threads
+    from moe.device import device_memory_gib, limit_memory, set_threads
     from moe.exam import training_data
     from moe.trainer import Trainer
     from sweeps.bridge import train_config
@@ -100,8 +101,9 @@ def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trai
     from sweeps.material import material_for
 
     set_threads(job.threads)
-    if job.gpu_fraction:
-        limit_memory(job.gpu_fraction)
+    gpu_gib = device_memory_gib()
+    if job.gpu_fraction and gpu_gib is not None:
+        limit_memory(allocator_share(job.gpu_fraction, gpu_gib))
     space = current_space(ledger)
     material = material_for(space, expected=ledger.beginning()["fingerprints"])
     config = train_config(space, planned.cell, vocab_size=material.tokens.vocab_size)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from sweeps.errors import BadInputError, WorldError
+from sweeps.tracking import answering
 from sweeps.tracking_store import QUIET_ENVIRONMENT, TrackingStore, connect, without_credentials
 from sweeps.tracking_views import CELLS_VIEW, CONFIRM_VIEW, EXPLORE_VIEW, TREE_VIEW, view_path
 
@@ -58,14 +59,14 @@ def links(store: TrackingStore, base_url: str, sweep: str | None = None) -> list
     """Return the pages of ``sweep``, or of the newest sweeps in the store; the list of experiments where there is none.
 
     Raises:
-        Exception: whatever MLflow raises where the store does not answer (see ``tracking.is_outage``).
+        TrackingUnavailableError: the store does not answer or refuses.
     """
-    client = connect(store)
-    experiments = client.search_experiments(
-        filter_string=f"name = '{sweep}'" if sweep else None,
-        max_results=1 if sweep else 5,
-        order_by=["creation_time DESC"],
-    )
+    with answering(store, "sweeps ui"):
+        experiments = connect(store).search_experiments(
+            filter_string=f"name = '{sweep}'" if sweep else None,
+            max_results=1 if sweep else 5,
+            order_by=["creation_time DESC"],
+        )
     found = [experiment for experiment in experiments if "sweep" in experiment.tags]
     pages = []
     for experiment in found:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from moe.attention import Attention, Rotary, document_mask
+from moe.attention import Attention, document_mask
 from moe.config import ModelConfig
 from moe.norm import RmsNorm
+from moe.rotary import Rotary
 
 B, T, D = 3, 20, 32
 

@@ -149,6 +149,7 @@ def test_the_report_holds_every_number(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["gpu-check.json"]
 
 
+@pytest.mark.slow
 def test_real_trials_on_this_machine_are_packed_killed_and_resumed_to_the_same_losses(tmp_path: Path) -> None:
     """Two processes at a time on a CPU; one thread each, so losses are equal to the last bit."""
     space = parse_space(preset_text("smoke"))

@@ -17,7 +17,7 @@ from sweeps.errors import BadInputError
 from sweeps.registry import CHAMPION, RegisteredModel, register_champion, unregister
 from sweeps.tracking import find_run, sync
 from sweeps.tracking_projection import SweepView
-from sweeps.tracking_store import TrackingStore, connect, tracking_store
+from sweeps.tracking_store import TrackingStore, TrackingUnavailableError, connect, tracking_store
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.tracking_server import TrackingServer
 from tests.sweeps.what_mlflow_holds import assert_shows
@@ -212,6 +212,15 @@ def test_a_cell_that_mlflow_does_not_know_is_refused_with_the_command_that_helps
 ) -> None:
     with pytest.raises(BadInputError, match="run `sweeps sync first` first"):
         register(store, checkpoint, 5.0, cell_id="unknown")
+
+
+def test_a_registry_that_does_not_answer_is_one_message_without_the_password(checkpoint: Path) -> None:
+    away = TrackingStore(uri="http://ada:secret@127.0.0.1:9", artifacts_dir=None)
+    with pytest.raises(TrackingUnavailableError, match="repeat `sweeps sync first` when it answers") as caught:
+        register(away, checkpoint, 5.0)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(TrackingUnavailableError, match="repeat `sweeps rm first`"):
+        unregister(away, "first", "feed0001")
 
 
 def test_another_winner_takes_the_alias_and_removing_the_sweep_empties_the_registry(

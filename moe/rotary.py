@@ -1,0 +1,93 @@
+"""Rotary positions (arXiv 2104.09864), fused with the normalisation of queries and keys that comes before them."""
+
+# B batch, T time, J query and key heads, C head dimension
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from moe.norm import blocks, inverse_rms
+
+RotaryTables = tuple[Tensor, Tensor]  # cosine and sine, [T, C / 2] each
+
+
+class Rotary(nn.Module):
+    """Tables of the angles: fp32, as long as the longest sequence yet, never saved."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+        self._tables: RotaryTables | None = None
+
+    def forward(self, seq_len: int, device: torch.device) -> RotaryTables:
+        """Cosine and sine [T, C / 2]."""
+        if self._tables is None or len(self._tables[0]) < seq_len or self._tables[0].device != device:
+            exponent = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
+            angle = torch.arange(seq_len, device=device, dtype=torch.float32)[:, None] * (1.0 / self.theta**exponent)
+            self._tables = angle.cos(), angle.sin()
+        cos, sin = self._tables
+        return cos[:seq_len], sin[:seq_len]
+
+
+def _turn(x: Tensor, along: Tensor, across_first: Tensor, across_second: Tensor, *, out: Tensor) -> Tensor:
+    """``(x1 * along1 - x2 * across1, x2 * along2 + x1 * across2)``, 1 and 2 being the halves of the last dimension."""
+    first, second = x.chunk(2, dim=-1)
+    torch.mul(x, along, out=out)
+    out_first, out_second = out.chunk(2, dim=-1)
+    out_first.addcmul_(second, across_first, value=-1)
+    out_second.addcmul_(first, across_second)
+    return out
+
+
+class _NormaliseAndRotate(torch.autograd.Function):
+    """out = rotation(weight * unit), unit = x / rms(x), per head.
+
+    The weight is folded into the tables. A rotation keeps inner products, so the projection of the gradient on the
+    unit vector, which normalisation takes away, is <grad, out>: nothing is turned back for it.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        scale_BTJ1 = inverse_rms(x_BTJC, eps)
+        first, second = weight_JC.chunk(2, dim=-1)
+        along_TJC = torch.cat((cos, cos), dim=-1)[:, None] * weight_JC
+        across = sin[:, None] * second, sin[:, None] * first
+        out_BTJC = torch.empty(x_BTJC.shape, dtype=x_BTJC.dtype, device=x_BTJC.device)
+        for at in _blocks(x_BTJC):
+            t = at[1]
+            _turn(x_BTJC[at], along_TJC[t], across[0][t], across[1][t], out=out_BTJC[at]).mul_(scale_BTJ1[at])
+        ctx.save_for_backward(x_BTJC, scale_BTJ1, weight_JC, cos, sin, out_BTJC)
+        return out_BTJC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_BTJC: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x_BTJC, scale_BTJ1, weight_JC, cos, sin, out_BTJC = ctx.saved_tensors  # type: ignore[attr-defined]
+        along_T1C, across = torch.cat((cos, cos), dim=-1)[:, None], -sin[:, None]
+        grad_x_BTJC, grad_weight_JC = torch.empty_like(out_BTJC), torch.zeros_like(weight_JC)
+        for at in _blocks(x_BTJC):
+            t, x, scale, grad, grad_x = at[1], x_BTJC[at], scale_BTJ1[at], grad_BTJC[at], grad_x_BTJC[at]
+            projection = (grad * out_BTJC[at]).sum(dim=-1, keepdim=True).mul_(scale).div_(-x.shape[-1])
+            _turn(grad, along_T1C[t], across[t], across[t], out=grad_x)
+            grad_weight_JC += (grad_x * x).mul_(scale).sum(dim=(0, 1))
+            grad_x.mul_(weight_JC).addcmul_(x, projection).mul_(scale)
+        return grad_x_BTJC, grad_weight_JC, None, None, None
+
+
+def _blocks(x_BTJC: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of batch and time that are worked on one after another."""
+    n_rows, seq_len, n_heads, head_dim = x_BTJC.shape
+    token_bytes = n_heads * head_dim * x_BTJC.element_size()
+    for rows in blocks(n_rows, seq_len * token_bytes, x_BTJC.device):
+        for times in blocks(seq_len, (rows.stop - rows.start) * token_bytes, x_BTJC.device):
+            yield rows, times
+
+
+def normalise_and_rotate(x_BTJC: Tensor, weight_JC: Tensor, tables: RotaryTables, eps: float) -> Tensor:
+    """Scale each head to unit root mean square, weight it by ``weight_JC``, turn it by its position: [B, T, J, C]."""
+    out: Tensor = _NormaliseAndRotate.apply(x_BTJC, weight_JC, *tables, eps)  # type: ignore[no-untyped-call]
+    return out

@@ -1,0 +1,269 @@
+"""The documents keep up with the code: every key is explained, and every link, file and command is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe.audit import Audit, Finding
+from moe.exam_views import ContextUse, ExamScores, LengthLoss, PositionLoss
+from moe.report import Report
+from search_spaces import Identity, explore_cells, load_space
+from sweeps.cli import app
+from sweeps.ledger import CellFolder, Ledger, PlannedCell
+from sweeps.phases import first_cells
+from sweeps.planning import ArmPlan, SweepPlan
+from sweeps.results import CellResult, SweepResults
+from sweeps.status import list_of_sweeps, status_of
+from sweeps.storage import Storage
+from sweeps.tracking_projection import METRICS, SUMMARY_METRICS, SweepView, desired_sweep
+from sweeps.tracking_runs import ARTIFACTS_TAG, POINTS_TAG
+from sweeps.trainable import SegmentJob, _Segment
+from sweeps.verdict import decide
+from tests.sweeps import made_up_sweep as made_up
+from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md"))
+    if path.relative_to(ROOT).parts[0] not in ("runs", "build", "dist")
+)
+NAMES = {
+    **dict.fromkeys(CLEAR_WIN, "ARM"),
+    "a.py": "DOCUMENT",
+    "queued": "STATE",
+    "completed": "STATE",
+}
+"""Keys that are names of something: the page writes what they name."""
+
+
+def paths_in(value: object, prefix: str = "") -> Iterator[str]:
+    """The path of every key in nested plain data: ``pairs``, ``pairs[].a``, ``means.ARM``."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            path = prefix + NAMES.get(key, key)
+            yield path
+            nested = isinstance(inner, list | tuple)
+            yield from paths_in(inner, f"{path}[]." if nested else f"{path}.")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from paths_in(inner, prefix)
+
+
+@cache
+def explained(section: str) -> tuple[str, ...]:
+    """What stands in backticks in the first column of the tables of a section of docs/metrics.md."""
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    body = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return tuple(re.findall(r"^\| `([^`]+)` \|", body, flags=re.MULTILINE))
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\*", "[^.]*" if "[" in name or "by_" in name else ".*"))
+
+
+def assert_explains(section: str, found: set[str]) -> None:
+    """Each path is explained once or more, and nothing is explained that is not there."""
+    patterns = {name: pattern(name) for name in explained(section)}
+    missing = sorted(path for path in found if not any(known.fullmatch(path) for known in patterns.values()))
+    assert missing == [], f"docs/metrics.md, section {section}, does not explain {missing}"
+    stale = sorted(name for name, known in patterns.items() if not any(known.fullmatch(path) for path in found))
+    assert stale == [], f"docs/metrics.md, section {section}, explains what no code writes: {stale}"
+
+
+class EndingTrainer:
+    """Stands for a trainer that reaches its budget with one report, and sits the exam."""
+
+    def __init__(self) -> None:
+        self.tokens_seen = 0
+        self.records: list[dict[str, Any]] = []
+
+    def run(self, until_tokens: int) -> Iterator[Report]:
+        self.tokens_seen = until_tokens
+        values: dict[str, Any] = {entry.name: 1 for entry in fields(Report)}
+        report = Report(**{**values, "tokens_seen": until_tokens})
+        self.records.append(report.as_record())
+        yield report
+
+    def test_scores(self) -> ExamScores:
+        values: dict[str, Any] = {entry.name: 1 for entry in fields(ExamScores)}
+        by_document = {"a.py": (1.0, 1)}
+        values |= {"loss_by_document": by_document, "common_loss_by_document": by_document}
+        values["loss_by_position"] = (PositionLoss(first=0, last=0, loss=1.0, n_targets=1),)
+        values["loss_by_length"] = (LengthLoss(eval_len=1, loss=1.0, extrapolation=False),)
+        values["context_use"] = ContextUse(beyond_tokens=1, own_loss=1.0, common_loss=1.0, n_targets=1)
+        return ExamScores(**values)
+
+    def save(self, folder: Path) -> None:
+        (folder / "state.pt").write_bytes(b"state")
+
+
+@pytest.fixture
+def completed(tmp_path: Path) -> CellFolder:
+    """The folder of a confirm cell that a worker has trained to its end."""
+    planned = PlannedCell(cell=made_up.cell(phase="confirm"), reason="confirm", may_stop_early=False)
+    ledger = Ledger(Storage(str(tmp_path)), "first")
+    folder = ledger.cell_folder(planned.cell_id)
+    job = SegmentJob(
+        runs_uri=str(tmp_path),
+        sweep="first",
+        cell_id=planned.cell_id,
+        until_tokens=planned.cell.budget_tokens,
+        threads=1,
+        checkpoint_every_s=60.0,
+        gpu_fraction=0.5,
+        concurrent_trials=1,
+    )
+    trainer: Any = EndingTrainer()
+    _Segment(ledger, folder, trainer, job).train(planned, lambda report: None)
+    return folder
+
+
+def test_every_key_of_a_record_is_explained(completed: CellFolder) -> None:
+    assert_explains("Records", set(paths_in(completed.records())))
+
+
+def test_every_key_of_an_outcome_is_explained(completed: CellFolder) -> None:
+    outcome = completed.outcome()
+    assert outcome is not None
+    assert_explains("Outcomes", {path for path in paths_in(outcome) if not path.startswith("scores.")})
+
+
+def test_every_score_of_the_exam_is_explained(completed: CellFolder) -> None:
+    outcome = completed.outcome()
+    assert outcome is not None
+    assert_explains("Scores of the exam", set(paths_in(outcome["scores"])))
+
+
+def sweep_with_everything() -> SweepResults:
+    """Arms of unequal steps with curves, common-context scores, a control, and time cells of the leading arm."""
+    judged = [
+        replace(
+            found,
+            scores={"common_context_loss": (found.test_loss or 0.0) + 0.01},
+            records=tuple(
+                {"tokens_seen": tokens, "val_loss": (found.test_loss or 0.0) + 1 / tokens, "concurrent_trials": 1}
+                for tokens in (250, 500, BUDGET)
+            ),
+        )
+        for found in confirm()
+    ]
+    leader = CLEAR_WIN["large_batch"]
+    grouped = [
+        cell("large_batch", lr, 1, loss=loss, arrangement="grouped")
+        for lr, loss in ((0.01, 4.7), (0.02, 4.6), (0.04, 4.8))
+    ]
+    control = [cell("large_batch", 0.02, 101 + i, "control", loss=loss + 0.1) for i, loss in enumerate(leader)]
+    timed: list[CellResult] = [
+        cell("large_batch", 0.02, 101 + i, "time", loss=loss + 0.3, budget=600, records=({"concurrent_trials": 1},))
+        for i, loss in enumerate(leader)
+    ]
+    results = sweep([*explore(), *judged, *grouped, *control, *timed])
+    shapes = [
+        {**shape, "tokens_per_step": tokens}
+        for shape, tokens in zip(results.beginning["strategies"], (50, 100, 200), strict=True)
+    ]
+    return replace(results, beginning={**results.beginning, "strategies": shapes})
+
+
+def test_every_key_of_a_verdict_is_explained() -> None:
+    verdict = decide(sweep_with_everything()).as_dict()
+    parts = [verdict["context"], verdict["controls"], verdict["by_rung"], *verdict["by_budget"].values()]
+    assert all(parts), "the planted sweep has every optional part of a verdict"
+    assert_explains("Verdicts", set(paths_in(verdict)))
+
+
+def test_every_key_of_the_status_is_explained(tmp_path: Path) -> None:
+    runs = Storage(str(tmp_path))
+    ledger = Ledger(runs, "first")
+    space = load_space(preset="smoke")
+    identity = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+    ledger.add_cells(first_cells(space, explore_cells(space, identity)), because="the first grid")
+    shapes = [{**strategy.model_dump(), "tokens_per_step": 1_024} for strategy in space.strategies]
+    ledger.begin({**made_up.beginning(), "space": space.resolved(), "strategies": shapes})
+    ledger.write_verdict(made_up.verdict())
+    status = status_of(ledger)
+    assert_explains("Status", set(paths_in(status)))
+    assert set(list_of_sweeps(runs)[0]) < set(status)
+
+
+def test_every_key_of_a_plan_is_explained() -> None:
+    parts: dict[str, Any] = {entry.name: () for entry in fields(SweepPlan)}
+    arm_parts: dict[str, Any] = {entry.name: 1 for entry in fields(ArmPlan)}
+    finding_parts: dict[str, Any] = {entry.name: "ok" for entry in fields(Finding)}
+    parts |= {"cells": (made_up.cell(),), "arms": (ArmPlan(**arm_parts),)}
+    parts["audit"] = Audit(findings=(Finding(**finding_parts),)).as_dict()
+    assert_explains("Plans", set(paths_in(SweepPlan(**parts).as_dict())))
+
+
+def test_every_metric_in_mlflow_is_explained() -> None:
+    summary = {f"summary/ARM.{name}" for name in SUMMARY_METRICS.values()}
+    assert_explains("MLflow metrics", {*METRICS, "test_loss", *summary})
+
+
+def test_every_param_and_tag_in_mlflow_is_explained() -> None:
+    desired = desired_sweep(SweepView(results=made_up.finished_sweep(), verdict=made_up.verdict()))
+    runs = (desired.parent, *desired.cells)
+    assert_explains("MLflow params", {param for run in runs for param in run.params})
+    # The projector adds these to what it is asked for: the parent's id and note, and its own bookkeeping.
+    added = {"mlflow.parentRunId", "mlflow.note.content", POINTS_TAG, ARTIFACTS_TAG}
+    assert_explains("MLflow tags", {tag for run in runs for tag in run.tags} | set(desired.experiment_tags) | added)
+
+
+def prose_of(path: Path) -> str:
+    """The text without its blocks of code, in which brackets are no links."""
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors_of(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_documents_resolve(path: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (anchor and anchor not in anchors_of(file)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_folders_that_a_document_names_are_there(path: Path) -> None:
+    named = re.findall(r"`((?:bench|deploy|docs|moe|search_spaces|sweeps|tests)/[\w./-]*)`", prose_of(path))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_that_a_document_shows_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    blocks = re.sub(r"#.*", "", "\n".join(re.findall(r"^```.*?^```", text, flags=re.MULTILINE | re.DOTALL)))
+    code = "\n".join([blocks, *re.findall(r"`[^`\n]+`", prose_of(path))])
+    known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    shown = set(re.findall(r"(?:^|[`/ ])sweeps ([a-z][a-z-]*)", code, flags=re.MULTILINE))
+    assert shown <= known
+    targets = set(re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    makes = set(re.findall(r"(?:^|[`& ])make ([a-z][a-z-]*)", code, flags=re.MULTILINE))
+    assert makes <= {target for line in targets for target in line.split()}
+
+
+@pytest.mark.parametrize("package", ["search_spaces", "moe", "sweeps"])
+def test_every_room_has_its_line_in_the_design(package: str) -> None:
+    text = prose_of(ROOT / "docs" / "design.md")
+    rooms = text.partition(f"\n## The rooms of `{package}`\n")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"^\| `([^`]+)` \|", rooms, flags=re.MULTILINE))
+    files = {path.relative_to(ROOT / package).as_posix() for path in (ROOT / package).rglob("*.py")}
+    assert listed == {name for name in files if not Path(name).name.startswith("__")}
