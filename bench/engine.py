@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 
 from search_spaces import Identity, Space, explore_cells, load_space
-from sweeps.driver import Driver, Packing
-from sweeps.engine import local_ray
-from sweeps.ledger import Ledger
-from sweeps.phases import first_cells
-from sweeps.plan import Plan
-from sweeps.storage import Storage
-from sweeps.trainable import SegmentJob
+from sweeps.engine.driver import Driver, Packing
+from sweeps.engine.ray_engine import local_ray
+from sweeps.engine.trainable import SegmentJob
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
+from sweeps.plan.phases import first_cells
+from sweeps.plan.segments import Plan
 
 OUT = Path(__file__).with_name("engine.json")
 REPORTS = 20

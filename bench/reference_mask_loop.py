@@ -8,6 +8,8 @@ the plainest correct PyTorch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -115,7 +117,8 @@ class MaskLoopLanguageModel(nn.Module):
         state = dict(ours.named_parameters())
         self.embed.weight.copy_(state["embed_tokens.weight"])
         self.norm.weight.copy_(state["norm.weight"])
-        for i, layer in enumerate(self.layers):
+        layers: list[Any] = list(self.layers)
+        for i, layer in enumerate(layers):
             for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"):
                 getattr(layer, name).weight.copy_(state[f"layers.{i}.self_attn.{name}.weight"])
             layer.norm1.weight.copy_(state[f"layers.{i}.input_layernorm.weight"])

@@ -79,7 +79,7 @@ class Contestant:
         started_s = time.perf_counter()
         with self.precision.autocast():
             ce, total = self.loss_of(tokens_BT, targets_BT)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         self.loss = float(ce.detach())
         outcome = self.optimizers.step_or_skip(None, OPTIMIZER.clip_grad_norm)
         self.optimizers.zero_grad()
@@ -132,8 +132,7 @@ def transformers_model(
 ) -> Contestant:
     from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeForCausalLM
 
-    hf_config = qwen3_moe_config(config)
-    model: Any
+    hf_config: Any = qwen3_moe_config(config)
     if family == "mixtral":
         hf_config = MixtralConfig(
             vocab_size=config.vocab_size,
@@ -151,7 +150,7 @@ def transformers_model(
     hf_config.router_aux_loss_coef = LB_LOSS_COEF
     hf_config._attn_implementation = "sdpa"
     hf_config._experts_implementation = experts
-    model = (MixtralForCausalLM if family == "mixtral" else Qwen3MoeForCausalLM)(hf_config)
+    model: Any = (MixtralForCausalLM if family == "mixtral" else Qwen3MoeForCausalLM)(hf_config)
     if family != "mixtral":
         state = {f"model.{name}": weight for name, weight in make_ours(config).state_dict().items()}
         model.load_state_dict(state, strict=False)
@@ -353,8 +352,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "mask loop": fastest_mask_loop(config, precision, seq_len),
             }
             rows += [row(seq_len, vocab, precision, options.repeats, choice) for vocab in options.vocab]
-    found = {"machine": machine(), "rows": rows, "muon": muon_rows(options.repeats)}
-    show(rows, found["muon"])
+    muon = muon_rows(options.repeats)
+    found = {"machine": machine(), "rows": rows, "muon": muon}
+    show(rows, muon)
     unfinished = options.out.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(found, indent=1) + "\n")
     unfinished.replace(options.out)

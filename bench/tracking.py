@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from search_spaces import Cell  # noqa: E402
-from sweeps.results import CellResult, SweepResults  # noqa: E402
-from sweeps.tracking import Projector, sync  # noqa: E402
-from sweeps.tracking_projection import SweepView, cell_points  # noqa: E402
-from sweeps.tracking_store import tracking_store  # noqa: E402
-from sweeps.tracking_thread import TrackingThread  # noqa: E402
+from sweeps.ledger.results import CellResult, SweepResults  # noqa: E402
+from sweeps.tracking.projection import SweepView, cell_points  # noqa: E402
+from sweeps.tracking.projector import Projector, sync  # noqa: E402
+from sweeps.tracking.store import tracking_store  # noqa: E402
+from sweeps.tracking.thread import TrackingThread  # noqa: E402
 
 STRATEGIES = ("large_batch", "long_seq", "balanced")
 TOKENS_PER_POINT = 26_214

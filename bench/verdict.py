@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 
-from sweeps import calibration  # noqa: E402
-from sweeps.calibration import ALPHA, CURVATURES, NOISES, Setting  # noqa: E402
+from sweeps.verdict import calibration  # noqa: E402
+from sweeps.verdict.calibration import ALPHA, CURVATURES, NOISES, Setting  # noqa: E402
 
 EQUAL = NOISES[0]
 SEEDS = (3, 4, 5)

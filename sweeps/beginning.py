@@ -9,10 +9,10 @@ from typing import Any
 
 from search_spaces import CorpusFacts, Problem, Space, SpaceErrors, check_against_corpus, corpus_warnings, explore_cells
 from sweeps.bridge import batch_configs, model_config
-from sweeps.ledger import Ledger
+from sweeps.ledger.provenance import code_fingerprint, git_state, hardware, versions
+from sweeps.ledger.sweep_folder import Ledger
 from sweeps.material import Material
-from sweeps.phases import first_cells
-from sweeps.provenance import code_fingerprint, git_state, hardware, versions
+from sweeps.plan.phases import first_cells
 
 
 def corpus_facts(material: Material) -> CorpusFacts:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from search_spaces import Space
-    from sweeps.ledger import Ledger
+    from sweeps.ledger.sweep_folder import Ledger
     from sweeps.session import Sitting
 
 app = typer.Typer(
@@ -55,9 +55,9 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep to its verdict. Without a choice: `matched` where there is a GPU, else `laptop`."""
+    from sweeps.ledger.storage import Storage
     from sweeps.names import fresh_name, require_name
     from sweeps.session import run_new
-    from sweeps.storage import Storage
 
     if _is_job():
         words = _words(
@@ -144,8 +144,8 @@ def plan(
 @app.command()
 def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
     """List sweeps, or show one: cells by outcome, rungs, tokens, time left."""
+    from sweeps.ledger.storage import Storage
     from sweeps.status import list_of_sweeps, render_list, render_status, status_of
-    from sweeps.storage import Storage
 
     if name is None:
         found = list_of_sweeps(Storage(runs_dir))
@@ -168,12 +168,12 @@ def verdict(
     """Decide again, from a sweep's ledger or from a CSV file of records."""
     from sweeps.errors import BadInputError
     from sweeps.finish import decide_and_write, show_verdict
-    from sweeps.reading import LedgerReader
+    from sweeps.ledger.reading import LedgerReader
 
     if (name is None) == (records is None):
         raise BadInputError("name one sweep, or one file with --records")
     if records is not None:
-        from sweeps.records_csv import decide_file
+        from sweeps.verdict.records_csv import decide_file
 
         found = decide_file(records).as_dict()
     else:
@@ -196,7 +196,7 @@ def report(
 ) -> None:
     """Write report.html, report.md and the pictures again; with several sweeps, put them side by side."""
     from sweeps.finish import decide_and_write, write_reports
-    from sweeps.reading import LedgerReader
+    from sweeps.ledger.reading import LedgerReader
 
     ledgers = [_ledger(runs_dir, name) for name in names or [_newest(runs_dir, None)]]
     decided = []
@@ -207,7 +207,7 @@ def report(
         write_reports(ledgers[0], *decided[0])
         where = f"{ledgers[0].storage.uri}/report.html"
     else:
-        from sweeps.report_compare import compare_report
+        from sweeps.report.compare import compare_report
 
         out.mkdir(parents=True, exist_ok=True)
         where = str(compare_report(*decided, folder=out).html)
@@ -258,7 +258,7 @@ def rm(
 @app.command("gpu-check")
 def gpu_check(out: Annotated[Path, typer.Option(help="The file to write.")] = Path("gpu-check.json")) -> None:
     """On a machine with CUDA: prediction, precision, packing, out-of-memory and resume, measured (else exit 4)."""
-    from sweeps.gpu_check import gpu_check as check
+    from sweeps.cluster.gpu_check import gpu_check as check
 
     console = _console()
     raise typer.Exit(check(out, console.print, console.print))
@@ -269,8 +269,8 @@ def sync(name: Name, runs_dir: RunsDir = "runs") -> None:
     """Bring MLflow up to date from the ledger, and register a winner that is not registered yet."""
     from sweeps.export import register_winner
     from sweeps.finish import view_of
-    from sweeps.tracking import sync as sync_view
-    from sweeps.tracking_store import tracking_store
+    from sweeps.tracking.projector import sync as sync_view
+    from sweeps.tracking.store import tracking_store
 
     ledger = _ledger(runs_dir, name)
     store = tracking_store(runs_dir)
@@ -285,8 +285,8 @@ def ui(
     port: Annotated[int | None, typer.Option(help="A free one without it.")] = None,
 ) -> None:
     """Open MLflow's UI on 127.0.0.1; Ctrl-C ends it."""
-    from sweeps.tracking_store import tracking_store
-    from sweeps.ui import run_ui
+    from sweeps.tracking.store import tracking_store
+    from sweeps.tracking.ui import run_ui
 
     run_ui(tracking_store(runs_dir), lambda line: print(line, flush=True), sweep=name, port=port)
 
@@ -294,8 +294,8 @@ def ui(
 @app.command()
 def doctor(runs_dir: RunsDir = "runs") -> None:
     """Say what this machine, cluster, hub and tracking server can do, and what to mend."""
-    from sweeps.doctor import examine, render
-    from sweeps.tracking_store import tracking_store
+    from sweeps.cluster.doctor import examine, render
+    from sweeps.tracking.store import tracking_store
 
     address = os.environ.get("RAY_ADDRESS")
     _console().print(render(examine(runs_dir=runs_dir, tracking_uri=tracking_store(runs_dir).uri, ray_address=address)))
@@ -331,7 +331,7 @@ def main() -> NoReturn:
 def _known_user_error(error: ValueError) -> int:
     """Errors of ``moe`` and of record files are the user's to mend; any other ValueError is ours."""
     from moe.errors import DeviceMissing, MoeError
-    from sweeps.records_csv import RecordsError
+    from sweeps.verdict.records_csv import RecordsError
 
     if not isinstance(error, MoeError | RecordsError):
         raise error
@@ -362,14 +362,14 @@ def _space(preset: str | None, path: Path | None, overrides: list[str] | None) -
 
 def _default_preset() -> str:
     """``matched`` where the cluster has a GPU, else ``laptop``."""
-    from sweeps.cluster import cluster_has_gpu
+    from sweeps.cluster.facts import cluster_has_gpu
 
     return "matched" if cluster_has_gpu() else "laptop"
 
 
 def _sitting(runs_dir: str, **options: Any) -> Sitting:
+    from sweeps.ledger.storage import Storage
     from sweeps.session import Sitting
-    from sweeps.storage import Storage
 
     command = shlex.join(["sweeps", *sys.argv[1:]])
     return Sitting(runs_uri=Storage(runs_dir).uri, command=command, **options)
@@ -385,7 +385,7 @@ def _words(*options: tuple[str, object]) -> list[str]:
 
 
 def _run_as_job(words: list[str], runs_dir: str, name: str | None) -> int:
-    from sweeps.job import JobRequest, run_as_job, shared_runs_uri
+    from sweeps.cluster.job import JobRequest, run_as_job, shared_runs_uri
 
     address = os.environ["RAY_ADDRESS"]
     request = JobRequest(arguments=tuple(words), runs_uri=shared_runs_uri(runs_dir, address), sweep=name)
@@ -393,8 +393,8 @@ def _run_as_job(words: list[str], runs_dir: str, name: str | None) -> int:
 
 
 def _ledger(runs_dir: str, name: str) -> Ledger:
-    from sweeps.ledger import Ledger
-    from sweeps.storage import Storage
+    from sweeps.ledger.storage import Storage
+    from sweeps.ledger.sweep_folder import Ledger
 
     ledger = Ledger(Storage(runs_dir), name)
     ledger.beginning()
@@ -402,8 +402,8 @@ def _ledger(runs_dir: str, name: str) -> Ledger:
 
 
 def _newest(runs_dir: str, name: str | None) -> str:
+    from sweeps.ledger.storage import Storage
     from sweeps.names import newest_name
-    from sweeps.storage import Storage
 
     return name if name is not None else newest_name(Storage(runs_dir))
 

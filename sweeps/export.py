@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from sweeps.bridge import train_config
 from sweeps.errors import BadInputError, StorageError
 from sweeps.extension import current_space
-from sweeps.ledger import Ledger
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.sweep_folder import Ledger
 from sweeps.material import material_for
-from sweeps.reading import LedgerReader
-from sweeps.results import CellResult, SweepResults
 
 if TYPE_CHECKING:
-    from sweeps.tracking_store import TrackingStore
+    from sweeps.tracking.store import TrackingStore
 
 
 def best_cell(results: SweepResults, arm: str) -> CellResult | None:
@@ -98,7 +98,7 @@ def write_exam(ledger: Ledger, out: Path) -> None:
 
 def register_winner(ledger: Ledger, store: TrackingStore, *, on_request: bool = False) -> str | None:
     """Register the winner in MLflow as ``champion`` and return its URI; None where no arm won and nobody asked."""
-    from sweeps.registry import register_champion
+    from sweeps.tracking.registry import register_champion
 
     results = LedgerReader(ledger).results()
     verdict = ledger.verdict()

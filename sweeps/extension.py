@@ -18,8 +18,8 @@ from search_spaces import (
 )
 from sweeps.bridge import space_of
 from sweeps.errors import BadInputError
-from sweeps.ledger import Ledger, PlannedCell
-from sweeps.phases import first_cells
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell
+from sweeps.plan.phases import first_cells
 
 
 def identity_of(beginning: Mapping[str, Any]) -> Identity:

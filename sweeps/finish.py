@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from sweeps.export import best_cell
-from sweeps.ledger import Ledger
-from sweeps.reading import LedgerReader
-from sweeps.results import SweepResults
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.results import SweepResults
+from sweeps.ledger.sweep_folder import Ledger
 
 if TYPE_CHECKING:
-    from sweeps.plan import Plan
-    from sweeps.tracking_projection import LiveState, SweepView
+    from sweeps.plan.segments import Plan
+    from sweeps.tracking.projection import LiveState, SweepView
 
 
 def finish(ledger: Ledger, console: Console, *, quiet: bool) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def finish(ledger: Ledger, console: Console, *, quiet: bool) -> dict[str, Any]:
 
 def decide_and_write(ledger: Ledger, results: SweepResults) -> dict[str, Any]:
     """The verdict as the ledger supports it now, written as the newest."""
-    from sweeps.verdict import decide
+    from sweeps.verdict.decision import decide
 
     verdict = decide(results).as_dict()
     ledger.write_verdict(verdict)
@@ -42,7 +42,7 @@ def decide_and_write(ledger: Ledger, results: SweepResults) -> dict[str, Any]:
 
 def write_reports(ledger: Ledger, results: SweepResults, verdict: dict[str, Any]) -> None:
     """Write report and pictures into the sweep's folder, wherever that is."""
-    from sweeps.report import write_report
+    from sweeps.report.html import write_report
 
     with TemporaryDirectory(prefix="moe-sweeps-report-") as folder:
         write_report(results, verdict, Path(folder))
@@ -87,7 +87,7 @@ def show_verdict(verdict: dict[str, Any], console: Console) -> None:
 
 def view_of(ledger: Ledger, plan: Callable[[], Plan | None]) -> Callable[[], SweepView]:
     """A function that reads what MLflow should show now; for one thread."""
-    from sweeps.tracking_projection import SweepView
+    from sweeps.tracking.projection import SweepView
 
     reader = LedgerReader(ledger)
 

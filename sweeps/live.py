@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces import Space
-from sweeps.forecast import Forecast, forecast
-from sweeps.ledger import PlannedCell
-from sweeps.plan import Plan
+from sweeps.ledger.sweep_folder import PlannedCell
+from sweeps.plan.forecast import Forecast, forecast
+from sweeps.plan.segments import Plan
 
 _MARKS: Final = {
     "running": ("▶", "bold cyan"),

@@ -6,8 +6,8 @@ import re
 from typing import Final
 
 from sweeps.errors import BadInputError
-from sweeps.ledger import Ledger, sweep_names
-from sweeps.storage import Storage
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger, sweep_names
 
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from search_spaces import Cell, Identity, Space, planned_cells
 from sweeps.bridge import model_config
-from sweeps.forecast import explore_tokens_per_arm
-from sweeps.matmul_rate import matmul_flops_per_s
-from sweeps.packing import fit_arms, predicted_peaks, resource_plan
-from sweeps.resources import ResourcePlan
+from sweeps.cluster.matmul_rate import matmul_flops_per_s
+from sweeps.cluster.packing import fit_arms, predicted_peaks, resource_plan
+from sweeps.cluster.resources import ResourcePlan
+from sweeps.plan.forecast import explore_tokens_per_arm
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -193,7 +193,7 @@ def _hours(
 
 
 def _smallest_difference(space: Space) -> float | None:
-    from sweeps.statistics import smallest_detectable
+    from sweeps.verdict.statistics import smallest_detectable
 
     if space.seeds.confirm < 2:
         return None

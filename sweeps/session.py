@@ -16,22 +16,22 @@ from rich.console import Console
 
 from search_spaces import Space
 from sweeps.beginning import audit_table, begin, check_corpus
-from sweeps.driver import Driver, Packing, describe, failed_cells
-from sweeps.engine import joined_ray, local_ray
+from sweeps.cluster.packing import fit_arms, packing_for, predicted_peaks, resource_plan
+from sweeps.engine.driver import Driver, Packing, describe, failed_cells
+from sweeps.engine.ray_engine import joined_ray, local_ray
 from sweeps.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_SOME_FAILED, BadInputError, WorldError
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
-from sweeps.free_space import require_room
-from sweeps.lease import Lease
-from sweeps.ledger import Ledger
+from sweeps.ledger.free_space import require_room
+from sweeps.ledger.lease import Lease
+from sweeps.ledger.provenance import code_fingerprint
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
 from sweeps.live import SweepWatch, open_watch
 from sweeps.material import Material, material_for
-from sweeps.packing import fit_arms, packing_for, predicted_peaks, resource_plan
-from sweeps.phases import next_cells
-from sweeps.plan import Plan
-from sweeps.provenance import code_fingerprint
-from sweeps.reading import LedgerReader
-from sweeps.storage import Storage
+from sweeps.plan.phases import next_cells
+from sweeps.plan.segments import Plan
 
 if TYPE_CHECKING:
     from moe.token_build import Progress
@@ -106,9 +106,9 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
 
 def remove(ledger: Ledger, sitting: Sitting, console: Console) -> None:
     """Delete a sweep that nobody runs: its runs and model in MLflow first, then its folder."""
-    from sweeps.registry import unregister
-    from sweeps.tracking import delete_runs
-    from sweeps.tracking_store import tracking_store
+    from sweeps.tracking.projector import delete_runs
+    from sweeps.tracking.registry import unregister
+    from sweeps.tracking.store import tracking_store
 
     sweep_id = str(ledger.beginning()["sweep_id"])
     store = tracking_store(sitting.runs_uri)
@@ -130,7 +130,7 @@ def is_finished(ledger: Ledger) -> bool:
     identity = identity_of(results.beginning)
     if not all(ended) or next_cells(current_space(ledger), identity, results, ledger.planned_cells()).cells:
         return False
-    from sweeps.verdict import decide
+    from sweeps.verdict.decision import decide
 
     verdict = ledger.verdict()
     return verdict is not None and verdict == decide(results).as_dict()
@@ -197,10 +197,9 @@ def _packing_on_cluster(
 
     Raises BadInputError with every problem at once.
     """
-    from sweeps.cluster import cluster_facts
-    from sweeps.material import cache_dir
-    from sweeps.preflight import preflight, render
-    from sweeps.tracking_store import tracking_store
+    from sweeps.cluster.facts import cluster_facts
+    from sweeps.cluster.preflight import preflight, render
+    from sweeps.tracking.store import tracking_store
 
     found = preflight(
         storage_uri=ledger.storage.uri,
@@ -218,8 +217,8 @@ def _packing_on_cluster(
 def _register(ledger: Ledger, sitting: Sitting, console: Console) -> None:
     """Register the winner in MLflow; a store that is down costs the entry, never the sweep."""
     from sweeps.export import register_winner
-    from sweeps.tracking import is_outage
-    from sweeps.tracking_store import tracking_store
+    from sweeps.tracking.projector import is_outage
+    from sweeps.tracking.store import tracking_store
 
     try:
         uri = register_winner(ledger, tracking_store(sitting.runs_uri))
@@ -243,9 +242,9 @@ class _Tracked:
 @contextmanager
 def _tracked(ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[_Tracked]:
     """MLflow follows in the background; at the end it is brought up to date, whatever happened."""
-    from sweeps.tracking import Projector
-    from sweeps.tracking_store import tracking_store
-    from sweeps.tracking_thread import TrackingThread
+    from sweeps.tracking.projector import Projector
+    from sweeps.tracking.store import tracking_store
+    from sweeps.tracking.thread import TrackingThread
 
     tracked = _Tracked(wake=lambda: None)
     view = view_of(ledger, lambda: tracked.plan)

@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sweeps.driver import stopping_rule
+from sweeps.engine.driver import stopping_rule
 from sweeps.extension import current_space
-from sweeps.lease import read_holder
-from sweeps.ledger import Ledger, sweep_names
-from sweeps.plan import Plan
-from sweeps.reading import LedgerReader, progress_of
+from sweeps.ledger.lease import read_holder
+from sweeps.ledger.reading import LedgerReader, progress_of
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger, sweep_names
+from sweeps.plan.segments import Plan
 from sweeps.session import LEASE
-from sweeps.storage import Storage
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -16,16 +16,16 @@ from moe.exam_views import ContextUse, ExamScores, LengthLoss, PositionLoss
 from moe.report import Report
 from search_spaces import Identity, explore_cells, load_space
 from sweeps.cli import app
-from sweeps.ledger import CellFolder, Ledger, PlannedCell
-from sweeps.phases import first_cells
+from sweeps.engine.trainable import SegmentJob, _Segment
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
+from sweeps.plan.phases import first_cells
 from sweeps.planning import ArmPlan, SweepPlan
-from sweeps.results import CellResult, SweepResults
 from sweeps.status import list_of_sweeps, status_of
-from sweeps.storage import Storage
-from sweeps.tracking_projection import METRICS, SUMMARY_METRICS, SweepView, desired_sweep
-from sweeps.tracking_runs import ARTIFACTS_TAG, POINTS_TAG
-from sweeps.trainable import SegmentJob, _Segment
-from sweeps.verdict import decide
+from sweeps.tracking.projection import METRICS, SUMMARY_METRICS, SweepView, desired_sweep
+from sweeps.tracking.runs import ARTIFACTS_TAG, POINTS_TAG
+from sweeps.verdict.decision import decide
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
 

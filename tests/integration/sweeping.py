@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sweeps.ledger import Ledger
-from sweeps.storage import Storage
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
 
 PATIENCE_S = 300.0
 

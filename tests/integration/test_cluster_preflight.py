@@ -19,9 +19,9 @@ ASK = """
 import json, sys
 from dataclasses import asdict
 import os
-from sweeps.cluster import cluster_facts, connect
-from sweeps.preflight import preflight
-from sweeps.shipping import cluster_runtime_env
+from sweeps.cluster.facts import cluster_facts, connect
+from sweeps.cluster.preflight import preflight
+from sweeps.cluster.shipping import cluster_runtime_env
 connect(os.environ["RAY_ADDRESS"], cluster_runtime_env(os.environ))
 storage, tracking = sys.argv[1:]
 result = preflight(storage_uri=storage, tracking_uri=tracking or None)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import pytest
 
-from sweeps.engine import Share, local_ray, run_trials
-from sweeps.resources import ClusterFacts, plan_resources, trials_per_gpu
-from sweeps.trainable import SegmentJob
+from sweeps.cluster.resources import ClusterFacts, plan_resources, trials_per_gpu
+from sweeps.engine.ray_engine import Share, local_ray, run_trials
+from sweeps.engine.trainable import SegmentJob
 
 pytestmark = pytest.mark.slow
 

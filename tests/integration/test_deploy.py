@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from sweeps.cluster import declared_growth
+from sweeps.cluster.facts import declared_growth
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PINNED_RAY = "2.60.0"

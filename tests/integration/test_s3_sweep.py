@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.storage import Storage
+from sweeps.ledger.storage import Storage
 from tests.integration.ray_cluster import REPOSITORY
 from tests.integration.s3_server import S3Server, s3_server
 from tests.integration.sweeping import PATIENCE_S, command, losses, wait_for

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from search_spaces import Cell
-from sweeps.results import CellResult, SweepResults
+from sweeps.ledger.results import CellResult, SweepResults
 
 CREATED_S = 1_760_000_000.0
 BUDGET_TOKENS = 4_096

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces import Cell
-from sweeps.results import CellResult, SweepResults
+from sweeps.ledger.results import CellResult, SweepResults
 
 BUDGET = 1_000
 SHAPES = {"large_batch": (32, 64), "balanced": (8, 256), "long_seq": (2, 1024)}

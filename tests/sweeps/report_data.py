@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from search_spaces import Cell
-from sweeps.results import CellResult, SweepResults
+from sweeps.ledger.results import CellResult, SweepResults
 
 BUDGET = 524_288
 RUNGS = (131_072, 262_144)
@@ -204,7 +204,7 @@ def results(
 
 def verdict_of(sweep: SweepResults, **changes: Any) -> dict[str, Any]:
     """Return a verdict as ``verdict.json`` would hold it, from the real verdict."""
-    from sweeps.verdict import decide
+    from sweeps.verdict.decision import decide
 
     return {**decide(sweep).as_dict(), **changes}
 

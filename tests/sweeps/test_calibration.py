@@ -10,9 +10,9 @@ import math
 import numpy as np
 import pytest
 
-from sweeps import calibration
-from sweeps.calibration import ALPHA, NOISES, Setting
-from sweeps.verdict import decide
+from sweeps.verdict import calibration
+from sweeps.verdict.calibration import ALPHA, NOISES, Setting
+from sweeps.verdict.decision import decide
 from tests.sweeps.planted_sweep import CURVES, confirm, explore, sweep
 
 REPEATS = 400
@@ -81,7 +81,7 @@ def test_confirm_is_unbiased_where_explore_is_not(curvature: float) -> None:
 
 
 def test_the_whole_verdict_decides_as_the_simulated_rule_does() -> None:
-    from sweeps.statistics import tied, winner
+    from sweeps.verdict.statistics import tied, winner
 
     rng = np.random.default_rng(5)
     outcomes = set()

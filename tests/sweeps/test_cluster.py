@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.cluster import cluster_has_gpu, connect, declared_growth, not_yet_up
+from sweeps.cluster.facts import cluster_has_gpu, connect, declared_growth, not_yet_up
+from sweeps.cluster.resources import ClusterFacts, NodeFacts, plan_resources
 from sweeps.errors import BadInputError, WorldError
-from sweeps.resources import ClusterFacts, NodeFacts, plan_resources
 
 
 def test_declared_nodes_are_read_with_several_kinds() -> None:
@@ -38,7 +38,7 @@ def test_a_cluster_that_grows_from_zero_is_planned_at_its_full_size() -> None:
 
 def test_a_gpu_is_looked_for_here_and_not_behind_a_job_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("sweeps.cluster.gpu_memories_gib", lambda: (24.0,))
+    monkeypatch.setattr("sweeps.cluster.facts.gpu_memories_gib", lambda: (24.0,))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert cluster_has_gpu()
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)  # a torch for CPUs beside a GPU

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps import doctor
-from sweeps.cluster import gpu_memories_gib, local_facts, usable_cpus
-from sweeps.doctor import (
+from sweeps.cluster import doctor
+from sweeps.cluster.doctor import (
     Row,
     check_disk,
     check_storage,
@@ -25,7 +24,8 @@ from sweeps.doctor import (
     read_constraints,
     render,
 )
-from sweeps.reachability import hub_problem, tracking_problem
+from sweeps.cluster.facts import gpu_memories_gib, local_facts, usable_cpus
+from sweeps.cluster.reachability import hub_problem, tracking_problem
 
 
 class Answering(BaseHTTPRequestHandler):

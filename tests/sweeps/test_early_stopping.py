@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from sweeps.early_stopping import Contender, Rung, decide
+from sweeps.plan.early_stopping import Contender, Rung, decide
 
 RUNGS = (Rung(tokens=100, keep=3), Rung(tokens=200, keep=2))
 

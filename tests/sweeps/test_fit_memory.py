@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from search_spaces import Space, SpaceErrors, load_space
-from sweeps.fit_memory import EQUAL_MEMORY, Predict, fit_memory, fullest_step, largest_micro_batch
+from sweeps.cluster.fit_memory import EQUAL_MEMORY, Predict, fit_memory, fullest_step, largest_micro_batch
 
 
 def straight(micro_batch_size: int, seq_len: int) -> float:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from search_spaces import Space, load_space, parse_space, preset_text
+from sweeps.cluster.gpu_check import gpu_check, run_checks, write_report
+from sweeps.cluster.gpu_experiments import Check, Laboratory, arm_checks, kill_and_resume, packing
+from sweeps.cluster.gpu_trial import TrialFacts, TrialOrder
+from sweeps.cluster.resources import allocator_share
 from sweeps.errors import NoDeviceError
-from sweeps.gpu_check import gpu_check, run_checks, write_report
-from sweeps.gpu_experiments import Check, Laboratory, arm_checks, kill_and_resume, packing
-from sweeps.gpu_trial import TrialFacts, TrialOrder
-from sweeps.resources import allocator_share
 
 FACTS = TrialFacts(
     arm="balanced",

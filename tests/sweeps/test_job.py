@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from sweeps import job
-from sweeps.errors import BadInputError, WorldError
-from sweeps.job import (
+from sweeps.cluster import job
+from sweeps.cluster.job import (
     JobRequest,
     detached_message,
     is_job_address,
     run_as_job,
     shared_runs_uri,
 )
+from sweeps.errors import BadInputError, WorldError
 
 ADDRESS = "http://head:8265"
 REQUEST = JobRequest(arguments=("run", "--preset", "smoke", "--name", "first"), runs_uri="s3://b/runs", sweep="first")

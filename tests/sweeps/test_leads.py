@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.results import CellResult, SweepResults
-from sweeps.verdict import Verdict, decide
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.verdict.decision import Verdict, decide
 from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
 
 GAINS = {"large_batch": 0.0, "balanced": 0.1, "long_seq": 0.35}

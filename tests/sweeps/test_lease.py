@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from sweeps.errors import SweepHeldError
-from sweeps.lease import Lease, read_holder
-from sweeps.storage import Storage
+from sweeps.ledger.lease import Lease, read_holder
+from sweeps.ledger.storage import Storage
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 from search_spaces import Cell
 from sweeps.errors import BadInputError, StorageError
-from sweeps.ledger import CellFolder, Ledger, PlannedCell
-from sweeps.storage import Storage
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
 
 CELL = Cell(
     cell_id="c0ffee",

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from sweeps.margin import default_margin, estimate, margin_of
-from sweeps.results import SweepResults
+from sweeps.ledger.results import SweepResults
+from sweeps.verdict.margin import default_margin, estimate, margin_of
 from tests.sweeps.planted_sweep import CURVES, cell, confirm, explore, sweep
 
 AUTO = {"alpha": 0.05, "margin": "auto", "looks": 1}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from sweeps.errors import StorageError
-from sweeps.results import CellResult, SweepResults
-from sweeps.tracking import Projector, sync
-from sweeps.tracking_projection import SweepView
-from sweeps.tracking_store import TrackingStore, connect, quiet_mlflow, tracking_store
-from sweeps.tracking_thread import TrackingThread
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.tracking.projection import SweepView
+from sweeps.tracking.projector import Projector, sync
+from sweeps.tracking.store import TrackingStore, connect, quiet_mlflow, tracking_store
+from sweeps.tracking.thread import TrackingThread
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.tracking_server import PostgresServer, TrackingServer
 from tests.sweeps.what_mlflow_holds import assert_shows

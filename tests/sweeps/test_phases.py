@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from search_spaces import Cell, Identity, Rate, Space, cell_at, confirm_cells, explore_cells, load_space
-from sweeps.ledger import PlannedCell
-from sweeps.phases import first_cells, next_cells
-from sweeps.results import CellResult, SweepResults
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.sweep_folder import PlannedCell
+from sweeps.plan.phases import first_cells, next_cells
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
 ARMS = ("large_batch", "balanced", "long_seq")

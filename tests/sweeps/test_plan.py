@@ -1,8 +1,8 @@
 """The plan of segments: what runs next, and why."""
 
 from search_spaces import Cell, EarlyStopping
-from sweeps.ledger import PlannedCell
-from sweeps.plan import Plan, Progress, Segment, StoppingRule
+from sweeps.ledger.sweep_folder import PlannedCell
+from sweeps.plan.segments import Plan, Progress, Segment, StoppingRule
 
 RULE = StoppingRule(rungs_tokens=(100, 200), keep=EarlyStopping(kind="asha", keep=(2, 1)))
 

@@ -11,11 +11,11 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from sweeps.plots import PLOTS, Picture, draw_all
-from sweeps.plots_schedule import MAX_STRETCHES, merged
-from sweeps.plots_style import ARM_LIGHT, CSS_VARIABLES, MARKERS, Tips, arm_marker, drawing, inline_svg, svg_text
-from sweeps.plots_training import MAX_CURVES_PER_ARM, MAX_POINTS_PER_CURVE, smoothed, thin_curve, thinned
-from sweeps.report_facts import Facts, Stretch
+from sweeps.report.facts import Facts, Stretch
+from sweeps.report.plots import PLOTS, Picture, draw_all
+from sweeps.report.plots_schedule import MAX_STRETCHES, merged
+from sweeps.report.plots_style import ARM_LIGHT, CSS_VARIABLES, MARKERS, Tips, arm_marker, drawing, inline_svg, svg_text
+from sweeps.report.plots_training import MAX_CURVES_PER_ARM, MAX_POINTS_PER_CURVE, smoothed, thin_curve, thinned
 from tests.sweeps.report_data import changed, results, verdict_of
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps import node_probe
-from sweeps import preflight as preflight_module
-from sweeps.node_probe import NodeAnswer, inspect_node, sources_fingerprint
-from sweeps.preflight import Preflight, judge, preflight, render
-from sweeps.storage import Storage
+from sweeps.cluster import node_probe
+from sweeps.cluster import preflight as preflight_module
+from sweeps.cluster.node_probe import NodeAnswer, inspect_node, sources_fingerprint
+from sweeps.cluster.preflight import Preflight, judge, preflight, render
+from sweeps.ledger.storage import Storage
 
 HEAD = NodeAnswer(
     node_id="h", address="10.0.0.1", cpus=4, gpus=0, is_driver=True, python="3.11.7", ray="2.60.0", torch="2.13.0",

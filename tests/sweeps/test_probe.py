@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search_spaces import Space, load_space
-from sweeps.gpu_trial import TrialFacts, TrialOrder
-from sweeps.probe import ProbedPeaks, Run, probe_key, probed_peaks
+from sweeps.cluster.gpu_trial import TrialFacts, TrialOrder
+from sweeps.cluster.probe import ProbedPeaks, Run, probe_key, probed_peaks
 
 PREDICTED_GIB = {"large_batch": 4.0, "balanced": 4.0, "long_seq": 4.0}
 

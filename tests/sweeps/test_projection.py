@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sweeps.results import CellResult
-from sweeps.tracking_note import MAX_NOTE_CHARS, parent_note
-from sweeps.tracking_projection import SweepView, cell_points, desired_sweep, points_digest, run_name
-from sweeps.tracking_store import tracking_store, without_credentials
+from sweeps.ledger.results import CellResult
+from sweeps.tracking.note import MAX_NOTE_CHARS, parent_note
+from sweeps.tracking.projection import SweepView, cell_points, desired_sweep, points_digest, run_name
+from sweeps.tracking.store import tracking_store, without_credentials
 from tests.sweeps import made_up_sweep as made_up
 
 
@@ -165,7 +165,7 @@ def test_credentials_are_cut_out_of_every_address_in_a_message() -> None:
 
 def test_importing_tracking_loads_no_mlflow() -> None:
     code = (
-        "import sys, sweeps.tracking, sweeps.tracking_thread, sweeps.registry, sweeps.ui;"
+        "import sys, sweeps.tracking.projector, sweeps.tracking.thread, sweeps.tracking.registry, sweeps.tracking.ui;"
         "assert not {'mlflow', 'torch', 'sqlalchemy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.records_csv import COLUMNS, RecordsError, decide_file, decide_records
+from sweeps.verdict.records_csv import COLUMNS, RecordsError, decide_file, decide_records
 from tests.sweeps.planted_sweep import CLEAR_WIN, CURVES
 
 HEADER = ",".join(COLUMNS)

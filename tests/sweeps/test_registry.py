@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from sweeps.errors import BadInputError
-from sweeps.registry import CHAMPION, RegisteredModel, register_champion, unregister
-from sweeps.tracking import find_run, sync
-from sweeps.tracking_projection import SweepView
-from sweeps.tracking_store import TrackingStore, TrackingUnavailableError, connect, tracking_store
+from sweeps.tracking.projection import SweepView
+from sweeps.tracking.projector import find_run, sync
+from sweeps.tracking.registry import CHAMPION, RegisteredModel, register_champion, unregister
+from sweeps.tracking.store import TrackingStore, TrackingUnavailableError, connect, tracking_store
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.tracking_server import TrackingServer
 from tests.sweeps.what_mlflow_holds import assert_shows

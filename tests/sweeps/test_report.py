@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from sweeps.report import render, write_report
-from sweeps.report_compare import agreement, compare_report, shared_pairs
-from sweeps.report_facts import Facts, worked
-from sweeps.report_fairness import fairness_ledger
-from sweeps.report_tables import cell_rows
-from sweeps.report_why import from_ahead, why_groups
-from sweeps.report_words import commands, headline, how_sure
-from sweeps.results import CellResult, SweepResults
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.report.compare import agreement, compare_report, shared_pairs
+from sweeps.report.facts import Facts, worked
+from sweeps.report.fairness import fairness_ledger
+from sweeps.report.html import render, write_report
+from sweeps.report.tables import cell_rows
+from sweeps.report.why import from_ahead, why_groups
+from sweeps.report.words import commands, headline, how_sure
 from tests.sweeps.report_data import ARMS, BUDGET, RUNGS, changed, many_cells, results, verdict_of
 
 

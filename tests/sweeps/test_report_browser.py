@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.report import write_report
+from sweeps.report.html import write_report
 from tests.sweeps.report_data import results, verdict_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from search_spaces import load_space, parse_space, preset_names
-from sweeps.report_facts import Facts
-from sweeps.report_markdown import MAX_CELLS, escaped, markdown, table_lines
-from sweeps.report_numbers import (
+from sweeps.report.facts import Facts
+from sweeps.report.markdown import MAX_CELLS, escaped, markdown, table_lines
+from sweeps.report.space_toml import as_toml
+from sweeps.written import (
     chance,
     count,
     duration,
@@ -27,7 +28,6 @@ from sweeps.report_numbers import (
     short_count,
     signed,
 )
-from sweeps.report_space import as_toml
 from tests.sweeps.report_data import changed, results, verdict_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.resources import (
+from sweeps.cluster.resources import (
     CUDA_CONTEXT_GIB,
     ClusterFacts,
     NodeFacts,

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from sweeps.optimum import RateCurve, locate, outlasts_a_better_rate
-from sweeps.selection import choices, choose, edges
+from sweeps.verdict.optimum import RateCurve, locate, outlasts_a_better_rate
+from sweeps.verdict.selection import choices, choose, edges
 from tests.sweeps.planted_sweep import CURVES, cell, confirm, explore, sweep
 
 BOWL = {0.005: 5.0, 0.01: 4.6, 0.02: 4.5, 0.04: 4.9}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.cluster.shipping import cluster_runtime_env, forwarded_environment, pinned_requirements, stage
 from sweeps.errors import BadInputError
-from sweeps.shipping import cluster_runtime_env, forwarded_environment, pinned_requirements, stage
 
 
 def test_only_packages_constraints_and_the_space_file_are_shipped(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.results import SweepResults
-from sweeps.verdict import decide
+from sweeps.ledger.results import SweepResults
+from sweeps.verdict.decision import decide
 from tests.sweeps.planted_sweep import CLEAR_WIN, CURVES, confirm, explore, sweep
 
 NARROW = {

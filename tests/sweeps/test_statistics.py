@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from sweeps.statistics import (
+from sweeps.verdict.statistics import (
     best_shares,
     document_interval,
     holm,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.errors import StorageError
-from sweeps.storage import Storage
+from sweeps.ledger.storage import Storage
 
 
 @pytest.fixture(params=["path", "uri"])

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sweeps.results import CellResult, SweepResults
-from sweeps.tracking import Projector, delete_runs, sync
-from sweeps.tracking_projection import SweepView, cell_points
-from sweeps.tracking_store import TrackingStore, TrackingUnavailableError, connect, tracking_store
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.tracking.projection import SweepView, cell_points
+from sweeps.tracking.projector import Projector, delete_runs, sync
+from sweeps.tracking.store import TrackingStore, TrackingUnavailableError, connect, tracking_store
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.what_mlflow_holds import assert_shows, everything, history, runs_of
 
@@ -274,9 +274,9 @@ def test_a_mistake_of_this_program_is_not_taken_for_an_outage(
 def test_the_terminal_stays_quiet_and_the_working_directory_clean(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.append(sys.argv[1])\n"
-        "from sweeps.tracking import sync\n"
-        "from sweeps.tracking_projection import SweepView\n"
-        "from sweeps.tracking_store import tracking_store\n"
+        "from sweeps.tracking.projector import sync\n"
+        "from sweeps.tracking.projection import SweepView\n"
+        "from sweeps.tracking.store import tracking_store\n"
         "from tests.sweeps import made_up_sweep as made_up\n"
         "view = SweepView(results=made_up.finished_sweep(), verdict=made_up.verdict(), attachments={'a': b'1'})\n"
         "sync(view, tracking_store('runs', {}))\n"

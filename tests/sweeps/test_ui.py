@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from sweeps.errors import BadInputError
-from sweeps.tracking import sync
-from sweeps.tracking_projection import SweepView
-from sweeps.tracking_store import TrackingStore, tracking_store
-from sweeps.tracking_views import COLUMNS, VIEW_TAG_PREFIX, view_tags
-from sweeps.ui import FIRST_PORT, HOST, free_port, links, run_ui
+from sweeps.tracking.projection import SweepView
+from sweeps.tracking.projector import sync
+from sweeps.tracking.store import TrackingStore, tracking_store
+from sweeps.tracking.ui import FIRST_PORT, HOST, free_port, links, run_ui
+from sweeps.tracking.views import COLUMNS, VIEW_TAG_PREFIX, view_tags
 from tests.sweeps import made_up_sweep as made_up
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -31,8 +31,8 @@ SERVE = """
 import signal, sys
 sys.path.append(sys.argv[1])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this test runs in the background of a shell
-from sweeps.tracking_store import tracking_store
-from sweeps.ui import free_port, run_ui
+from sweeps.tracking.store import tracking_store
+from sweeps.tracking.ui import free_port, run_ui
 run_ui(tracking_store(sys.argv[2], {}), lambda line: print(line, flush=True), sweep="first")
 """
 
@@ -179,9 +179,11 @@ def test_ctrl_c_ends_the_ui_cleanly_and_nothing_listens_any_more(store: Tracking
 def test_a_server_has_a_ui_already_and_only_its_links_are_said(
     store: TrackingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sweeps.ui
+    import sweeps.tracking.ui
 
-    monkeypatch.setattr(sweeps.ui, "links", lambda _, base_url, sweep: [sweeps.ui.Link(text=str(sweep), url=base_url)])
+    monkeypatch.setattr(
+        sweeps.tracking.ui, "links", lambda _, base_url, sweep: [sweeps.tracking.ui.Link(text=str(sweep), url=base_url)]
+    )
     said: list[str] = []
     run_ui(TrackingStore(uri="https://ada:secret@tracking.example", artifacts_dir=None), said.append, sweep="first")
     assert said == ["first: https://tracking.example"]

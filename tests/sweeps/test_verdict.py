@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweeps.results import CellResult
-from sweeps.verdict import decide
+from sweeps.ledger.results import CellResult
+from sweeps.verdict.decision import decide
 from tests.sweeps.planted_sweep import CLEAR_WIN, CURVES, cell, confirm, explore, sweep
 
 TIED = {**CLEAR_WIN, "balanced": (4.402, 4.408, 4.391, 4.404, 4.397)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeps.tracking_projection import SweepView, cell_points, desired_sweep
-from sweeps.tracking_runs import POINTS_TAG
+from sweeps.tracking.projection import SweepView, cell_points, desired_sweep
+from sweeps.tracking.runs import POINTS_TAG
 
 
 def runs_of(client: Any, name: str) -> dict[str | None, Any]:

@@ -1,0 +1,1 @@
+"""Machines: what they have, how trials share them, and what a cluster must show before a sweep starts."""

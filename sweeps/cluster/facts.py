@@ -1,0 +1,185 @@
+"""The facts about machines that planning needs: of this one without Ray, of a whole cluster through Ray."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeps.cluster.resources import ClusterFacts, NodeFacts
+from sweeps.errors import BadInputError, WorldError
+
+GIB = 2**30
+
+NVIDIA_SMI_TIMEOUT_S = 20.0
+
+GROWTH_VARIABLE = "SWEEPS_CLUSTER_GROWTH"
+"""Ray does not tell a driver what its autoscaler may still start, so the user does."""
+
+
+def usable_cpus() -> int:
+    """Logical CPUs that this process may use: its affinity, and a container's quota rounded down (at least one)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota_file = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "quota period", or "max period"
+    if quota_file.is_file():
+        quota, _, period = quota_file.read_text().partition(" ")
+        if quota.isdigit() and int(quota) > 0:
+            allowed = min(allowed, max(1, int(quota) // int(period)))
+    return allowed
+
+
+def gpu_memories_gib() -> tuple[float, ...]:
+    """Memory of every NVIDIA GPU of this machine in GiB, by ``nvidia-smi``; empty without that program or a GPU.
+
+    It is asked rather than torch, because a Ray task that holds no GPU sees none, and because a context costs memory.
+    Ray counts the GPUs that trials may use; this only says how large they are.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ()  # a driver that does not answer has no usable GPU; doctor names it
+    return tuple(float(line) / 1024 for line in answer.stdout.split("\n") if line.strip().replace(".", "").isdigit())
+
+
+def local_facts(*, declared_gpus: int | None = None) -> ClusterFacts:
+    """This machine alone, without Ray. ``declared_gpus`` stands for the number of its GPUs (for tests without any)."""
+    import psutil
+
+    memories_gib = usable_gpu_memories_gib()
+    node = NodeFacts(
+        cpus=usable_cpus(),
+        gpus=len(memories_gib) if declared_gpus is None else declared_gpus,
+        gpu_gib=min(memories_gib, default=None),
+        memory_gib=psutil.virtual_memory().total / GIB,
+    )
+    return ClusterFacts(nodes=(node,))
+
+
+def usable_gpu_memories_gib() -> tuple[float, ...]:
+    """Memory of the GPUs that trials of this process's own Ray may use: those torch can train on and nobody hides."""
+    memories_gib = gpu_memories_gib()
+    if not memories_gib:
+        return ()
+    import torch
+
+    return memories_gib[: torch.cuda.device_count()]
+
+
+def cluster_has_gpu() -> bool:
+    """Whether trials would find a GPU: on the cluster that ``RAY_ADDRESS`` names, its declared growth, or here.
+
+    Connects to the cluster for a moment. A job server's address says no: the job itself asks once it runs there.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return bool(usable_gpu_memories_gib())
+    if address.startswith(("http://", "https://")):
+        return False
+    import ray
+
+    was_connected = ray.is_initialized()
+    if not was_connected:
+        connect(address)
+    try:
+        return cluster_facts().gpus > 0
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def connect(address: str, runtime_env: Mapping[str, Any] | None = None) -> None:
+    """Connect to the Ray cluster at ``address``, quietly.
+
+    Raises WorldError where none answers.
+    """
+    import logging
+
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            runtime_env=None if runtime_env is None else dict(runtime_env),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise WorldError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start one (`ray start --head`), run on "
+            "one of its nodes, or unset RAY_ADDRESS to use this machine alone"
+        ) from error
+
+
+def cluster_facts(gpu_gib_by_node: Mapping[str, float] | None = None) -> ClusterFacts:
+    """The cluster that Ray is connected to: its live nodes, and those that ``SWEEPS_CLUSTER_GROWTH`` declares.
+
+    ``gpu_gib_by_node`` maps node ids to the memory of a GPU there, as the preflight's probes have found it.
+    """
+    found = gpu_gib_by_node or {}
+    nodes = tuple(_node_facts(node, found.get(node["NodeID"])) for node in live_nodes())
+    return ClusterFacts(nodes=nodes, growth=not_yet_up(declared_growth(os.environ.get(GROWTH_VARIABLE, "")), nodes))
+
+
+def declared_growth(text: str) -> tuple[NodeFacts, ...]:
+    """Nodes as in ``nodes=4,cpus=8,gpus=1,gpu_gib=24``; several kinds are parted by ``;``.
+
+    Raises BadInputError naming the part that is not understood.
+    """
+    declared: list[NodeFacts] = []
+    for kind in filter(None, (part.strip() for part in text.split(";"))):
+        said = dict(part.partition("=")[::2] for part in kind.replace(" ", "").split(","))
+        try:
+            unknown = said.keys() - {"nodes", "cpus", "gpus", "gpu_gib"}
+            if unknown:
+                raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+            facts = NodeFacts(
+                name="a node that the autoscaler starts",
+                cpus=int(said["cpus"]),
+                gpus=int(said.get("gpus", 0)),
+                gpu_gib=float(said["gpu_gib"]) if "gpu_gib" in said else None,
+            )
+            declared += [facts] * int(said["nodes"])
+        except (KeyError, ValueError) as error:
+            raise BadInputError(
+                f"{GROWTH_VARIABLE}: {kind!r} is not understood ({error}); write nodes=4,cpus=8,gpus=1,gpu_gib=24"
+            ) from error
+    return tuple(declared)
+
+
+def not_yet_up(declared: Sequence[NodeFacts], nodes: Sequence[NodeFacts]) -> tuple[NodeFacts, ...]:
+    """The declared nodes without those that are up already, told by their CPUs and GPUs."""
+    up = [(node.cpus, node.gpus) for node in nodes]
+    waiting = []
+    for facts in declared:
+        if (facts.cpus, facts.gpus) in up:
+            up.remove((facts.cpus, facts.gpus))
+        else:
+            waiting.append(facts)
+    return tuple(waiting)
+
+
+def _node_facts(node: Mapping[str, Any], gpu_gib: float | None) -> NodeFacts:
+    resources = node["Resources"]
+    memory_bytes = resources.get("memory")
+    return NodeFacts(
+        name=str(node["NodeManagerAddress"]),
+        cpus=int(resources.get("CPU", 0)),
+        gpus=int(resources.get("GPU", 0)),
+        gpu_gib=gpu_gib,
+        memory_gib=None if memory_bytes is None else memory_bytes / GIB,
+    )
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """Ray's own entries of the live nodes, ordered by address."""
+    import ray
+
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeManagerAddress"]))

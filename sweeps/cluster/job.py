@@ -1,0 +1,222 @@
+"""A sweep as a Ray job: ``RAY_ADDRESS=http://head:8265`` ships the code to the cluster, starts it and follows its logs.
+
+The job is the same command, run on the cluster. Ctrl-C here ends only the following; the words printed then say how to
+come back and how to stop the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sweeps.cluster.shipping import UPLOAD_EXCLUDES, forwarded_environment, pinned_requirements, stage
+from sweeps.errors import EXIT_RESUMABLE, BadInputError, WorldError
+
+STOP_WAIT_S = 20
+"""Ray kills a stopped job after 3 s; a sweep saves its cells within 20."""
+
+POLL_S = 1.0
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+_TALKATIVE = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+_FINAL_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What is asked of the cluster: the words after ``sweeps``, where the sweep is kept, and how Python is set up.
+
+    ``installs_constraints`` makes Ray install the pinned packages on every node first (minutes, once per node);
+    otherwise the nodes must have them already, which preflight checks.
+    """
+
+    arguments: tuple[str, ...]
+    runs_uri: str
+    sweep: str | None = None
+    installs_constraints: bool = False
+
+
+def is_job_address(address: str | None) -> bool:
+    """Whether ``RAY_ADDRESS`` names a job server rather than a cluster to connect to."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
+def shared_runs_uri(runs_dir: str, address: str) -> str:
+    """Where a job keeps its sweep, as every node can name it.
+
+    Raises BadInputError for a relative path on another machine: it would land in the job's own temporary folder.
+    """
+    if "://" in runs_dir or Path(runs_dir).is_absolute():
+        return runs_dir
+    if urlsplit(address).hostname in LOCAL_HOSTS:
+        return str(Path(runs_dir).absolute())
+    raise BadInputError(
+        f"--runs-dir {runs_dir} is relative, and the job runs on {urlsplit(address).hostname}; "
+        "give a path that all nodes share, or s3://bucket/folder or gs://bucket/folder"
+    )
+
+
+def run_as_job(
+    address: str,
+    request: JobRequest,
+    *,
+    constraints: Path = Path("constraints.txt"),
+    environment: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Submit, or find the running job of this sweep; follow its logs to its end, and return its exit code.
+
+    A second call for a sweep whose job still runs attaches to that job. Ctrl-C detaches and returns 130.
+
+    Raises:
+        BadInputError: nothing answers at ``address``, or a file to be shipped is not there.
+        WorldError: the cluster went away while the job ran.
+    """
+    client = _connected(address)
+    job_id = _running_job(client, request)
+    if job_id is not None:
+        say(f"job {job_id} of this sweep is running already: following it from its start")
+    else:
+        with tempfile.TemporaryDirectory(prefix="moe-sweeps-job-") as staged:
+            job_id = _submit(
+                client, request, Path(staged), constraints, os.environ if environment is None else environment
+            )
+        say(f"submitted job {job_id} to {address}; Ctrl-C stops following it, not the job")
+    try:
+        return _follow(client, job_id)
+    except KeyboardInterrupt:
+        say(detached_message(address, job_id, request))
+        return EXIT_RESUMABLE
+
+
+def detached_message(address: str, job_id: str, request: JobRequest) -> str:
+    """What to type to see the job again, to stop it, and to go on with its sweep."""
+    again = f"  follow it again:  ray job logs --address {address} --follow {job_id}"
+    stop = f"  stop it:          ray job stop --address {address} {job_id}"
+    lines = [f"detached; job {job_id} goes on at {address}", again, stop]
+    if request.sweep:
+        resume = f"RAY_ADDRESS={address} sweeps resume {request.sweep} --runs-dir {request.runs_uri}"
+        lines.append(f"  or, attaching to it while it runs and resuming it when it does not:\n    {resume}")
+    return "\n".join(lines)
+
+
+def _connected(address: str) -> Any:
+    import logging
+
+    from ray.job_submission import JobSubmissionClient
+
+    for name in _TALKATIVE:  # they set levels of their own
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise BadInputError(
+            f"no Ray job server answers at RAY_ADDRESS={address} ({_first_line(error)}); start the cluster, check the "
+            "port (8265, a tunnel perhaps), or use RAY_ADDRESS=auto on the head node"
+        ) from error
+
+
+def _running_job(client: Any, request: JobRequest) -> str | None:
+    """The job of this sweep that has not ended yet."""
+    if request.sweep is None:
+        return None
+    for job in client.list_jobs():
+        metadata = job.metadata or {}
+        same = metadata.get("sweep") == request.sweep and metadata.get("runs_uri") == request.runs_uri
+        if same and job.status not in _FINAL_STATES:
+            return str(job.submission_id)
+    return None
+
+
+def _submit(client: Any, request: JobRequest, staged: Path, constraints: Path, environment: Mapping[str, str]) -> str:
+    arguments = stage(staged, request.arguments, constraints)
+    runtime_env: dict[str, Any] = {
+        "working_dir": str(staged),
+        "excludes": list(UPLOAD_EXCLUDES),
+        "env_vars": {
+            **forwarded_environment(environment),
+            "PYTHONUNBUFFERED": "1",
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+        },
+    }
+    if request.installs_constraints:
+        runtime_env["pip"] = {"packages": pinned_requirements(constraints), "pip_check": False}
+    entrypoint = shlex.join([_interpreter(client), "-m", "sweeps", *arguments, "--runs-dir", request.runs_uri])
+    metadata = {"sweep": request.sweep or "", "runs_uri": request.runs_uri}
+    try:
+        return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata))
+    except RuntimeError as error:
+        raise BadInputError(f"the cluster refused the job: {_first_line(error)}") from error
+
+
+def _interpreter(client: Any) -> str:
+    """This very Python where the cluster is this machine (``python`` may be another one), else ``python``."""
+    return sys.executable if urlsplit(client.get_address()).hostname in LOCAL_HOSTS else "python"
+
+
+def _follow(client: Any, job_id: str) -> int:
+    """Print the job's logs until it ends; returns its exit code.
+
+    A connection that breaks is made again. Ray replays logs from their start then, so what was shown is left out.
+    """
+    shown = 0
+    while True:
+        shown = asyncio.run(_tail(client, job_id, shown))
+        try:
+            details = client.get_job_info(job_id)
+        except (ConnectionError, RuntimeError) as error:
+            raise WorldError(
+                f"the cluster went away while job {job_id} ran ({_first_line(error)}); its sweep can be resumed"
+            ) from error
+        if details.status in _FINAL_STATES:
+            _show(client.get_job_logs(job_id)[shown:])
+            return _exit_code(details)
+        # the logs ended before the job: it has not begun, or the connection broke
+        asyncio.run(asyncio.sleep(POLL_S))
+
+
+async def _tail(client: Any, job_id: str, shown: int) -> int:
+    """Print what follows the first ``shown`` characters; returns how many have been shown in all."""
+    import aiohttp
+
+    position = 0
+    try:
+        async for chunk in client.tail_job_logs(job_id):
+            position += len(chunk)
+            if position > shown:
+                _show(chunk[len(chunk) - (position - shown) :])
+                shown = position
+    except (RuntimeError, ConnectionError, aiohttp.ClientError):
+        return shown  # whether the job or only the connection ended is asked next
+    return shown
+
+
+def _exit_code(details: Any) -> int:
+    """The command's own exit code; Ray knows none where the job was stopped, or died before it started."""
+    if details.status == "SUCCEEDED":
+        return 0
+    if details.driver_exit_code is not None and details.driver_exit_code > 0:
+        return int(details.driver_exit_code)
+    _show(f"job {details.submission_id}: {details.status}: {details.message}\n")
+    return EXIT_RESUMABLE
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

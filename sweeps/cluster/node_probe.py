@@ -1,0 +1,163 @@
+"""What one node of a cluster says of itself: versions, storage, token cache, GPUs; one pinned Ray task per node."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.cluster.shipping import SHIPPED_PACKAGES
+from sweeps.ledger.storage import Storage
+
+NODE_DEADLINE_S = 90.0
+"""A cold node unpacks the working directory and starts a Python before it answers."""
+
+OK = "ok"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeAnswer:
+    """What one node said. ``error`` is set, and little else, where its task failed or did not answer in time.
+
+    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``clock_skew_s`` is how far its clock is outside the
+    interval between question and answer by the driver's.
+    """
+
+    node_id: str
+    address: str
+    cpus: int
+    gpus: int
+    is_driver: bool = False
+    error: str | None = None
+    gpu_gib: float | None = None
+    python: str = ""
+    ray: str = ""
+    torch: str = ""
+    code: str = ""
+    storage: str = ""
+    token_cache: str = ""
+    clock_skew_s: float = 0.0
+
+
+def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) -> tuple[NodeAnswer, ...]:
+    """The answers of all live nodes, asked at once by one pinned task each.
+
+    A node that is silent past ``deadline_s`` is reported, not awaited. Ray must be connected.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from sweeps.cluster.facts import live_nodes
+
+    task = ray.remote(num_cpus=0, max_retries=0)(inspect_node)
+    nodes = live_nodes()
+    asked_s = time.time()
+    pending = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            storage_uri, node["NodeID"], token_cache_dir
+        ): node
+        for node in nodes
+    }
+    done, late = ray.wait(list(pending), num_returns=len(pending), timeout=deadline_s)
+    here = ray.get_runtime_context().get_node_id()
+    answers = {pending[ref]["NodeID"]: _answer(pending[ref], ref, here, asked_s) for ref in done}
+    for ref in late:
+        ray.cancel(ref, force=True)
+        silent = f"did not answer within {deadline_s:.0f} s; look at its raylet, or end it with `ray stop` there"
+        answers[pending[ref]["NodeID"]] = NodeAnswer(**_known(pending[ref], here), error=silent)
+    return tuple(answers[node["NodeID"]] for node in nodes)
+
+
+def _known(node: Mapping[str, Any], driver_node_id: str) -> dict[str, Any]:
+    return {
+        "node_id": node["NodeID"],
+        "address": node["NodeManagerAddress"],
+        "cpus": int(node["Resources"].get("CPU", 0)),
+        "gpus": int(node["Resources"].get("GPU", 0)),
+        "is_driver": node["NodeID"] == driver_node_id,
+    }
+
+
+def _answer(node: Mapping[str, Any], ref: Any, driver_node_id: str, asked_s: float) -> NodeAnswer:
+    import ray
+
+    known = _known(node, driver_node_id)
+    try:
+        said = ray.get(ref)
+    except Exception as error:  # noqa: BLE001 - whatever a node raises is that node's row, never the table's end
+        reason = str(error).strip().splitlines()[-1]
+        return NodeAnswer(**known, error=f"its probe failed: {reason}; are the project's packages installed there?")
+    now_s = said.pop("now_s")
+    return NodeAnswer(**known, **said, clock_skew_s=max(asked_s - now_s, now_s - time.time(), 0.0))
+
+
+def sources_fingerprint(packages: Sequence[str] = SHIPPED_PACKAGES) -> str:
+    """Eight hex digits of a hash over the Python sources of these packages, as this process would import them."""
+    from importlib.util import find_spec
+
+    digest = hashlib.sha256()
+    for package in packages:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            return "missing"
+        for source in sorted(Path(spec.origin).parent.glob("*.py")):
+            digest.update(f"{package}/{source.name}\n".encode())
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def inspect_node(storage_uri: str, node_id: str, token_cache_dir: str | None = None) -> dict[str, Any]:
+    """What the node that this runs on has to say: the fields of a ``NodeAnswer`` that only it knows."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from sweeps.cluster.facts import gpu_memories_gib
+    from sweeps.material import cache_dir
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "missing"
+
+    return {
+        "python": platform.python_version(),
+        "ray": installed("ray"),
+        "torch": installed("torch"),
+        "code": sources_fingerprint(),
+        "storage": _storage_state(Storage(storage_uri), node_id),
+        "token_cache": _token_cache_state(Path(token_cache_dir) if token_cache_dir else cache_dir()),
+        "gpu_gib": min(gpu_memories_gib(), default=None),
+        "now_s": time.time(),
+    }
+
+
+def _storage_state(storage: Storage, node_id: str) -> str:
+    from sweeps.errors import SweepError
+
+    try:
+        if not storage.exists("driver"):
+            return (
+                "what the driver wrote is not to be seen there, so it is not shared; "
+                "give --runs-dir a mount that all nodes have, or s3:// or gs://"
+            )
+        storage.write_bytes(node_id, b"node")
+    except SweepError as error:
+        return str(error)
+    return OK
+
+
+def _token_cache_state(folder: Path) -> str:
+    """Whether the token file can be made in ``folder``; every node keeps its own."""
+    probe = folder / f".preflight-{secrets.token_hex(6)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror}); set SWEEPS_CACHE_DIR to a folder that can"
+    return OK

@@ -1,0 +1,96 @@
+"""How this sweep's trials share the machine or cluster at hand: predicted peaks in, a packing out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from search_spaces import Cell, Space, Strategy
+from sweeps.bridge import train_config
+from sweeps.cluster.facts import local_facts
+from sweeps.cluster.fit_memory import fit_memory
+from sweeps.cluster.resources import ClusterFacts, ResourcePlan, plan_resources
+from sweeps.engine.driver import Packing
+from sweeps.errors import BadInputError
+
+if TYPE_CHECKING:
+    from moe.config import PrecisionName
+
+
+def predicted_peaks(space: Space, *, vocab_size: int, precision: PrecisionName | None = None) -> dict[str, float]:
+    """Peak GiB of tensors of each arm's training, predicted before it runs."""
+    return {arm.name: _predicted_gib(space, arm, vocab_size, precision) for arm in space.strategies}
+
+
+def fit_arms(space: Space, *, vocab_size: int, precision: PrecisionName | None = None) -> tuple[Space, tuple[str, ...]]:
+    """``space`` with arms that fill ``fit_memory_gib``, and what must be said; as it is where it asks for none."""
+    if not space.needs_fitting:
+        return space, ()
+
+    def predict(micro_batch_size: int, seq_len: int) -> float:
+        arm = next(arm for arm in space.strategies if arm.seq_len == seq_len)
+        tried = arm.model_copy(update={"micro_batch_size": micro_batch_size, "grad_accum_steps": 1})
+        return _predicted_gib(space, tried, vocab_size, precision)
+
+    fit = fit_memory(space, predict)
+    shapes = ", ".join(
+        f"{arm.name} {arm.micro_batch_size} x {arm.seq_len} x {arm.grad_accum_steps}" for arm in fit.space.strategies
+    )
+    return fit.space, (f"arms made to fill {space.fit_memory_gib:g} GiB: {shapes}", *fit.warnings)
+
+
+def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, precision: PrecisionName | None) -> float:
+    from moe.device import Device
+    from moe.memory import predict_peak_gib
+    from moe.precision import resolve_precision
+
+    used = precision or resolve_precision(space.precision, Device.resolve()).name
+    shaped = space.model_copy(update={"strategies": (arm,), "budget_tokens": arm.tokens_per_step, "rungs_tokens": ()})
+    config = replace(
+        train_config(shaped, _any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len
+    )
+    return predict_peak_gib(config, precision=used)
+
+
+def resource_plan(
+    space: Space,
+    peaks_gib: Mapping[str, float],
+    *,
+    facts: ClusterFacts | None = None,
+    assume_gpu_gib: float | None = None,
+) -> ResourcePlan:
+    """The space's wishes on the machines at hand (this one, unless ``facts`` says otherwise)."""
+    wishes = space.resources
+    return plan_resources(
+        arms=[strategy.name for strategy in space.strategies],
+        predicted_peaks_gib=peaks_gib,
+        facts=facts or local_facts(declared_gpus=wishes.declared_gpus),
+        workers=wishes.workers,
+        threads_per_trial=wishes.threads_per_trial,
+        gpu_per_trial=wishes.gpu_per_trial,
+        assume_gpu_gib=assume_gpu_gib,
+    )
+
+
+def packing_for(space: Space, peaks_gib: Mapping[str, float], *, facts: ClusterFacts | None = None) -> Packing:
+    """The packing of a sweep; raises BadInputError for what no node can ever meet."""
+    found = resource_plan(space, peaks_gib, facts=facts)
+    homeless = [arm for arm, slots in found.slots.items() if slots == 0]
+    if found.problems or homeless:
+        problems = [*found.problems, *found.warnings]
+        raise BadInputError("\n".join(problems) or f"{', '.join(homeless)} fits on no node; see `sweeps plan`")
+    return Packing(threads=found.threads_per_trial, gpu_fraction=found.gpu_fraction, slots=found.slots)
+
+
+def _any_cell(space: Space, strategy: str) -> Cell:
+    return Cell(
+        cell_id=None,
+        phase="confirm",
+        strategy=strategy,
+        lr=0.01,
+        adamw_lr=0.01,
+        arrangement="shuffled",
+        seed=0,
+        budget_tokens=space.budget_tokens,
+    )

@@ -1,0 +1,99 @@
+"""What travels from this machine to a cluster: the sources of the project, settings, and pinned versions.
+
+Nothing else of the project's folder travels, so that no run, environment or git history can.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import BadInputError
+
+SHIPPED_PACKAGES = ("search_spaces", "moe", "sweeps")
+
+FORWARDED_PREFIXES = ("SWEEPS_", "MLFLOW_", "HF_", "AWS_", "GOOGLE_")
+
+SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "ACCESS_KEY", "CREDENTIALS")
+"""Ray's dashboard shows a job's variables to everyone who can open it: secrets travel only when they are named."""
+
+UPLOAD_EXCLUDES = ("__pycache__", "*.pyc", ".*")
+
+JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in a job's driver, whose workers inherit the code that the job was submitted with."""
+
+
+def cluster_runtime_env(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """The ``runtime_env`` for ``ray.init`` on a cluster whose nodes shall run this very code; None inside a job.
+
+    The sources go to every node as ``py_modules``, so that only the driver's machine needs the project; packages such
+    as torch must be there already, and preflight compares their versions.
+    """
+    if JOB_MARKER in environment:
+        return None
+    return {
+        "py_modules": [str(files(package)) for package in SHIPPED_PACKAGES],
+        "excludes": list(UPLOAD_EXCLUDES),
+        "env_vars": forwarded_environment(environment),
+    }
+
+
+def stage(folder: Path, arguments: Sequence[str], constraints: Path) -> tuple[str, ...]:
+    """Copy what a job needs into ``folder``; returns the arguments as they read there.
+
+    The three packages, the pinned versions where they are found, and a ``--space`` file.
+    Raises BadInputError where the space file is not there.
+    """
+    for package in SHIPPED_PACKAGES:
+        shutil.copytree(str(files(package)), folder / package, ignore=shutil.ignore_patterns(*UPLOAD_EXCLUDES))
+    if constraints.is_file():
+        shutil.copy(constraints, folder / "constraints.txt")
+    staged: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--space":
+            staged.append(word)
+            continue
+        path = Path(value if equals else next(words, ""))
+        if not path.is_file():
+            raise BadInputError(f"--space {path} is not a file; give the path of a TOML file")
+        shutil.copy(path, folder / path.name)
+        staged += ["--space", path.name]
+    return tuple(staged)
+
+
+def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that travel.
+
+    Settings of this project, of MLflow, the hub and the storage, without secrets; ``SWEEPS_JOB_ENV`` names further
+    ones (``AWS_SECRET_ACCESS_KEY,HF_TOKEN``), secrets included, which the Ray dashboard then shows.
+    """
+    named = [name.strip() for name in environment.get("SWEEPS_JOB_ENV", "").split(",") if name.strip()]
+    found = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(FORWARDED_PREFIXES) and not any(word in name for word in SECRET_WORDS)
+    }
+    found.update({name: environment[name] for name in named if name in environment})
+    # a runs folder travels as an argument, and a cache folder of this machine means nothing elsewhere
+    for name in ("SWEEPS_RUNS_DIR", "SWEEPS_JOB_ENV", "SWEEPS_CACHE_DIR"):
+        if name not in named:
+            found.pop(name, None)
+    return found
+
+
+def pinned_requirements(constraints: Path) -> list[str]:
+    """Every pinned package but Ray, which the cluster itself is made of.
+
+    Raises BadInputError where the file is not there.
+    """
+    from sweeps.cluster.doctor import read_constraints
+
+    if not constraints.is_file():
+        raise BadInputError(f"{constraints} is not there, so no environment can be made from it; run in the project")
+    pins = read_constraints(constraints.read_text().splitlines())
+    return [f"{name}=={pinned}" for name, pinned in pins if name.lower() != "ray"]

@@ -1,0 +1,152 @@
+"""Ray as the engine: it hands out segments as trials and is told nothing that it could lose.
+
+A Ray Tune ``Searcher`` asks the desk for the next segment whenever a worker is free; the trainable runs it and returns.
+Trials are never stopped by a scheduler, workers are reused, and Ray's own state is disposable.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from sweeps.cluster.shipping import cluster_runtime_env
+from sweeps.engine.trainable import SegmentJob, run_segment
+from sweeps.errors import WorldError
+
+OBJECT_STORE_BYTES = 100_000_000  # nothing of size goes through Ray: tokens and checkpoints are files
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled",  # a stray token file would switch a local cluster to token mode
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a segment says only how it ended
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # a slow clean-up must not abort the next trial
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+Trainable = Callable[[dict[str, Any]], None]
+
+
+class Desk(Protocol):
+    """Who decides what runs: the driver."""
+
+    def take(self) -> SegmentJob | Literal["wait", "finished"]:
+        """The next segment for a free worker."""
+        ...
+
+    def report(self, cell_id: str, record: Mapping[str, Any]) -> None:
+        """A running segment reported."""
+        ...
+
+    def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
+        """A segment ended; None where its worker died."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one trial gets of a machine."""
+
+    threads: int
+    gpu_fraction: float
+
+
+@contextmanager
+def local_ray(*, workers: int, threads: int, declared_gpus: int | None) -> Iterator[None]:
+    """A Ray of our own on this machine until the block ends."""
+    ray = _quiet_ray()
+    ray.init(
+        address="local",
+        num_cpus=workers * threads,
+        num_gpus=declared_gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """The cluster at ``address``, with this project's sources on every node, until the block ends.
+
+    Raises WorldError where no cluster answers.
+    """
+    ray = _quiet_ray()
+    try:
+        ray.init(
+            address=address,
+            runtime_env=cluster_runtime_env(os.environ),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        message = f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start one, or unset RAY_ADDRESS"
+        raise WorldError(message) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_ray() -> Any:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    return ray
+
+
+def run_trials(
+    desk: Desk, share: Share, *, slots: int, storage_uri: str | None, trainable: Trainable = run_segment
+) -> None:
+    """Let Ray Tune run the desk's segments, so many at once, until the desk says that it is finished.
+
+    ``storage_uri`` is where Ray may leave its own state; None for a temporary folder of this machine.
+    """
+    from ray import tune
+    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+
+    from sweeps.engine.searcher import SegmentSearcher
+
+    resources: dict[str, float] = {"cpu": share.threads}
+    if share.gpu_fraction:
+        resources["gpu"] = share.gpu_fraction
+    folder = storage_uri or tempfile.mkdtemp(prefix="moe-sweeps-ray-")
+    try:
+        Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=TuneConfig(
+                search_alg=SegmentSearcher(desk),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+            ),
+            run_config=RunConfig(
+                name="segments",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[],
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        ).fit()
+    finally:
+        if storage_uri is None:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,194 @@
+"""What a Ray worker does: train one cell from its newest complete checkpoint to the next rung.
+
+The worker writes to the cell's ledger folder and returns; it is never stopped from outside. Between two reports it
+looks for the driver's wish to end (an object in the sweep's folder), saves, and returns early.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sweeps.cluster.resources import allocator_share
+from sweeps.errors import StorageError
+from sweeps.ledger.lease import Lease
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import CellFolder, Ledger, Outcome, PlannedCell
+
+if TYPE_CHECKING:
+    from moe.report import Report
+    from moe.trainer import Trainer
+
+STOP_WISH = "stop.json"
+ORPHAN_WAIT_S = 30.0  # how long a dead driver's worker may take to go (3.4 s were seen)
+_LOOK_FOR_WISH_EVERY_S = 1.0
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentJob:
+    """What the driver tells a worker: plain values only, so that Ray can ship it."""
+
+    runs_uri: str
+    sweep: str
+    cell_id: str
+    until_tokens: int
+    threads: int
+    checkpoint_every_s: float
+    gpu_fraction: float
+    concurrent_trials: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> SegmentJob:
+        """Read back what ``vars(job)`` made a Ray config of."""
+        return cls(**config)
+
+
+def run_segment(config: dict[str, Any]) -> None:
+    """Ray Tune's trainable: train one segment and report how it ended.
+
+    Nothing is raised for what the driver can deal with: the last report's ``ended`` says ``done``, ``stopped`` or
+    ``error``, and the cell's folder holds the rest.
+    """
+    from ray import tune
+
+    job = SegmentJob.from_config(config)
+    try:
+        ended = train_segment(job, lambda report: tune.report({**report.as_record(), "ended": None}))
+        tune.report({"ended": ended})
+    except StorageError as error:
+        tune.report({"ended": "storage_error", "reason": str(error)})
+    except Exception as error:  # noqa: BLE001 - one bad cell must not end the sweep; the driver decides on a retry
+        reason = f"{type(error).__name__}: {error}"
+        tune.report({"ended": "error", "reason": reason, "traceback": traceback.format_exc()})
+
+
+def train_segment(job: SegmentJob, on_report: Callable[[Report], None]) -> str:
+    """Train a cell to the job's rung; returns ``done`` or ``stopped``. Diverged and out of memory are outcomes."""
+    from moe.errors import Diverged, OutOfMemory
+
+    ledger = Ledger(Storage(job.runs_uri), job.sweep)
+    planned = next(planned for planned in ledger.planned_cells() if planned.cell_id == job.cell_id)
+    folder = ledger.cell_folder(job.cell_id)
+    lease = Lease(folder.storage, "lease.json")
+    lease.acquire(wait_s=ORPHAN_WAIT_S)
+    try:
+        trainer = build_trainer(ledger, planned, job)
+        segment = _Segment(ledger, folder, trainer, job)
+        segment.restore()
+        try:
+            return segment.train(planned, on_report)
+        except (Diverged, OutOfMemory) as end:
+            outcome: Outcome = "diverged" if isinstance(end, Diverged) else "oom"
+            segment.write_records()
+            folder.write_outcome(planned.cell, outcome, tokens_seen=end.tokens_seen, reason=end.reason)
+            return "done"
+    finally:
+        lease.release()
+
+
+def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trainer:
+    """A trainer at zero tokens for this cell, on this worker's share of the machine."""
+    from moe.device import device_memory_gib, limit_memory, set_threads
+    from moe.exam import training_data
+    from moe.trainer import Trainer
+    from sweeps.bridge import train_config
+    from sweeps.extension import current_space
+    from sweeps.material import material_for
+
+    set_threads(job.threads)
+    gpu_gib = device_memory_gib()
+    if job.gpu_fraction and gpu_gib is not None:
+        limit_memory(allocator_share(job.gpu_fraction, gpu_gib))
+    space = current_space(ledger)
+    material = material_for(space, expected=ledger.beginning()["fingerprints"])
+    config = train_config(space, planned.cell, vocab_size=material.tokens.vocab_size)
+    return Trainer(config, training_data(material.tokens, config, material.exam))
+
+
+class _Segment:
+    """One stretch of one cell: restore, train, make durable points, finish."""
+
+    def __init__(self, ledger: Ledger, folder: CellFolder, trainer: Trainer, job: SegmentJob) -> None:
+        self._ledger = ledger
+        self._folder = folder
+        self._trainer = trainer
+        self._job = job
+        self._durable_tokens = 0
+        self._durable_records = 0
+
+    def restore(self) -> None:
+        """Load the newest checkpoint that is whole; a damaged one is set aside with a message."""
+        for tokens in reversed(self._folder.checkpoints.complete()):
+            try:
+                self._folder.checkpoints.load(tokens, self._trainer.load)
+            except (StorageError, FileNotFoundError) as error:
+                self._folder.checkpoints.set_aside(tokens, str(error))
+                _logger.warning("checkpoint at %d tokens set aside, the one before it serves: %s", tokens, error)
+                continue
+            self._durable_tokens = tokens
+            self._durable_records = len(self._trainer.records)
+            break
+        self._folder.drop_segments_after(self._durable_tokens)
+
+    def train(self, planned: PlannedCell, on_report: Callable[[Report], None]) -> str:
+        """Train until the rung, the budget, or the driver's wish to end."""
+        last_look_s = last_save_s = time.monotonic()
+        for report in self._trainer.run(self._job.until_tokens):
+            self._trainer.records[-1].update(self._circumstances())
+            on_report(report)
+            now_s = time.monotonic()
+            if now_s - last_look_s > _LOOK_FOR_WISH_EVERY_S:
+                last_look_s = now_s
+                if self._ledger.storage.exists(STOP_WISH):
+                    self.make_durable()
+                    return "stopped"
+            if now_s - last_save_s > self._job.checkpoint_every_s:
+                self.make_durable()
+                last_save_s = now_s
+        if self._trainer.tokens_seen < planned.cell.budget_tokens:
+            self.make_durable()
+        else:
+            self._complete(planned)
+        return "done"
+
+    def make_durable(self) -> None:
+        """Write the records since the last durable point, then a checkpoint: only then do they count."""
+        if self._trainer.tokens_seen == self._durable_tokens:
+            return
+        self.write_records()
+        self._folder.checkpoints.save(self._trainer.tokens_seen, self._trainer.save)
+        self._durable_tokens = self._trainer.tokens_seen
+        self._durable_records = len(self._trainer.records)
+
+    def write_records(self) -> None:
+        """Write the records since the last durable point."""
+        fresh = self._trainer.records[self._durable_records :]
+        if fresh:
+            self._folder.write_segment(self._durable_tokens, int(fresh[-1]["tokens_seen"]), fresh)
+
+    def _complete(self, planned: PlannedCell) -> None:
+        """Sit the test exam where the cell's phase asks for it, then write checkpoint and outcome."""
+        facts: dict[str, Any] = {}
+        if planned.cell.phase != "explore":
+            scores = self._trainer.test_scores()
+            facts = {"test_loss": scores.test_loss, "scores": scores.as_dict()}
+            self._trainer.records[-1]["test_loss"] = scores.test_loss
+        self.make_durable()
+        last = self._trainer.records[-1]
+        for key in ("val_loss", "tokens_per_s", "peak_mem_allocated_gib", "train_time_s", "exam_time_s", "precision"):
+            facts[key] = last[key]
+        facts["skipped_steps"] = last["skipped_steps"]
+        self._folder.write_outcome(planned.cell, "completed", tokens_seen=self._trainer.tokens_seen, **facts)
+
+    def _circumstances(self) -> dict[str, Any]:
+        """Under what load a record was made, so that timings are compared only where they may be."""
+        return {
+            "concurrent_trials": self._job.concurrent_trials,
+            "gpu_fraction": self._job.gpu_fraction or None,
+            "threads": self._job.threads,
+        }

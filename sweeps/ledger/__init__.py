@@ -1,0 +1,1 @@
+"""What must survive: objects on a storage, leases, checkpoints, and results read from them."""

@@ -1,0 +1,83 @@
+"""A sweep's ledger read into plain results, without reading twice what cannot change any more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeps.extension import current_space
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
+from sweeps.plan.segments import Progress
+
+
+class LedgerReader:
+    """Reads one sweep again and again; cells that have an outcome are read once. Not for two threads at once."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._ended: dict[str, CellResult] = {}
+
+    def results(self) -> SweepResults:
+        """Everything that the ledger knows now."""
+        storage = self._ledger.storage
+        return SweepResults(
+            name=self._ledger.name,
+            beginning=_with_extensions(self._ledger),
+            cells=tuple(self._cell(planned) for planned in self._ledger.planned_cells()),
+            earlier_verdicts=tuple(storage.read_json(f"verdicts/{name}") for name in storage.names("verdicts")),
+            fixed_margin=self._ledger.margin(),
+            folder=storage.uri,
+        )
+
+    def _cell(self, planned: PlannedCell) -> CellResult:
+        known = self._ended.get(planned.cell_id)
+        if known is not None:
+            return known
+        result = read_cell(planned, self._ledger.cell_folder(planned.cell_id))
+        if result.outcome is not None:
+            self._ended[planned.cell_id] = result
+        return result
+
+
+def _with_extensions(ledger: Ledger) -> dict[str, Any]:
+    """The frozen beginning, with the arms that extensions added beside its own."""
+    beginning = ledger.beginning()
+    if all(page["extension"] is None for page in ledger.plan_pages()):
+        return beginning
+    known = {entry["name"] for entry in beginning["strategies"]}
+    space = current_space(ledger)
+    added = [
+        {**strategy.model_dump(), "tokens_per_step": strategy.tokens_per_step, "predicted_peak_gib": None}
+        for strategy in space.strategies
+        if strategy.name not in known
+    ]
+    return {**beginning, "space": space.resolved(), "strategies": [*beginning["strategies"], *added]}
+
+
+def read_cell(planned: PlannedCell, folder: CellFolder) -> CellResult:
+    """What became of one cell so far."""
+    outcome = folder.outcome()
+    records = tuple(folder.records())
+    if outcome is None:
+        tokens = int(records[-1]["tokens_seen"]) if records else 0
+        return CellResult(cell=planned.cell, tokens_seen=tokens, records=records)
+    return CellResult(
+        cell=planned.cell,
+        outcome=outcome["outcome"],
+        tokens_seen=outcome["tokens_seen"],
+        val_loss=outcome["val_loss"],
+        test_loss=outcome["test_loss"],
+        reason=outcome["reason"],
+        scores=outcome.get("scores"),
+        records=records,
+    )
+
+
+def progress_of(result: CellResult) -> Progress:
+    """What the plan needs to know of a cell."""
+    losses = {
+        int(record["tokens_seen"]): float(record["val_loss"])
+        for record in result.records
+        if record.get("val_loss") is not None
+    }
+    return Progress(tokens_seen=result.tokens_seen, exam_losses=losses, outcome=result.outcome)

@@ -1,0 +1,262 @@
+"""The ledger: everything of a sweep that must survive, in objects of our own.
+
+    sweep.json                       the frozen beginning
+    plan/NNNN.json                   cells as they were added, append-only
+    cells/CELL_ID/segments/FROM-TO.json   the records made between two durable points, in tokens
+    cells/CELL_ID/checkpoint-TO/     the state at a durable point; complete once manifest.json is there
+    cells/CELL_ID/attempts/NNNN.json why a segment failed
+    cells/CELL_ID/outcome.json       how the cell ended
+    verdict.json, verdicts/NNNN.json
+
+A record counts once the checkpoint that holds it is complete: ``records`` never returns one that a resume would make
+again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from search_spaces import Cell
+from sweeps.errors import BadInputError, StorageError
+from sweeps.ledger.checkpoints import Checkpoints
+from sweeps.ledger.storage import Storage
+
+SCHEMA = 1
+Outcome = Literal["completed", "stopped_early", "diverged", "oom", "failed"]
+PlanReason = Literal["grid", "confirm", "widening", "extension", "suggestion", "control", "time"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """A cell as it stands in the plan; ``may_stop_early`` says whether it takes part in early stopping."""
+
+    cell: Cell
+    reason: PlanReason
+    may_stop_early: bool
+
+    @property
+    def cell_id(self) -> str:
+        """The cell's id; a cell in the ledger always has one."""
+        assert self.cell.cell_id is not None, "a cell without a rate has no place in the ledger"
+        return self.cell.cell_id
+
+
+class CellFolder:
+    """What one cell left behind: segments of records, checkpoints, attempts, outcome."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.checkpoints = Checkpoints(storage)
+
+    def outcome(self) -> dict[str, Any] | None:
+        """How the cell ended, or None."""
+        try:
+            outcome: dict[str, Any] = self.storage.read_json("outcome.json")
+        except FileNotFoundError:
+            return None
+        return outcome
+
+    def write_outcome(self, cell: Cell, outcome: Outcome, **facts: object) -> dict[str, Any]:
+        """Write how the cell ended; ``facts`` are tokens_seen, the losses, the reason and whatever else is known."""
+        entry: dict[str, Any] = {
+            "schema": SCHEMA,
+            "cell_id": cell.cell_id,
+            "phase": cell.phase,
+            "strategy": cell.strategy,
+            "lr": cell.lr,
+            "adamw_lr": cell.adamw_lr,
+            "arrangement": cell.arrangement,
+            "seed": cell.seed,
+            "outcome": outcome,
+            "tokens_seen": 0,
+            "val_loss": None,
+            "test_loss": None,
+            "reason": None,
+            "ended_s": time.time(),
+            **facts,
+        }
+        self.storage.write_json("outcome.json", entry)
+        return entry
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every durable record in order of tokens."""
+        outcome = self.outcome()
+        durable = int(outcome["tokens_seen"]) if outcome else (self.checkpoints.newest_complete() or 0)
+        return self.records_until(durable)
+
+    def records_until(self, tokens: int) -> list[dict[str, Any]]:
+        """The records of all segments that end at ``tokens`` or before."""
+        found: list[dict[str, Any]] = []
+        for name in self.storage.names("segments"):
+            if _segment_span(name)[1] <= tokens:
+                found += self.storage.read_json(f"segments/{name}")["records"]
+        return found
+
+    def write_segment(self, start: int, end: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write the records made between two durable points; they count once the checkpoint at ``end`` is complete."""
+        name = f"segments/{start:015d}-{end:015d}.json"
+        self.storage.write_json(name, {"schema": SCHEMA, "from": start, "to": end, "records": list(records)})
+
+    def drop_segments_after(self, tokens: int) -> None:
+        """Delete records that will be made again, before training goes on from ``tokens``."""
+        for name in self.storage.names("segments"):
+            if _segment_span(name)[1] > tokens:
+                self.storage.delete(f"segments/{name}")
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Why segments of this cell failed, oldest first."""
+        return [self.storage.read_json(f"attempts/{name}") for name in self.storage.names("attempts")]
+
+    def add_attempt(self, kind: str, reason: str) -> None:
+        """Note that a segment failed."""
+        number = len(self.storage.names("attempts")) + 1
+        entry = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "reason": reason,
+            "tokens_seen": self.checkpoints.newest_complete() or 0,
+            "time_s": time.time(),
+        }
+        self.storage.write_json(f"attempts/{number:04d}.json", entry)
+
+    def forget_failure(self) -> None:
+        """Let a failed or out-of-memory cell run again: its outcome goes to the attempts."""
+        outcome = self.outcome()
+        assert outcome is not None
+        self.add_attempt(str(outcome["outcome"]), f"retried by request after: {outcome['reason']}")
+        self.storage.delete("outcome.json")
+
+
+class Ledger:
+    """One sweep's folder."""
+
+    def __init__(self, runs: Storage, name: str) -> None:
+        self.name = name
+        self.storage = runs.child(name)
+        self._pages: dict[str, dict[str, Any]] = {}
+
+    def exists(self) -> bool:
+        """Whether a sweep of this name was begun."""
+        return self.storage.exists("sweep.json")
+
+    def begin(self, beginning: Mapping[str, Any]) -> None:
+        """Write the frozen beginning."""
+        self.storage.write_json("sweep.json", {"schema": SCHEMA, "sweep": self.name, **beginning})
+
+    def beginning(self) -> dict[str, Any]:
+        """The frozen beginning; raises BadInputError where there is no such sweep."""
+        try:
+            beginning: dict[str, Any] = self.storage.read_json("sweep.json")
+        except FileNotFoundError:
+            raise BadInputError(
+                f"there is no sweep {self.name!r} in {self.storage.uri.rpartition('/')[0]}; "
+                "`sweeps status` lists those that are there"
+            ) from None
+        if beginning.get("schema") != SCHEMA:
+            raise BadInputError(
+                f"sweep {self.name!r} has schema {beginning.get('schema')}, this program reads {SCHEMA}; "
+                "use the program that wrote it"
+            )
+        return beginning
+
+    def add_cells(
+        self, cells: Iterable[PlannedCell], *, because: str, extension: Mapping[str, Any] | None = None
+    ) -> None:
+        """Append cells to the plan, leaving out those that already stand in it.
+
+        ``extension`` is what the user asked the space to be extended by; it is kept although no cell is new.
+        """
+        known = {planned.cell_id for planned in self.planned_cells()}
+        fresh = [planned for planned in cells if planned.cell_id not in known]
+        if not fresh and extension is None:
+            return
+        number = len(self.storage.names("plan")) + 1
+        entries = [
+            {**asdict(planned.cell), "reason": planned.reason, "may_stop_early": planned.may_stop_early}
+            for planned in fresh
+        ]
+        self.storage.write_json(
+            f"plan/{number:04d}.json",
+            {
+                "schema": SCHEMA,
+                "added_s": time.time(),
+                "because": because,
+                "extension": None if extension is None else dict(extension),
+                "cells": entries,
+            },
+        )
+
+    def planned_cells(self) -> list[PlannedCell]:
+        """All cells in the order in which they were added."""
+        planned: list[PlannedCell] = []
+        for page in self.plan_pages():
+            for fields in page["cells"]:
+                entry = dict(fields)
+                reason, may_stop_early = entry.pop("reason"), entry.pop("may_stop_early")
+                planned.append(PlannedCell(cell=Cell(**entry), reason=reason, may_stop_early=may_stop_early))
+        return planned
+
+    def plan_pages(self) -> list[dict[str, Any]]:
+        """The plan's pages as they were written: when, why, which cells."""
+        names = self.storage.names("plan")
+        for name in names:
+            if name not in self._pages:  # a page never changes once it is written
+                self._pages[name] = self.storage.read_json(f"plan/{name}")
+        return [self._pages[name] for name in names]
+
+    def cell_folder(self, cell_id: str) -> CellFolder:
+        """The folder of one cell; it need not exist yet."""
+        return CellFolder(self.storage.child(f"cells/{cell_id}"))
+
+    def fix_margin(self, margin: float) -> None:
+        """Write down the equivalence margin, once, before the first confirm cell is planned."""
+        if self.margin() is None:
+            self.storage.write_json("margin.json", {"schema": SCHEMA, "margin": margin, "fixed_s": time.time()})
+
+    def margin(self) -> float | None:
+        """The equivalence margin in nats per token as it was fixed, or None."""
+        try:
+            return float(self.storage.read_json("margin.json")["margin"])
+        except FileNotFoundError:
+            return None
+
+    def code_changes(self) -> list[str]:
+        """Fingerprints of training code that was accepted after the beginning, oldest first."""
+        return [str(self.storage.read_json(f"code/{name}")["code"]) for name in self.storage.names("code")]
+
+    def add_code_change(self, fingerprint: str) -> None:
+        """Note that cells from here on were trained by other code, as the user wished."""
+        number = len(self.storage.names("code")) + 1
+        entry = {"schema": SCHEMA, "code": fingerprint, "accepted_s": time.time()}
+        self.storage.write_json(f"code/{number:04d}.json", entry)
+
+    def write_verdict(self, verdict: Mapping[str, Any]) -> None:
+        """Keep the verdict as the newest, and beside the earlier ones unless it says the same as the last."""
+        names = self.storage.names("verdicts")
+        if not names or self.storage.read_json(f"verdicts/{names[-1]}") != dict(verdict):
+            self.storage.write_json(f"verdicts/{len(names) + 1:04d}.json", verdict)
+        self.storage.write_json("verdict.json", verdict)
+
+    def verdict(self) -> dict[str, Any] | None:
+        """The newest verdict, or None."""
+        try:
+            verdict: dict[str, Any] = self.storage.read_json("verdict.json")
+        except FileNotFoundError:
+            return None
+        return verdict
+
+
+def sweep_names(runs: Storage) -> list[str]:
+    """Names of all sweeps that were begun in a runs folder."""
+    return [name for name in runs.names() if "." not in name[:1] and runs.exists(f"{name}/sweep.json")]
+
+
+def _segment_span(name: str) -> tuple[int, int]:
+    start, _, end = name.removesuffix(".json").partition("-")
+    try:
+        return int(start), int(end)
+    except ValueError:
+        raise StorageError(f"segments/{name} is not a segment of this program; move it out of the sweep") from None

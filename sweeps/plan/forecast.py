@@ -1,0 +1,65 @@
+"""How much is left of a sweep: tokens per arm and seconds, from the plan and from what was measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from search_spaces import Space
+from sweeps.plan.segments import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Tokens trained and to be trained, and seconds left (None while no speed is known)."""
+
+    tokens_done: int
+    tokens_left: int
+    seconds_left: float | None
+
+    @property
+    def share_done(self) -> float:
+        """Share of all tokens of the sweep that are trained."""
+        total = self.tokens_done + self.tokens_left
+        return self.tokens_done / total if total else 1.0
+
+
+def forecast(
+    space: Space, plan: Plan, tokens_seen: Mapping[str, int], seconds_per_token: Mapping[str, float], workers: int
+) -> Forecast:
+    """What is left of a sweep.
+
+    ``tokens_seen`` is each cell's newest count, durable or not; ``seconds_per_token`` the measured cost per arm, exam
+    included; an arm without a measurement gets the mean of the others.
+    """
+    done = sum(tokens_seen.values())
+    left = {arm.name: 0.0 for arm in space.strategies}
+    bracket = max(1, sum(entry.may_stop_early for entry in plan.cells) // len(plan.brackets or (1,)))
+    spared = explore_tokens_per_arm(space, bracket) / bracket
+    for planned in plan.cells:
+        if plan.progress(planned.cell_id).outcome is None:
+            seen = tokens_seen.get(planned.cell_id, 0)
+            expected = spared if planned.may_stop_early else planned.cell.budget_tokens
+            left[planned.cell.strategy] += max(0.0, expected - seen)
+    for arm in space.strategies:
+        left[arm.name] += _unplanned_confirm_tokens(space, plan, arm.name)
+    seconds = None
+    if seconds_per_token:
+        mean = sum(seconds_per_token.values()) / len(seconds_per_token)
+        seconds = sum(tokens * seconds_per_token.get(arm, mean) for arm, tokens in left.items()) / workers
+    return Forecast(tokens_done=done, tokens_left=round(sum(left.values())), seconds_left=seconds)
+
+
+def explore_tokens_per_arm(space: Space, cells: int) -> int:
+    """Tokens that ``cells`` explore cells of one arm train when early stopping keeps what it may keep."""
+    if space.early_stopping.kind == "none":
+        return cells * space.budget_tokens
+    going_on = [cells, *space.early_stopping.keep_counts(cells)]
+    points = [0, *space.rungs_tokens, space.budget_tokens]
+    return sum(count * (end - start) for count, (start, end) in zip(going_on, pairwise(points), strict=True))
+
+
+def _unplanned_confirm_tokens(space: Space, plan: Plan, strategy: str) -> float:
+    planned = any(entry.cell.phase == "confirm" and entry.cell.strategy == strategy for entry in plan.cells)
+    return 0.0 if planned else float(space.seeds.confirm * space.budget_tokens)

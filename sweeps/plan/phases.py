@@ -1,0 +1,182 @@
+"""What a sweep plans next, once the cells before it have ended: widened grids, confirm cells, controls.
+
+Pure: the ledger's results go in, cells to be added come out. An arm goes on to its confirm cells as soon as its own
+explore cells have ended, so that no worker waits for another arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from search_spaces import (
+    Arrangement,
+    Cell,
+    Identity,
+    OptunaSearch,
+    Rate,
+    Space,
+    confirm_cells,
+    control_cells,
+    explore_cells_at,
+    explored_arms,
+    time_cells,
+)
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.sweep_folder import PlannedCell, PlanReason
+from sweeps.verdict.margin import default_margin
+from sweeps.verdict.selection import Choice, choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """Cells to be added, why in a sentence, and the equivalence margin once explore has ended everywhere."""
+
+    cells: tuple[PlannedCell, ...] = ()
+    because: str = ""
+    margin: float | None = None
+
+
+def first_cells(space: Space, cells: Sequence[Cell]) -> tuple[PlannedCell, ...]:
+    """The first grid as planned cells: all of them take part in early stopping where the space has one."""
+    stops = space.early_stopping.kind != "none"
+    known = (cell for cell in cells if cell.cell_id is not None)  # a search has yet to suggest the others' rates
+    return tuple(PlannedCell(cell=cell, reason="grid", may_stop_early=stops) for cell in known)
+
+
+def next_cells(space: Space, identity: Identity, results: SweepResults, planned: Sequence[PlannedCell]) -> Added:
+    """What follows from the explore cells that have ended; nothing where it stands in the plan already."""
+    known = {entry.cell_id for entry in planned}
+    widened = [entry for entry in planned if entry.reason == "widening"]
+    cells: list[PlannedCell] = []
+    reasons: list[str] = []
+    for strategy, arrangement in _searched(space, results):
+        explored = results.of("explore", strategy, arrangement)
+        if any(result.outcome is None for result in explored):
+            continue
+        suggested = _suggestion(space, identity, strategy, arrangement, explored)
+        if suggested:
+            cells += suggested
+            continue
+        choice = choose(results, strategy, arrangement)
+        if choice is None:
+            continue
+        times = len({entry.cell.lr for entry in widened if _is_of(entry.cell, strategy, arrangement)})
+        new = list(_after(space, identity, choice, may_widen=times < space.rates.max_widenings))
+        fresh = [entry for entry in new if entry.cell_id not in known]
+        if fresh:
+            cells += fresh
+            reasons.append(_because(fresh, choice))
+    timed = [entry for entry in _time_cells(space, identity, results) if entry.cell_id not in known]
+    if timed:
+        cells += timed
+        reasons.append(f"equal time: {len(timed)} cells with the tokens that each arm trains while the fastest ends")
+    return Added(cells=tuple(cells), because="; ".join(reasons), margin=_margin(space, results))
+
+
+def _suggestion(
+    space: Space, identity: Identity, strategy: str, arrangement: Arrangement, explored: Sequence[CellResult]
+) -> tuple[PlannedCell, ...]:
+    """The next suggested rate of an arm on its explore seeds, while a search has trials left for it."""
+    if not isinstance(space.search, OptunaSearch):
+        return ()
+    seeds = space.seeds.explore
+    if len(explored) >= space.search.trials_per_arm * seeds:
+        return ()
+    from sweeps.plan.search import suggest
+
+    rate = suggest(space, strategy, arrangement, explored)
+    cells = explore_cells_at(space, identity, strategy=strategy, rates=[rate], arrangement=arrangement)
+    stops = space.early_stopping.kind != "none"
+    return tuple(PlannedCell(cell=cell, reason="suggestion", may_stop_early=stops) for cell in cells)
+
+
+def _searched(space: Space, results: SweepResults) -> list[tuple[str, Arrangement]]:
+    """Arms with a rate search of their own: those of the space, and those that an extension added."""
+    pairs = [(r.cell.strategy, r.cell.arrangement) for r in results.cells if r.cell.phase == "explore"]
+    return list(dict.fromkeys([*explored_arms(space), *pairs]))
+
+
+def _is_of(cell: Cell, strategy: str, arrangement: str) -> bool:
+    return cell.strategy == strategy and cell.arrangement == arrangement
+
+
+def _after(space: Space, identity: Identity, choice: Choice, *, may_widen: bool) -> Iterator[PlannedCell]:
+    """The cells that follow an arm's explore cells: one rate beyond each edge, or its confirm cells."""
+    if choice.edges and may_widen:
+        for edge in choice.edges:
+            lr = edge.next_rate if edge.rate == "lr" else choice.lr
+            adamw_lr = edge.next_rate if edge.rate == "adamw_lr" else _adamw_lr_at(choice, lr)
+            rates = [Rate(lr=lr, adamw_lr=adamw_lr)]
+            arrangement: Arrangement = "grouped" if choice.arrangement == "grouped" else "shuffled"
+            for cell in explore_cells_at(
+                space, identity, strategy=choice.strategy, rates=rates, arrangement=arrangement
+            ):
+                yield PlannedCell(cell=cell, reason="widening", may_stop_early=False)
+        return
+    assert choice.adamw_lr is not None, "a cell in the ledger has both rates"
+    chosen = {choice.strategy: Rate(lr=choice.lr, adamw_lr=choice.adamw_lr)}
+    is_control = choice.arrangement == "grouped"
+    reason: PlanReason = "control" if is_control else "confirm"
+    make = control_cells if is_control else confirm_cells
+    for cell in make(space, identity, chosen):
+        if cell.cell_id is not None:
+            yield PlannedCell(cell=cell, reason=reason, may_stop_early=False)
+
+
+def _time_cells(space: Space, identity: Identity, results: SweepResults) -> list[PlannedCell]:
+    """The time view: each slower arm with the tokens that it trains in the time of the fastest one's full budget.
+
+    Throughput is the median over the arm's confirm cells, exams left out. Planned once, when every confirm cell has
+    ended; the measured budgets are frozen with the cells.
+    """
+    if not space.time_view or any(result.cell.phase == "time" for result in results.cells):
+        return []
+    confirmed = {arm.name: results.of("confirm", arm.name) for arm in space.strategies}
+    if any(not cells or any(result.outcome is None for result in cells) for cells in confirmed.values()):
+        return []
+    speeds = {arm: _tokens_per_s(cells) for arm, cells in confirmed.items()}
+    known = {arm: speed for arm, speed in speeds.items() if speed is not None}
+    if len(known) < len(speeds):
+        return []
+    fastest = max(known.values())
+    slower = {arm: space.budget_tokens * speed / fastest for arm, speed in known.items() if speed < fastest}
+    chosen = {arm: rate for arm in slower if (rate := confirmed[arm][0].cell.rate) is not None}
+    made = time_cells(space, identity, chosen, slower)
+    return [PlannedCell(cell=cell, reason="time", may_stop_early=False) for cell in made if cell.cell_id is not None]
+
+
+def _tokens_per_s(cells: Sequence[CellResult]) -> float | None:
+    """Median tokens per second of training of the cells that completed."""
+    times = [(result.tokens_seen, result.last("train_time_s")) for result in cells if result.reached_budget]
+    speeds = [tokens / seconds for tokens, seconds in times if seconds]
+    return median(speeds) if speeds else None
+
+
+def _adamw_lr_at(choice: Choice, lr: float) -> float:
+    """AdamW's rate beside a widened one: in the same ratio, unless it was the same for every rate that was tried."""
+    assert choice.adamw_lr is not None, "a cell in the ledger has both rates"
+    at_other_rates = {tried.adamw_lr for tried in choice.tried}
+    is_fixed = len({tried.lr for tried in choice.tried}) > 1 and len(at_other_rates) == 1
+    return choice.adamw_lr if is_fixed else float(f"{choice.adamw_lr * lr / choice.lr:.6g}")
+
+
+def _because(fresh: Sequence[PlannedCell], choice: Choice) -> str:
+    name = choice.strategy if choice.arrangement == "shuffled" else f"{choice.strategy} ({choice.arrangement})"
+    if fresh[0].reason == "widening":
+        rates = ", ".join(f"{entry.cell.lr:g}" for entry in fresh)
+        return f"{name}: the best rate {choice.lr:g} is at the edge of its grid, widened to {rates}"
+    return (
+        f"{name}: rate {choice.lr:g} chosen (validation loss {choice.val_loss:.4f}), {len(fresh)} fresh seeds confirm"
+    )
+
+
+def _margin(space: Space, results: SweepResults) -> float | None:
+    """The equivalence margin from explore records alone, once every explore cell of the arms has ended."""
+    if space.verdict.margin != "auto":
+        return float(space.verdict.margin)
+    explored = [r for r in results.cells if r.cell.phase == "explore" and r.cell.arrangement == "shuffled"]
+    if not explored or any(result.outcome is None for result in explored):
+        return None
+    return default_margin(results)

@@ -1,0 +1,1 @@
+"""The report: HTML, Markdown and pictures, from results and verdict alone."""

@@ -1,0 +1,1 @@
+"""MLflow as a view of the ledger: one tidy tree, never in the way."""

@@ -1,0 +1,111 @@
+"""The driver's background thread that keeps MLflow up to date: nobody ever waits for MLflow."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from sweeps.tracking.projection import SweepView
+from sweeps.tracking.projector import Projector, is_outage, reason_of
+
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 30.0
+
+
+class TrackingThread:
+    """Reads the ledger and projects it whenever it was woken, at most once in ``min_interval_s``.
+
+    ``wake`` sets a flag and returns: a hundred wake-ups while MLflow is slow or away are one pass when it is back,
+    because a pass always shows the newest state. Nothing queues up, so nothing is lost by a full queue.
+    """
+
+    def __init__(
+        self,
+        projector: Projector,
+        read: Callable[[], SweepView],
+        say: Callable[[str], None],
+        *,
+        min_interval_s: float = 2.0,
+        first_retry_s: float = FIRST_RETRY_S,
+        sync_command: str = "sweeps sync",
+    ) -> None:
+        """Take what is called in this thread: ``read`` returns the newest view, ``say`` tells the user one line.
+
+        ``sync_command`` is what the user is told to type when the sweep ends before MLflow has caught up.
+        """
+        self._projector = projector
+        self._read = read
+        self._say = say
+        self._min_interval_s = min_interval_s
+        self._first_retry_s = first_retry_s
+        self._sync_command = sync_command
+        self._retry_s = first_retry_s
+        self._is_down = False
+        self._was_down = False
+        self._dirty = threading.Event()
+        self._closing = threading.Event()
+        self._up_to_date = False
+        # A daemon: a store that hangs in a request must not keep the driver from ending.
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+
+    def start(self) -> TrackingThread:
+        """Start the thread with a first pass, and return self."""
+        self._dirty.set()
+        self._thread.start()
+        return self
+
+    def wake(self) -> None:
+        """Note that the ledger has changed; returns at once (microseconds)."""
+        self._dirty.set()
+
+    def close(self, timeout_s: float) -> bool:
+        """Project the newest state once more, end, and return whether MLflow is up to date; say so where it is not.
+
+        Waits ``timeout_s`` at most. While the store is down one last attempt is made at once, and then no other.
+        """
+        self._dirty.set()
+        self._closing.set()
+        self._thread.join(timeout_s)
+        up_to_date = self._up_to_date and not self._thread.is_alive()
+        if not up_to_date:
+            where = self._projector.store.label
+            self._say(f"MLflow at {where} is behind the sweep; `{self._sync_command}` brings it up to date")
+        return up_to_date
+
+    def _run(self) -> None:
+        while True:
+            closing = self._closing.is_set()
+            if not closing and not self._dirty.wait(timeout=0.5):
+                continue
+            self._dirty.clear()
+            if closing and self._was_down:  # a late answer to a request given up on could have doubled a run
+                self._projector.forget()
+            self._up_to_date = self._attempt()
+            if closing:
+                return
+            if self._up_to_date:
+                self._closing.wait(self._min_interval_s)
+            else:
+                self._dirty.set()
+                self._closing.wait(self._retry_s)
+                self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
+
+    def _attempt(self) -> bool:
+        try:
+            self._projector.apply(self._read())
+        except Exception as error:  # noqa: BLE001 - a sweep never ends because its view cannot be drawn
+            self._tell_down(error)
+            return False
+        if self._is_down:
+            self._is_down = False
+            self._say(f"MLflow at {self._projector.store.label} is back, and up to date with the sweep")
+        self._retry_s = self._first_retry_s
+        return True
+
+    def _tell_down(self, error: Exception) -> None:
+        if self._is_down:
+            return
+        self._is_down = self._was_down = True
+        what = "does not answer" if is_outage(error) else f"cannot follow: {type(error).__name__}"
+        where = self._projector.store.label
+        self._say(f"MLflow at {where} {what} ({reason_of(error)}); the sweep goes on and the view catches up later")

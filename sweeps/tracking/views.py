@@ -1,0 +1,100 @@
+"""Saved views of a sweep's runs in MLflow's own UI: which columns, which charts, grouped by what.
+
+MLflow keeps a saved view as a tag of the experiment and lists it under *Views*; ``?viewStateShareKey=cells`` opens
+it. The names in a view's state are those of the UI (mlflow 3.17, ``experiment page`` state): the UI ignores what it
+does not know, so that a newer one shows its own defaults instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sweeps.ledger.results import SweepResults
+
+VIEW_TAG_PREFIX = "mlflow.sharedViewState."
+COLUMNS = (
+    "tags.`strategy`",
+    "params.`lr`",
+    "metrics.`test_loss`",
+    "metrics.`val_loss`",
+    "tags.`phase`",
+    "tags.`outcome`",
+    "tags.`seed`",
+    "metrics.`tokens_per_s`",
+    "metrics.`peak_mem_allocated_gib`",
+)
+CHARTS = ("val_loss", "train_loss", "grad_norm", "lr", "tokens_per_s", "expert_load_max_over_mean")
+TREE_VIEW, CELLS_VIEW, CONFIRM_VIEW, EXPLORE_VIEW = "tree", "cells", "confirm", "explore"
+
+
+def view_tags(results: SweepResults) -> dict[str, str]:
+    """Return the experiment's tags that hold the saved views, by tag name."""
+    created_ms = round(results.beginning["created_s"] * 1000)
+    views = {
+        TREE_VIEW: ("The sweep and its cells", _state("", order_by="attributes.start_time")),
+        CELLS_VIEW: ("Cells, best test loss first", _state("tags.phase != 'sweep'")),
+        CONFIRM_VIEW: ("Confirm cells by strategy", _state("tags.phase = 'confirm'", group_by=("strategy",))),
+        EXPLORE_VIEW: (
+            "Explore cells by strategy and rate",
+            _state("tags.phase = 'explore'", group_by=("strategy", "lr")),
+        ),
+    }
+    return {
+        VIEW_TAG_PREFIX + key: json.dumps(
+            {"name": name, "createdAt": created_ms, "updatedAt": created_ms, "state": json.dumps(state)}
+        )
+        for key, (name, state) in views.items()
+    }
+
+
+def view_path(experiment_id: str, view: str, *, charts: bool = False) -> str:
+    """Return the part of a view's address after the server's: ``#/experiments/...``."""
+    mode = "&compareRunsMode=CHART" if charts else ""
+    # Without the workflow the UI sends a visitor to its pages for language-model applications.
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}{mode}"
+
+
+def _state(search: str, *, order_by: str = "metrics.`test_loss`", group_by: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a view's state. The UI nests runs under their parent only without a search and ordered by start."""
+    keys = [{"mode": "tag", "groupByData": tag} for tag in group_by]
+    return {
+        "searchFilter": search,
+        "orderByKey": order_by,
+        "orderByAsc": True,
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": list(COLUMNS),
+        "runsHiddenMode": "SHOW_ALL",
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys} if keys else None,
+        "compareRunCharts": [_line_chart(metric) for metric in CHARTS],
+        "compareRunSections": [{"uuid": "sweep", "name": "Sweep", "display": True, "isReordered": False}],
+        "isAccordionReordered": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _line_chart(metric: str) -> Mapping[str, Any]:
+    return {
+        "type": "LINE",
+        "uuid": f"sweep-{metric}",
+        "metricSectionId": "sweep",
+        "isGenerated": False,
+        "deleted": False,
+        "displayName": f"{metric} by tokens seen",
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "runsCountToCompare": 100,
+        "lineSmoothness": 0,
+        "scaleType": "linear",
+        "xAxisScaleType": "linear",
+        "range": {},
+        "xAxisKey": "step",
+        "selectedXAxisMetricKey": "",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }

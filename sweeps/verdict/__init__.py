@@ -1,0 +1,1 @@
+"""From records to the verdict: pure functions, no Ray, no MLflow."""

@@ -1,0 +1,185 @@
+"""The same arms at other points of the budget, in equal time and in equal updates: shown, labelled, seldom judged."""
+
+# S seeds, A arms
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from sweeps.ledger.results import CellResult, SweepResults, finite
+from sweeps.verdict.confirmed import Confirmed, test_loss
+from sweeps.verdict.leads import interval_entry
+from sweeps.verdict.statistics import Floats, winner
+
+
+def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> list[dict[str, Any]]:
+    """Return the paired differences of validation loss wherever all arms sat the exam, labelled by the schedule.
+
+    A loss on the plateau is ``undecayed``, one in the decay ``decaying``: neither supports a claim (rule 3 of the
+    method). ``decayed`` is the full budget.
+    """
+    curves = {(arm, seed): _val_losses(confirmed.cells[arm][seed]) for arm in confirmed.arms for seed in seeds}
+    if not curves:
+        return []
+    entries: list[dict[str, Any]] = []
+    for tokens in sorted(set.intersection(*(set(curve) for curve in curves.values()))):
+        table = np.asarray([[curves[arm, seed][tokens] for arm in confirmed.arms] for seed in seeds])
+        entries.append(
+            {
+                "tokens": tokens,
+                "metric": "val_loss",
+                "label": schedule_label(results, tokens),
+                "means": {arm: float(mean) for arm, mean in zip(confirmed.arms, table.mean(axis=0), strict=True)},
+                "pairs": _pair_entries(confirmed.arms, table, alpha),
+            }
+        )
+    return entries
+
+
+def schedule_label(results: SweepResults, tokens: float) -> str:
+    """Return whether a loss at so many tokens is ``undecayed``, ``decaying`` or ``decayed``."""
+    budget = results.budget_tokens
+    if tokens >= budget:
+        return "decayed"
+    decay_from = budget * (1 - float(results.rule("schedule", "decay_share", 0.2)))
+    return "undecayed" if tokens <= decay_from else "decaying"
+
+
+def by_budget(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> dict[str, Any]:
+    """Return the arms at equal tokens, in equal time and at equal updates; None for a view that was not measured."""
+    own = confirmed.losses(seeds)
+    tokens = None
+    if own is not None:
+        tokens = {"budget_tokens": results.budget_tokens, **_view(confirmed.arms, own, alpha)}
+        tokens["to_target"] = tokens_to_target(results, confirmed, seeds)
+    return {
+        "tokens": tokens,
+        "time": _equal_time(results, confirmed, alpha),
+        "updates": _equal_updates(results, confirmed, seeds, alpha),
+    }
+
+
+def tokens_to_target(
+    results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...]
+) -> list[dict[str, Any]] | None:
+    """Return per rival the share of its tokens at which the leading arm reaches the rival's loss, else None.
+
+    Decayed runs only: the leader's time cells, whose schedules ended at a smaller budget, give a second point of its
+    curve, and loss is taken as linear in the logarithm of tokens between the two. Below the smaller budget the share
+    is an upper bound.
+    """
+    own = confirmed.losses(seeds)
+    if own is None:
+        return None
+    means = dict(zip(confirmed.arms, own.mean(axis=0), strict=True))
+    leader = min(means, key=lambda arm: means[arm])
+    shorter = [r for r in results.of("time", leader) if r.cell.budget_tokens < results.budget_tokens]
+    losses = [loss for r in shorter if (loss := test_loss(r)) is not None]
+    if not losses:
+        return None
+    small, full = shorter[0].cell.budget_tokens, results.budget_tokens
+    loss_small = sum(losses) / len(losses)
+    entries = []
+    for rival in confirmed.arms:
+        if rival == leader:
+            continue
+        bounded = means[rival] >= loss_small
+        slope = (loss_small - means[leader]) / math.log(full / small)
+        reached = small if bounded or slope <= 0 else full * math.exp(-(means[rival] - means[leader]) / slope)
+        entries.append({"a": leader, "b": rival, "share": reached / full, "is_upper_bound": bool(bounded)})
+    return entries
+
+
+def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> dict[str, Any] | None:
+    """The time view: an arm without time cells had the full budget as its own."""
+    if not any(results.of("time", arm) for arm in confirmed.arms):
+        return None
+    cells: dict[str, Mapping[int, CellResult]] = {}
+    for arm in confirmed.arms:
+        timed = {result.cell.seed: result for result in results.of("time", arm)}
+        cells[arm] = timed or confirmed.cells[arm]
+    shared = [s for s in confirmed.planned_seeds if all(test_loss(cells[arm].get(s)) is not None for arm in cells)]
+    budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
+    entry: dict[str, Any] = {"budgets_tokens": budgets, "seeds": shared, "comparable": equally_packed(cells.values())}
+    if shared:
+        table = np.asarray(
+            [[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64
+        )
+        entry |= _view(confirmed.arms, table, alpha)
+        if not entry["comparable"]:
+            entry["winner"] = None
+    return entry
+
+
+def equally_packed(cells_of_arms: Any) -> bool:
+    """Return whether all trials ran with the same number of neighbours, so that their speeds compare."""
+    packed = {result.last("concurrent_trials") for cells in cells_of_arms for result in cells.values()}
+    return len(packed) == 1 and None not in packed
+
+
+def _equal_updates(
+    results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
+) -> dict[str, Any] | None:
+    """Validation losses after equally many optimizer steps: None where arms have equal tokens per step anyway.
+
+    Losses are read off each seed's curve, linear in the logarithm of tokens between exams; but for the arm of
+    fewest updates they are undecayed, so no arm is named.
+    """
+    per_step = {arm.name: arm.tokens_per_step for arm in results.arms}
+    known = [value for value in per_step.values() if value]
+    if len(known) < len(per_step) or len(set(known)) < 2 or not seeds:
+        return None
+    updates = results.budget_tokens // max(known)
+    rows = []
+    for seed in seeds:
+        row = [_at_tokens(confirmed.cells[arm][seed], updates * (per_step[arm] or 0)) for arm in confirmed.arms]
+        if any(value is None for value in row):
+            return None
+        rows.append(row)
+    table = np.asarray(rows, dtype=np.float64)
+    labels = {arm: schedule_label(results, updates * (per_step[arm] or 0)) for arm in confirmed.arms}
+    view = _view(confirmed.arms, table, alpha)
+    return {"updates": updates, "metric": "val_loss", "labels": labels, **view, "winner": None}
+
+
+def _view(arms: tuple[str, ...], table: Floats, alpha: float) -> dict[str, Any]:
+    best = int(winner(table, alpha)) if len(table) >= 3 and len(arms) > 1 else -1
+    return {
+        "means": {arm: float(mean) for arm, mean in zip(arms, table.mean(axis=0), strict=True)},
+        "lowest": arms[int(table.mean(axis=0).argmin())],
+        "winner": arms[best] if best >= 0 else None,
+        "pairs": _pair_entries(arms, table, alpha),
+    }
+
+
+def _pair_entries(arms: tuple[str, ...], table: Floats, alpha: float) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for a, b in combinations(range(len(arms)), 2):
+        found = interval_entry("difference", table[:, a] - table[:, b], alpha)
+        low, high = found["difference_ci_low"], found["difference_ci_high"]
+        entries.append({"a": arms[a], "b": arms[b], "difference": found["difference"], "ci_low": low, "ci_high": high})
+    return entries
+
+
+def _val_losses(result: CellResult) -> dict[int, float]:
+    curve = {
+        int(record["tokens_seen"]): loss
+        for record in result.records
+        if (loss := finite(record.get("val_loss"))) is not None
+    }
+    if result.reached_budget and (loss := finite(result.val_loss)) is not None:
+        curve[result.tokens_seen] = loss
+    return curve
+
+
+def _at_tokens(result: CellResult, tokens: int) -> float | None:
+    curve = sorted(_val_losses(result).items())
+    if not curve or not curve[0][0] <= tokens <= curve[-1][0]:
+        return None
+    seen, losses = zip(*curve, strict=True)
+    return float(np.interp(math.log(tokens), np.log(seen), losses))

@@ -1,0 +1,166 @@
+"""Why an arm leads: what context gives each model, what batch diversity gives, and whether this exam alone says so.
+
+A lead of a over b is b's loss minus a's: above zero when a is better, the opposite sign of a pair's difference.
+"""
+
+# S seeds, A arms, D documents
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from sweeps.ledger.results import CellResult, SweepResults, finite
+from sweeps.verdict.confirmed import Confirmed, test_loss
+from sweeps.verdict.selection import choose
+from sweeps.verdict.statistics import Floats, document_interval, mean_interval, winner
+
+BOOTSTRAP_SEED = 20_260_711
+
+
+def interval_entry(name: str, values_S: Floats, alpha: float) -> dict[str, float | None]:
+    """Return a mean over seeds and its interval as ``{name, name_ci_low, name_ci_high}``."""
+    mean, low, high = mean_interval(values_S, alpha)
+    return {name: mean, f"{name}_ci_low": finite(low), f"{name}_ci_high": finite(high)}
+
+
+def context_identity(confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> list[dict[str, Any]] | None:
+    """Return per pair: own lead = common-context lead + context gain, each with its paired interval, else None.
+
+    An arm's context gain is its loss on chunks of the shortest arm's length minus its loss on chunks of its own
+    length; the pair's is a's gain minus b's. ``views_agree`` says whether both views put the same arm ahead.
+    """
+    own, common = confirmed.losses(seeds), confirmed.losses(seeds, "common_context_loss")
+    if own is None or common is None:
+        return None
+    entries: list[dict[str, Any]] = []
+    for a, b in combinations(range(len(confirmed.arms)), 2):
+        own_lead_S = own[:, b] - own[:, a]
+        common_lead_S = common[:, b] - common[:, a]
+        entries.append(
+            {
+                "a": confirmed.arms[a],
+                "b": confirmed.arms[b],
+                **interval_entry("own_lead", own_lead_S, alpha),
+                **interval_entry("common_lead", common_lead_S, alpha),
+                **interval_entry("context_gain", own_lead_S - common_lead_S, alpha),
+                "views_agree": bool(own_lead_S.mean() * common_lead_S.mean() >= 0),
+            }
+        )
+    return entries
+
+
+def view_leader(confirmed: Confirmed, seeds: tuple[int, ...], view: str, alpha: float) -> tuple[str, bool] | None:
+    """Return the arm of lowest mean in one view of the exam and whether it wins there, or None without that view."""
+    losses = confirmed.losses(seeds, view)
+    if losses is None or len(seeds) < 2:
+        return None
+    return confirmed.arms[int(losses.mean(axis=0).argmin())], bool(winner(losses, alpha) >= 0)
+
+
+def context_used(
+    results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
+) -> dict[str, Any] | None:
+    """Return whether the longest arm uses its context, or None where that was not scored.
+
+    It does when, on targets beyond the shortest arm's length, its loss with its own context is below its loss on the
+    same targets with no more context than the shortest arm has, in a paired interval over seeds: until then nothing
+    may be said of length (rule 11 of the method).
+    """
+    shaped = [arm for arm in results.arms if arm.seq_len is not None]
+    if not shaped:
+        return None
+    long = max(shaped, key=lambda arm: arm.seq_len or 0)
+    parts = [(confirmed.cells[long.name][seed].scores or {}).get("context_use") for seed in seeds]
+    if not parts or not all(isinstance(part, Mapping) for part in parts):
+        return None
+    gains_S = np.asarray([part["common_loss"] - part["own_loss"] for part in parts if part is not None])
+    entry = interval_entry("gain", gains_S, alpha)
+    low = entry["gain_ci_low"]
+    beyond = next(part["beyond_tokens"] for part in parts if part is not None)
+    return {"arm": long.name, "beyond_tokens": beyond, **entry, "used": low is not None and low > 0}
+
+
+def controls(
+    results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
+) -> list[dict[str, Any]] | None:
+    """Return per short arm how its lead over the longest arm splits into batch diversity and length, else None.
+
+    The control is the short arm on windows that stay grouped as in the long arm's blocks, at the best rate of its own
+    search. Diversity is what the short arm loses by grouping; length is the rest: the grouped arm's lead over the
+    long one, whose windows are such blocks.
+    """
+    with_control = [arm for arm in results.arms if results.of("control", arm.name, "grouped")]
+    if not with_control:
+        return None
+    long = max(results.arms, key=lambda arm: arm.seq_len or 0).name
+    entries: list[dict[str, Any]] = []
+    for arm in with_control:
+        choice = choose(results, arm.name, "grouped")
+        grouped = {
+            r.cell.seed: r for r in results.of("control", arm.name, "grouped") if choice is None or choice.is_rate_of(r)
+        }
+        paired = [
+            (own, loss, far)
+            for seed in seeds
+            if (own := test_loss(confirmed.cells[arm.name].get(seed))) is not None
+            and (loss := test_loss(grouped.get(seed))) is not None
+            and (far := test_loss(confirmed.cells[long].get(seed))) is not None
+        ]
+        entry: dict[str, Any] = {"a": arm.name, "b": long, "seeds": len(paired), "lr": choice.lr if choice else None}
+        if paired and arm.name != long:
+            own_S, grouped_S, long_S = np.asarray(paired, dtype=np.float64).T
+            lead_S, diversity_S = long_S - own_S, grouped_S - own_S
+            entry |= interval_entry("lead", lead_S, alpha)
+            entry |= interval_entry("diversity", diversity_S, alpha)
+            entry |= interval_entry("length", lead_S - diversity_S, alpha)
+            share = float(diversity_S.mean() / lead_S.mean()) if lead_S.mean() else None
+            # A share of a lead that may be zero is noise over noise.
+            clear = entry["lead_ci_low"] is not None and entry["lead_ci_low"] * entry["lead_ci_high"] > 0
+            entry["diversity_share"] = share if clear else None
+            entry["at_edge"] = bool(choice and choice.at_edge)
+            entries.append(entry)
+    return entries or None
+
+
+def document_intervals(
+    confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return per pair the interval of a - b under resampling of the exam's documents, seeds averaged.
+
+    Empty where losses by document were not recorded, or where the exam has fewer than two documents.
+    """
+    sums = {arm: _document_sums([confirmed.cells[arm][seed] for seed in seeds]) for arm in confirmed.arms}
+    if not seeds or any(not found for found in sums.values()):
+        return {}
+    documents = sorted(set.intersection(*(set(found) for found in sums.values())))
+    if len(documents) < 2:
+        return {}
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for a, b in combinations(confirmed.arms, 2):
+        loss_D = np.asarray([sums[a][document][0] - sums[b][document][0] for document in documents])
+        tokens_D = np.asarray([sums[a][document][1] for document in documents])
+        found[a, b] = document_interval(loss_D, tokens_D, alpha, np.random.default_rng(BOOTSTRAP_SEED))
+    return found
+
+
+def _document_sums(cells: Sequence[CellResult]) -> dict[str, tuple[float, float]]:
+    """Loss sums per document (the mean over cells) and their tokens; documents that a cell lacks are left out."""
+    per_cell = [by_document(result.scores) for result in cells]
+    if not per_cell or not all(per_cell):
+        return {}
+    shared = set.intersection(*(set(found) for found in per_cell))
+    return {
+        document: (sum(found[document][0] for found in per_cell) / len(per_cell), per_cell[0][document][1])
+        for document in shared
+    }
+
+
+def by_document(scores: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:
+    """Return the exam's documents with their summed loss (nats) and number of scored tokens."""
+    part = (scores or {}).get("loss_by_document")
+    rows = part.items() if isinstance(part, Mapping) else ()
+    return {str(name): (float(pair[0]), float(pair[1])) for name, pair in rows if pair[1]}

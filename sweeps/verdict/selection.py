@@ -1,0 +1,230 @@
+"""Which learning rate each arm is judged at: chosen on explore cells alone, and refused at the end of its grid.
+
+The chosen rate is the one of lowest validation loss among cells that reached the full budget, the mean over explore
+seeds. Rates that ran on fewer explore seeds than the arm's best-covered ones are not compared with means of more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from search_spaces.extension import widened_rate
+from sweeps.ledger.results import CellResult, SweepResults, finite
+from sweeps.verdict.optimum import RateCurve
+
+Side = Literal["low", "high"]
+
+OPTUNA_EDGE_SHARE = 0.05
+"""A searched rate within this share of the range's width (in the logarithm) of a bound counts as an edge."""
+DEFAULT_GRID_RATIO = 2.0
+"""The step of widening where a grid of one rate has no ratio of its own."""
+EVIDENCE = ("completed", "stopped_early", "diverged")
+"""Outcomes that say how a rate did; a cell that failed or ran out of memory says nothing about its rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedRate:
+    """One rate of an arm and what its explore cells gave. ``mean`` is over seeds that reached the full budget."""
+
+    lr: float
+    adamw_lr: float | None
+    losses: Mapping[int, float]
+    outcomes: tuple[str, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean validation loss over the explore seeds that reached the full budget, in nats per token."""
+        return sum(self.losses.values()) / len(self.losses) if self.losses else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """An arm whose best rate lies at the end of what was tried, and the rate that would widen the search."""
+
+    strategy: str
+    arrangement: str
+    rate: Literal["lr", "adamw_lr"]
+    side: Side
+    best: float
+    next_rate: float
+
+    @property
+    def option(self) -> str:
+        """The option of ``sweeps extend`` that adds the missing rate."""
+        return f"--{self.rate.replace('_', '-')} {self.next_rate:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The rate at which an arm is judged, and what speaks for it."""
+
+    strategy: str
+    arrangement: str
+    lr: float
+    adamw_lr: float | None
+    val_loss: float
+    n_seeds: int
+    edges: tuple[Edge, ...]
+    tried: tuple[TriedRate, ...]
+    curve: RateCurve
+    """Loss against rate around the chosen one, for the optimum's interval and for what a better rate could gain."""
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate lies at an end of what was tried."""
+        return bool(self.edges)
+
+    def is_rate_of(self, result: CellResult) -> bool:
+        """Whether a cell was trained at the chosen rate."""
+        same_lr = result.cell.lr is not None and math.isclose(result.cell.lr, self.lr, rel_tol=1e-9)
+        if self.adamw_lr is None or result.cell.adamw_lr is None:
+            return same_lr
+        return same_lr and math.isclose(result.cell.adamw_lr, self.adamw_lr, rel_tol=1e-9)
+
+
+def choose(results: SweepResults, strategy: str, arrangement: str = "shuffled") -> Choice | None:
+    """Return the chosen rate of one arm, or None while no explore cell of it reached the full budget."""
+    cells = results.of("explore", strategy, arrangement)
+    tried = tried_rates(cells)
+    covered = max((len(rate.losses) for rate in tried), default=0)
+    if covered == 0:
+        return None
+    finalists = [rate for rate in tried if len(rate.losses) == covered]
+    best = min(finalists, key=lambda rate: (rate.mean, rate.lr))
+    assert best.mean is not None
+    return Choice(
+        strategy=strategy,
+        arrangement=arrangement,
+        lr=best.lr,
+        adamw_lr=best.adamw_lr,
+        val_loss=best.mean,
+        n_seeds=covered,
+        edges=tuple(_edges_of(results, strategy, arrangement, best, tried)),
+        tried=tried,
+        curve=_curve(cells, best, finalists),
+    )
+
+
+def choices(results: SweepResults) -> dict[str, Choice]:
+    """Return the chosen rate of every arm that has one, in the order of the arms."""
+    found = {name: choose(results, name) for name in results.arm_names}
+    return {name: choice for name, choice in found.items() if choice is not None}
+
+
+def edges(results: SweepResults) -> tuple[Edge, ...]:
+    """Return the arms whose best rate lies at the end of what was tried, once all their explore cells are terminal.
+
+    A sweep widens these arms (rule 7 of the method): by the grid's own ratio, one rate beyond the edge.
+    """
+    found: list[Edge] = []
+    searched = dict.fromkeys((r.cell.strategy, r.cell.arrangement) for r in results.cells if r.cell.phase == "explore")
+    for strategy, arrangement in searched:
+        if all(result.outcome is not None for result in results.of("explore", strategy, arrangement)):
+            choice = choose(results, strategy, arrangement)
+            found += choice.edges if choice else ()
+    return tuple(found)
+
+
+def tried_rates(cells: Iterable[CellResult]) -> tuple[TriedRate, ...]:
+    """Return what was tried, by ascending rate: pairs of ``lr`` and AdamW's rate with their losses at full budget."""
+    by_rate: dict[tuple[float, float | None], list[CellResult]] = {}
+    for result in cells:
+        if result.cell.lr is not None:
+            by_rate.setdefault((result.cell.lr, result.cell.adamw_lr), []).append(result)
+    return tuple(
+        TriedRate(
+            lr=lr,
+            adamw_lr=adamw_lr,
+            losses={r.cell.seed: loss for r in found if r.reached_budget and (loss := finite(r.val_loss)) is not None},
+            outcomes=tuple(r.outcome or "unfinished" for r in found),
+        )
+        for (lr, adamw_lr), found in sorted(by_rate.items(), key=lambda item: (item[0][0], item[0][1] or 0.0))
+    )
+
+
+def _edges_of(
+    results: SweepResults, strategy: str, arrangement: str, best: TriedRate, tried: tuple[TriedRate, ...]
+) -> Iterable[Edge]:
+    def edge(rate: Literal["lr", "adamw_lr"], side: Side, value: float, next_rate: float) -> Edge:
+        next_rate = float(f"{next_rate:.4g}")
+        return Edge(strategy=strategy, arrangement=arrangement, rate=rate, side=side, best=value, next_rate=next_rate)
+
+    evidence = [rate for rate in tried if any(outcome in EVIDENCE for outcome in rate.outcomes)]
+    search = results.space.get("search")
+    if isinstance(search, Mapping) and search.get("kind") == "optuna":
+        added = [rate.lr for rate in evidence]
+        low, high = min([float(search["lr_low"]), *added]), max([float(search["lr_high"]), *added])
+        for side in _bound_sides(best.lr, low, high):
+            yield edge("lr", side, best.lr, best.lr * DEFAULT_GRID_RATIO ** (1 if side == "high" else -1))
+        ratio_low, ratio_high = search.get("adamw_ratio_low"), search.get("adamw_ratio_high")
+        if ratio_low and ratio_high and best.adamw_lr is not None:
+            for side in _bound_sides(best.adamw_lr / best.lr, float(ratio_low), float(ratio_high)):
+                factor = DEFAULT_GRID_RATIO ** (1 if side == "high" else -1)
+                yield edge("adamw_lr", side, best.adamw_lr, best.adamw_lr * factor)
+        return
+    for side, next_rate in _grid_sides(best.lr, sorted({rate.lr for rate in evidence})):
+        yield edge("lr", side, best.lr, next_rate)
+    own_grid = sorted({rate.adamw_lr for rate in evidence if rate.lr == best.lr and rate.adamw_lr is not None})
+    if best.adamw_lr is not None and len(own_grid) > 1:
+        for side, next_rate in _grid_sides(best.adamw_lr, own_grid):
+            yield edge("adamw_lr", side, best.adamw_lr, next_rate)
+
+
+def _grid_sides(best: float, grid: list[float]) -> Iterable[tuple[Side, float]]:
+    ends: tuple[tuple[Side, bool], ...] = (("low", best <= grid[0]), ("high", best >= grid[-1]))
+    for side, at_end in ends:
+        if at_end and len(grid) > 1:
+            yield side, widened_rate(grid, side)
+        elif at_end:
+            yield side, best * DEFAULT_GRID_RATIO ** (1 if side == "high" else -1)
+
+
+def _bound_sides(value: float, low: float, high: float) -> Iterable[Side]:
+    width = math.log(high / low)
+    if math.log(value / low) <= OPTUNA_EDGE_SHARE * width:
+        yield "low"
+    if math.log(high / value) <= OPTUNA_EDGE_SHARE * width:
+        yield "high"
+
+
+def _curve(cells: tuple[CellResult, ...], best: TriedRate, finalists: list[TriedRate]) -> RateCurve:
+    """Loss against ``lr``, AdamW's rate following: at the chosen ratio, at the chosen rate, or the best of each lr."""
+    known = {rate.lr: rate.mean for rate in sorted(finalists, key=lambda r: -(r.mean or 0.0)) if rate.mean is not None}
+    known[best.lr] = best.mean or math.nan
+    stopped: dict[float, float] = {}
+    for lr, loss in _carried_to_budget(cells).items():
+        if lr not in known:
+            stopped[lr] = loss
+    points = sorted([*known.items(), *stopped.items()])
+    return RateCurve(
+        log_lrs=tuple(math.log(lr) for lr, _ in points),
+        losses=tuple(loss for _, loss in points),
+        chosen=[lr for lr, _ in points].index(best.lr),
+        n_seeds=len(best.losses),
+        n_carried=len(stopped),
+    )
+
+
+def _carried_to_budget(cells: tuple[CellResult, ...]) -> dict[float, float]:
+    """Losses that early-stopped rates would have had, each raised by what finished ones gained from there (a guess).
+
+    Early stopping leaves too few finished rates for a curve. The guess serves the curve only, never the choice.
+    """
+    finished = [r for r in cells if r.reached_budget and finite(r.val_loss) is not None]
+    at_rung = [{record.get("tokens_seen"): finite(record.get("val_loss")) for record in r.records} for r in finished]
+    carried: dict[float, list[float]] = {}
+    for result in cells:
+        loss = finite(result.val_loss)
+        if result.outcome != "stopped_early" or loss is None or result.cell.lr is None:
+            continue
+        gains = [
+            float(done.val_loss or 0.0) - then
+            for done, seen in zip(finished, at_rung, strict=True)
+            if (then := seen.get(result.tokens_seen)) is not None
+        ]
+        if gains:
+            carried.setdefault(result.cell.lr, []).append(loss + sum(gains) / len(gains))
+    return {lr: sum(losses) / len(losses) for lr, losses in carried.items()}
