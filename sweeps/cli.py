@@ -76,6 +76,12 @@ def resume(
     name: AnyName = None,
     runs_dir: RunsDir = "runs",
     retry_failed: Annotated[bool, typer.Option(help="Run cells that failed or ran out of memory again.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change resources, e.g. --set resources.workers=4."
+        ),
+    ] = None,
     allow_code_change: Annotated[bool, typer.Option(help="Go on although the training code changed.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -85,10 +91,17 @@ def resume(
             flag for flag, on in (("--retry-failed", retry_failed), ("--allow-code-change", allow_code_change)) if on
         ]
         name = _newest(runs_dir, name)
-        raise typer.Exit(_run_as_job(["resume", name, *flags], runs_dir, name))
+        words = _words(*(("--set", value) for value in overrides or ()))
+        raise typer.Exit(_run_as_job(["resume", name, *flags, *words], runs_dir, name))
     from sweeps.session import resume as resume_sweep
 
-    sitting = _sitting(runs_dir, quiet=quiet, retry_failed=retry_failed, allow_code_change=allow_code_change)
+    sitting = _sitting(
+        runs_dir,
+        quiet=quiet,
+        retry_failed=retry_failed,
+        allow_code_change=allow_code_change,
+        overrides=tuple(overrides or ()),
+    )
     raise typer.Exit(resume_sweep(_newest(runs_dir, name), sitting, _console()))
 
 
@@ -269,10 +282,12 @@ def sync(name: Name, runs_dir: RunsDir = "runs") -> None:
     """Bring MLflow up to date from the ledger, and register a winner that is not registered yet."""
     from sweeps.export import register_winner
     from sweeps.finish import view_of
+    from sweeps.session import require_unheld
     from sweeps.tracking.projector import sync as sync_view
     from sweeps.tracking.store import tracking_store
 
     ledger = _ledger(runs_dir, name)
+    require_unheld(ledger)
     store = tracking_store(runs_dir)
     sync_view(view_of(ledger, lambda: None)(), store)
     register_winner(ledger, store)

@@ -39,3 +39,7 @@ class WorldError(SweepError):
 
 class StorageError(WorldError):
     """The storage could not be read or written."""
+
+
+class DamagedError(StorageError):
+    """An object is there and is not what was written: cut short, changed, or a part of it missing."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from search_spaces import OptunaSearch
 from sweeps.export import best_cell
+from sweeps.extension import current_space
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import SweepResults
 from sweeps.ledger.sweep_folder import Ledger
@@ -24,6 +26,7 @@ def finish(ledger: Ledger, console: Console, *, quiet: bool) -> dict[str, Any]:
     results = LedgerReader(ledger).results()
     verdict = decide_and_write(ledger, results)
     keep_needed_weights(ledger, results)
+    write_search_study(ledger, results)
     write_reports(ledger, results, verdict)
     if not quiet:
         show_verdict(verdict, console)
@@ -49,6 +52,15 @@ def write_reports(ledger: Ledger, results: SweepResults, verdict: dict[str, Any]
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 ledger.storage.write_bytes(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def write_search_study(ledger: Ledger, results: SweepResults) -> None:
+    """With an optuna search, the study as a file that Optuna and its dashboard open."""
+    space = current_space(ledger)
+    if isinstance(space.search, OptunaSearch):
+        from sweeps.plan.search import write_study
+
+        write_study(ledger, space, results)
 
 
 def keep_needed_weights(ledger: Ledger, results: SweepResults) -> None:

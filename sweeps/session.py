@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -14,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
-from search_spaces import Space
+from search_spaces import Space, SpaceErrors, frozen_differences, with_overrides
 from sweeps.beginning import audit_table, begin, check_corpus
 from sweeps.cluster.packing import fit_arms, packing_for, predicted_peaks, resource_plan
 from sweeps.engine.driver import Driver, Packing, describe, failed_cells
 from sweeps.engine.ray_engine import joined_ray, local_ray
-from sweeps.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_SOME_FAILED, BadInputError, WorldError
+from sweeps.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_SOME_FAILED, BadInputError, SweepHeldError, WorldError
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
 from sweeps.ledger.free_space import require_room
-from sweeps.ledger.lease import Lease
+from sweeps.ledger.lease import Lease, read_holder
 from sweeps.ledger.provenance import code_fingerprint
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
@@ -52,6 +53,7 @@ class Sitting:
     allow_code_change: bool = False
     retry_failed: bool = False
     command: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
@@ -96,12 +98,28 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
             _say(console, sitting, f"sweep {name} is finished; nothing to run")
             return _last_words(ledger, console)
         _check_code(ledger, beginning, sitting)
-        space = current_space(ledger)
+        space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
         peaks = {entry["name"]: entry["predicted_peak_gib"] for entry in beginning["strategies"]}
         return _sit(ledger, space, material, {k: v for k, v in peaks.items() if v is not None}, sitting, console)
     finally:
         lease.release()
+
+
+def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
+    """What may change between a run and its resumption; raises SpaceErrors, naming every difference that may not."""
+    changed = with_overrides(space, overrides)
+    problems = frozen_differences(space, changed)
+    if problems:
+        raise SpaceErrors(problems, source="--set")
+    return changed
+
+
+def require_unheld(ledger: Ledger) -> None:
+    """Raises SweepHeldError where a living driver runs the sweep: it keeps MLflow up to date itself."""
+    holder = read_holder(ledger.storage, LEASE)
+    if holder is not None and not holder.is_stale(time.time()):
+        raise SweepHeldError(f"sweep {ledger.name} is run by {holder}, which keeps MLflow up to date itself")
 
 
 def remove(ledger: Ledger, sitting: Sitting, console: Console) -> None:
@@ -248,7 +266,8 @@ def _tracked(ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[_T
 
     tracked = _Tracked(wake=lambda: None)
     view = view_of(ledger, lambda: tracked.plan)
-    thread = TrackingThread(Projector(tracking_store(sitting.runs_uri)), view, watch.say)
+    store = tracking_store(sitting.runs_uri)
+    thread = TrackingThread(Projector(store), view, watch.say, sync_command=f"sweeps sync {ledger.name}")
     tracked.wake = thread.wake
     thread.start()
     try:

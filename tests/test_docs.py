@@ -122,7 +122,7 @@ def completed(tmp_path: Path) -> CellFolder:
         concurrent_trials=1,
     )
     trainer: Any = EndingTrainer()
-    _Segment(ledger, folder, trainer, job).train(planned, lambda report: None)
+    _Segment(ledger, folder, trainer, job, print).train(planned, lambda report: None)
     return folder
 
 

@@ -133,14 +133,17 @@ class Driver:
         )
 
     def report(self, cell_id: str, record: Mapping[str, Any]) -> None:
-        """A running segment reported."""
-        self.watcher.on_report(cell_id, record)
+        """A running segment reported, or has something to say."""
+        if "note" in record:
+            self.watcher.say(f"{describe(self.plan.planned(cell_id))}: {record['note']}")
+        else:
+            self.watcher.on_report(cell_id, record)
 
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
         """A segment ended: read what its folder says, and plan on."""
         planned = self.plan.planned(cell_id)
         how = "worker_died" if result is None else str(result.get("ended"))
-        if how == "storage_error":
+        if how == "stop_sweep":
             assert result is not None
             self._world_error = str(result["reason"])
             self.plan.ended(cell_id, self.plan.progress(cell_id))
@@ -156,7 +159,7 @@ class Driver:
         reason = "the worker process died (killed, or its node was lost)" if result is None else str(result["reason"])
         folder.add_attempt(how, reason)
         name = describe(planned)
-        since = [attempt for attempt in folder.attempts() if attempt["tokens_seen"] == attempt_tokens(folder)]
+        since = folder.attempts_here()
         same = [attempt for attempt in since if attempt["kind"] == "error" and attempt["reason"] == reason]
         if len(since) >= MAX_ATTEMPTS or len(same) >= 2:
             tokens = self.plan.progress(planned.cell_id).tokens_seen
@@ -227,11 +230,6 @@ def describe(planned: PlannedCell) -> str:
     """A cell in a sentence: ``balanced lr=0.02 seed=3 confirm``."""
     cell = planned.cell
     return f"{cell.strategy} lr={cell.lr:g} seed={cell.seed} {cell.phase}"
-
-
-def attempt_tokens(folder: Any) -> int:
-    """Tokens that the cell's newest complete checkpoint has seen."""
-    return int(folder.checkpoints.newest_complete() or 0)
 
 
 def failed_cells(ledger: Ledger) -> Sequence[tuple[PlannedCell, Mapping[str, Any]]]:

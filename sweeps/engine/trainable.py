@@ -6,7 +6,6 @@ looks for the driver's wish to end (an object in the sweep's folder), saves, and
 
 from __future__ import annotations
 
-import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sweeps.cluster.resources import allocator_share
-from sweeps.errors import StorageError
+from sweeps.errors import BadInputError, DamagedError, StorageError, SweepHeldError
 from sweeps.ledger.lease import Lease
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import CellFolder, Ledger, Outcome, PlannedCell
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 STOP_WISH = "stop.json"
 ORPHAN_WAIT_S = 30.0  # how long a dead driver's worker may take to go (3.4 s were seen)
 _LOOK_FOR_WISH_EVERY_S = 1.0
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +50,34 @@ def run_segment(config: dict[str, Any]) -> None:
     """Ray Tune's trainable: train one segment and report how it ended.
 
     Nothing is raised for what the driver can deal with: the last report's ``ended`` says ``done``, ``stopped`` or
-    ``error``, and the cell's folder holds the rest.
+    ``error`` (of this cell) or ``stop_sweep`` (of the world around it), and the cell's folder holds the rest.
     """
     from ray import tune
 
+    from moe.errors import CheckpointError
+
     job = SegmentJob.from_config(config)
     try:
-        ended = train_segment(job, lambda report: tune.report({**report.as_record(), "ended": None}))
+        ended = train_segment(
+            job,
+            on_report=lambda report: tune.report({**report.as_record(), "ended": None}),
+            on_note=lambda line: tune.report({"note": line, "ended": None}),
+        )
         tune.report({"ended": ended})
-    except StorageError as error:
-        tune.report({"ended": "storage_error", "reason": str(error)})
+    except (StorageError, CheckpointError, SweepHeldError, BadInputError) as error:
+        tune.report({"ended": "stop_sweep", "reason": str(error)})
     except Exception as error:  # noqa: BLE001 - one bad cell must not end the sweep; the driver decides on a retry
         reason = f"{type(error).__name__}: {error}"
         tune.report({"ended": "error", "reason": reason, "traceback": traceback.format_exc()})
 
 
-def train_segment(job: SegmentJob, on_report: Callable[[Report], None]) -> str:
-    """Train a cell to the job's rung; returns ``done`` or ``stopped``. Diverged and out of memory are outcomes."""
+def train_segment(
+    job: SegmentJob, on_report: Callable[[Report], None], on_note: Callable[[str], None] = lambda _line: None
+) -> str:
+    """Train a cell to the job's rung; returns ``done`` or ``stopped``. Diverged and out of memory are outcomes.
+
+    ``on_note`` is told what a user should hear of, in one line.
+    """
     from moe.errors import Diverged, OutOfMemory
 
     ledger = Ledger(Storage(job.runs_uri), job.sweep)
@@ -78,7 +87,7 @@ def train_segment(job: SegmentJob, on_report: Callable[[Report], None]) -> str:
     lease.acquire(wait_s=ORPHAN_WAIT_S)
     try:
         trainer = build_trainer(ledger, planned, job)
-        segment = _Segment(ledger, folder, trainer, job)
+        segment = _Segment(ledger, folder, trainer, job, on_note)
         segment.restore()
         try:
             return segment.train(planned, on_report)
@@ -113,11 +122,14 @@ def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trai
 class _Segment:
     """One stretch of one cell: restore, train, make durable points, finish."""
 
-    def __init__(self, ledger: Ledger, folder: CellFolder, trainer: Trainer, job: SegmentJob) -> None:
+    def __init__(
+        self, ledger: Ledger, folder: CellFolder, trainer: Trainer, job: SegmentJob, note: Callable[[str], None]
+    ) -> None:
         self._ledger = ledger
         self._folder = folder
         self._trainer = trainer
         self._job = job
+        self._note = note
         self._durable_tokens = 0
         self._durable_records = 0
 
@@ -126,9 +138,9 @@ class _Segment:
         for tokens in reversed(self._folder.checkpoints.complete()):
             try:
                 self._folder.checkpoints.load(tokens, self._trainer.load)
-            except (StorageError, FileNotFoundError) as error:
+            except (DamagedError, FileNotFoundError) as error:
                 self._folder.checkpoints.set_aside(tokens, str(error))
-                _logger.warning("checkpoint at %d tokens set aside, the one before it serves: %s", tokens, error)
+                self._note(f"checkpoint at {tokens:,} tokens set aside, the one before it serves: {error}")
                 continue
             self._durable_tokens = tokens
             self._durable_records = len(self._trainer.records)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from sweeps.errors import StorageError
+from sweeps.errors import DamagedError
 from sweeps.ledger.storage import Storage
 
 _PREFIX: Final = "checkpoint-"
@@ -55,7 +55,7 @@ class Checkpoints:
         return None
 
     def load(self, tokens: int, read: Callable[[Path], None]) -> None:
-        """Give ``read`` a folder with the checkpoint's files; raises StorageError where it is damaged."""
+        """Give ``read`` a folder with the checkpoint's files; raises DamagedError where it is damaged."""
         name = f"{_PREFIX}{tokens:015d}"
         manifest = self._storage.read_json(f"{name}/{_MANIFEST}")
         with tempfile.TemporaryDirectory(prefix="moe-sweeps-") as folder:
@@ -63,9 +63,9 @@ class Checkpoints:
                 try:
                     data = self._storage.read_bytes(f"{name}/{file_name}")
                 except FileNotFoundError:
-                    raise StorageError(f"{self._storage.uri}/{name}/{file_name} is missing") from None
+                    raise DamagedError(f"{self._storage.uri}/{name}/{file_name} is missing") from None
                 if len(data) != expected["bytes"] or hashlib.blake2b(data).hexdigest() != expected["blake2b"]:
-                    raise StorageError(
+                    raise DamagedError(
                         f"{self._storage.uri}/{name}/{file_name} is damaged: {len(data)} bytes that do not match the "
                         f"manifest ({expected['bytes']} bytes)"
                     )

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sweeps.errors import BadInputError, StorageError
+from sweeps.errors import BadInputError, DamagedError, StorageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -67,12 +67,12 @@ class Storage:
                     stream.write(data)
 
     def read_json(self, name: str) -> Any:
-        """The object parsed as JSON; raises StorageError, naming the object, where it is not JSON."""
+        """The object parsed as JSON; raises DamagedError, naming the object, where it is not JSON."""
         data = self.read_bytes(name)
         try:
             return json.loads(data)
         except ValueError as error:
-            raise StorageError(
+            raise DamagedError(
                 f"{self.uri}/{name} is damaged: it is not JSON ({error}); restore it from a copy"
             ) from error
 

@@ -25,6 +25,7 @@ from sweeps.ledger.checkpoints import Checkpoints
 from sweeps.ledger.storage import Storage
 
 SCHEMA = 1
+RETRIED = "retried"
 Outcome = Literal["completed", "stopped_early", "diverged", "oom", "failed"]
 PlanReason = Literal["grid", "confirm", "widening", "extension", "suggestion", "control", "time"]
 
@@ -110,6 +111,13 @@ class CellFolder:
         """Why segments of this cell failed, oldest first."""
         return [self.storage.read_json(f"attempts/{name}") for name in self.storage.names("attempts")]
 
+    def attempts_here(self) -> list[dict[str, Any]]:
+        """Failures at the present checkpoint, since the user last asked for a retry."""
+        attempts = self.attempts()
+        retried = [number for number, attempt in enumerate(attempts) if attempt["kind"] == RETRIED]
+        tokens = self.checkpoints.newest_complete() or 0
+        return [a for a in attempts[retried[-1] + 1 if retried else 0 :] if a["tokens_seen"] == tokens]
+
     def add_attempt(self, kind: str, reason: str) -> None:
         """Note that a segment failed."""
         number = len(self.storage.names("attempts")) + 1
@@ -126,7 +134,7 @@ class CellFolder:
         """Let a failed or out-of-memory cell run again: its outcome goes to the attempts."""
         outcome = self.outcome()
         assert outcome is not None
-        self.add_attempt(str(outcome["outcome"]), f"retried by request after: {outcome['reason']}")
+        self.add_attempt(RETRIED, f"retried by request after: {outcome['reason']}")
         self.storage.delete("outcome.json")
 
 
@@ -212,7 +220,7 @@ class Ledger:
         return CellFolder(self.storage.child(f"cells/{cell_id}"))
 
     def fix_margin(self, margin: float) -> None:
-        """Write down the equivalence margin, once, before the first confirm cell is planned."""
+        """Write down the equivalence margin, once; it comes from explore records alone."""
         if self.margin() is None:
             self.storage.write_json("margin.json", {"schema": SCHEMA, "margin": margin, "fixed_s": time.time()})
 

@@ -72,7 +72,7 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
     if timed:
         cells += timed
         reasons.append(f"equal time: {len(timed)} cells with the tokens that each arm trains while the fastest ends")
-    return Added(cells=tuple(cells), because="; ".join(reasons), margin=_margin(space, results))
+    return Added(cells=tuple(cells), because="; ".join(reasons), margin=_margin(space, results, cells))
 
 
 def _suggestion(
@@ -172,11 +172,13 @@ def _because(fresh: Sequence[PlannedCell], choice: Choice) -> str:
     )
 
 
-def _margin(space: Space, results: SweepResults) -> float | None:
-    """The equivalence margin from explore records alone, once every explore cell of the arms has ended."""
+def _margin(space: Space, results: SweepResults, added: Sequence[PlannedCell]) -> float | None:
+    """The equivalence margin from explore records alone, once every explore cell has ended and no other follows."""
     if space.verdict.margin != "auto":
         return float(space.verdict.margin)
     explored = [r for r in results.cells if r.cell.phase == "explore" and r.cell.arrangement == "shuffled"]
+    if any(entry.cell.phase == "explore" for entry in added):
+        return None
     if not explored or any(result.outcome is None for result in explored):
         return None
     return default_margin(results)
