@@ -26,7 +26,8 @@ class Expert(nn.Module):
         self.down_proj = nn.Linear(d_expert, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class MaskLoopMoE(nn.Module):

@@ -78,9 +78,7 @@ def resume(
     retry_failed: Annotated[bool, typer.Option(help="Run cells that failed or ran out of memory again.")] = False,
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change resources, e.g. --set resources.workers=4."
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change resources, e.g. --set resources.workers=4."),
     ] = None,
     allow_code_change: Annotated[bool, typer.Option(help="Go on although the training code changed.")] = False,
     quiet: Quiet = False,

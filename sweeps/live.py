@@ -16,7 +16,7 @@ from rich.text import Text
 
 from search_spaces import Space
 from sweeps.ledger.sweep_folder import PlannedCell
-from sweeps.plan.forecast import Forecast, forecast
+from sweeps.plan.forecast import forecast_from_records
 from sweeps.plan.segments import Plan
 
 _MARKS: Final = {
@@ -32,6 +32,8 @@ _MARKS: Final = {
 _LEGEND: Final = "▶ running  ‖ at a rung  ✂ stopped early  ✓ done  ↯ diverged  ! failed;  numbers are validation losses"
 _LINES_KEPT: Final = 4
 _PLAIN_EVERY_S: Final = 15.0
+SILENCE_S: Final = 60.0
+"""Without a report for so long, the summary says what is waited for."""
 
 
 class SweepWatch:
@@ -47,10 +49,12 @@ class SweepWatch:
         self._newest: dict[str, Mapping[str, Any]] = {}
         self._started_s = time.monotonic()
         self._last_summary_s = 0.0
+        self._last_report_s = time.monotonic()
 
     def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """Keep what a running cell reported."""
         self._newest[cell_id] = record
+        self._last_report_s = time.monotonic()
         if not self._quiet and time.monotonic() - self._last_summary_s > _PLAIN_EVERY_S:
             self._last_summary_s = time.monotonic()
             self.say(self.summary())
@@ -64,22 +68,11 @@ class SweepWatch:
         if not self._quiet:
             self._console.print(f"[dim]{spoken_duration(time.monotonic() - self._started_s):>7}[/]  {escape(line)}")
 
-    def forecast(self) -> Forecast:
-        """What is left, by what was measured so far."""
-        assert self._plan is not None
-        seen = {p.cell_id: self._plan.progress(p.cell_id).tokens_seen for p in self._plan.cells}
-        seconds: dict[str, float] = {}
-        for cell_id, record in self._newest.items():
-            seen[cell_id] = max(seen.get(cell_id, 0), int(record["tokens_seen"]))
-            spent_s = record["train_time_s"] + record["exam_time_s"]
-            seconds[self._plan.planned(cell_id).cell.strategy] = spent_s / record["tokens_seen"]
-        return forecast(self._space, self._plan, seen, seconds, self._workers)
-
     def summary(self) -> str:
         """One line: cells, share of tokens, speed, time left."""
         if self._plan is None:
             return "starting"
-        left = self.forecast()
+        left = forecast_from_records(self._space, self._plan, self._newest, self._workers)
         states = {p.cell_id: self._plan.state(p.cell_id) for p in self._plan.cells}
         ended = sum(state not in ("running", "queued", "waiting") for state in states.values())
         speed = sum(
@@ -95,6 +88,17 @@ class SweepWatch:
         ]
         if left.seconds_left is not None:
             parts.append(f"about {spoken_duration(left.seconds_left)} left")
+        silent_s = time.monotonic() - self._last_report_s
+        if silent_s > SILENCE_S:
+            waiting = [str(self._plan.planned(name)) for name, state in states.items() if state == "running"]
+            parts.append(
+                f"nothing reported for {spoken_duration(silent_s)}: "
+                + (
+                    f"waiting for {', '.join(waiting[:3])} (a slow step, or a node that has to start)"
+                    if waiting
+                    else ""
+                )
+            )
         return " · ".join(parts)
 
     @contextmanager
@@ -113,6 +117,7 @@ class LiveSweepWatch(SweepWatch):
     def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """Keep what a running cell reported; the table shows it at its next redraw."""
         self._newest[cell_id] = record
+        self._last_report_s = time.monotonic()
 
     def say(self, line: str) -> None:
         """Show a line under the table; older ones scroll away, the ledger keeps what matters."""

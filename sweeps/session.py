@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from rich.console import Console
 from search_spaces import Space, SpaceErrors, frozen_differences, with_overrides
 from sweeps.beginning import audit_table, begin, check_corpus
 from sweeps.cluster.packing import fit_arms, packing_for, predicted_peaks, resource_plan
-from sweeps.engine.driver import Driver, Packing, describe, failed_cells
+from sweeps.engine.driver import Driver, Packing, failed_cells
 from sweeps.engine.ray_engine import joined_ray, local_ray
 from sweeps.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_SOME_FAILED, BadInputError, SweepHeldError, WorldError
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
 from sweeps.ledger.free_space import require_room
-from sweeps.ledger.lease import Lease, read_holder
+from sweeps.ledger.lease import Lease, is_held, read_holder
 from sweeps.ledger.provenance import code_fingerprint
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
@@ -91,7 +90,7 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         if sitting.retry_failed:
             for planned, outcome in failed_cells(ledger):
                 ledger.cell_folder(planned.cell_id).forget_failure()
-                _say(console, sitting, f"{describe(planned)} runs again after: {outcome['reason']}")
+                _say(console, sitting, f"{planned} runs again after: {outcome['reason']}")
         if extend is not None:
             extend(ledger)
         if is_finished(ledger):
@@ -117,8 +116,8 @@ def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
 
 def require_unheld(ledger: Ledger) -> None:
     """Raises SweepHeldError where a living driver runs the sweep: it keeps MLflow up to date itself."""
-    holder = read_holder(ledger.storage, LEASE)
-    if holder is not None and not holder.is_stale(time.time()):
+    if is_held(ledger.storage, LEASE):
+        holder = read_holder(ledger.storage, LEASE)
         raise SweepHeldError(f"sweep {ledger.name} is run by {holder}, which keeps MLflow up to date itself")
 
 
@@ -202,7 +201,7 @@ def _last_words(ledger: Ledger, console: Console) -> int:
     """Name what failed, with the command that tries again; returns the exit code."""
     failed = failed_cells(ledger)
     for planned, outcome in failed:
-        console.print(f"{describe(planned)} {outcome['outcome']}: {outcome['reason']}", markup=False, highlight=False)
+        console.print(f"{planned} {outcome['outcome']}: {outcome['reason']}", markup=False, highlight=False)
     if failed:
         console.print(f"Run them again with: sweeps resume {ledger.name} --retry-failed")
     return EXIT_SOME_FAILED if failed else EXIT_DONE

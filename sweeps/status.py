@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from search_spaces import Space
 from sweeps.engine.driver import stopping_rule
+from sweeps.engine.trainable import CELL_LEASE
 from sweeps.extension import current_space
-from sweeps.ledger.lease import read_holder
+from sweeps.ledger.lease import is_held, read_holder
 from sweeps.ledger.reading import LedgerReader, progress_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, sweep_names
+from sweeps.plan.forecast import forecast_from_records
 from sweeps.plan.segments import Plan
 from sweeps.session import LEASE
 
@@ -43,7 +47,7 @@ def status_of(ledger: Ledger) -> dict[str, Any]:
     ]
     verdict = ledger.verdict()
     holder = read_holder(ledger.storage, LEASE)
-    alive = holder is not None and not holder.is_stale(time.time())
+    alive = is_held(ledger.storage, LEASE)
     return {
         "schema": 1,
         "sweep": ledger.name,
@@ -52,6 +56,7 @@ def status_of(ledger: Ledger) -> dict[str, Any]:
         "budget_tokens": space.budget_tokens,
         "rungs_tokens": list(space.rungs_tokens),
         "tokens_seen": sum(cell["tokens_seen"] for cell in cells),
+        "seconds_left": _seconds_left(space, plan, newest) if alive else None,
         "cells_by_state": dict(Counter(str(cell["state"]) for cell in cells)),
         "cells": cells,
         "verdict": None if verdict is None else {key: verdict[key] for key in ("outcome", "winner", "statement")},
@@ -81,19 +86,27 @@ def render_status(ledger: Ledger) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from sweeps.live import sweep_table
+    from sweeps.live import spoken_duration, sweep_table
 
     found = status_of(ledger)
     plan, newest = _plan_of(ledger)
     table = sweep_table(plan, newest, ledger.name)
     cells = ", ".join(f"{count} {state}" for state, count in found["cells_by_state"].items())
     if found["running_at"]:
-        how = f"running at {found['running_at']}"
+        left = found["seconds_left"]
+        how = f"running at {found['running_at']}" + ("" if left is None else f", about {spoken_duration(left)} left")
     elif found["verdict"] is None:
         how = f"not running; go on with: sweeps resume {ledger.name}"
     else:
         how = f"{found['verdict']['outcome']}: {found['verdict']['statement']}"
     return Group(table, Text(f"{cells}; {found['tokens_seen']:,} tokens"), Text(how))
+
+
+def _seconds_left(space: Space, plan: Plan, newest: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """What is left at the speed of the newest records, shared among as many trials as ran beside them."""
+    reported = {cell_id: record for cell_id, record in newest.items() if record}
+    workers = max((int(record["concurrent_trials"]) for record in reported.values()), default=1)
+    return forecast_from_records(space, plan, reported, workers).seconds_left
 
 
 def _plan_of(ledger: Ledger) -> tuple[Plan, dict[str, dict[str, Any]]]:
@@ -104,4 +117,6 @@ def _plan_of(ledger: Ledger) -> tuple[Plan, dict[str, dict[str, Any]]]:
         cell_id = str(result.cell.cell_id)
         plan.ended(cell_id, progress_of(result))
         newest[cell_id] = dict(result.records[-1]) if result.records else {}
+        if result.outcome is None and is_held(ledger.cell_folder(cell_id).storage, CELL_LEASE):
+            plan.started(cell_id)
     return plan, newest

@@ -135,7 +135,7 @@ class Driver:
     def report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """A running segment reported, or has something to say."""
         if "note" in record:
-            self.watcher.say(f"{describe(self.plan.planned(cell_id))}: {record['note']}")
+            self.watcher.say(f"{self.plan.planned(cell_id)}: {record['note']}")
         else:
             self.watcher.on_report(cell_id, record)
 
@@ -158,7 +158,7 @@ class Driver:
         folder = self.ledger.cell_folder(planned.cell_id)
         reason = "the worker process died (killed, or its node was lost)" if result is None else str(result["reason"])
         folder.add_attempt(how, reason)
-        name = describe(planned)
+        name = planned
         since = folder.attempts_here()
         same = [attempt for attempt in since if attempt["kind"] == "error" and attempt["reason"] == reason]
         if len(since) >= MAX_ATTEMPTS or len(same) >= 2:
@@ -212,7 +212,7 @@ class Driver:
         )
         folder.checkpoints.delete_all()
         self._refresh(planned)
-        self.watcher.say(f"{describe(planned)} stopped early: {dropped.reason}")
+        self.watcher.say(f"{planned} stopped early: {dropped.reason}")
 
     def _engine_uri(self) -> str | None:
         return None if self.ledger.storage.is_local else self.ledger.storage.child("ray").uri
@@ -224,12 +224,6 @@ def stopping_rule(space: Space) -> StoppingRule:
         return StoppingRule()
     suggestions = space.search.trials_per_arm if isinstance(space.search, OptunaSearch) else 0
     return StoppingRule(rungs_tokens=space.rungs_tokens, keep=space.early_stopping, suggestions=suggestions)
-
-
-def describe(planned: PlannedCell) -> str:
-    """A cell in a sentence: ``balanced lr=0.02 seed=3 confirm``."""
-    cell = planned.cell
-    return f"{cell.strategy} lr={cell.lr:g} seed={cell.seed} {cell.phase}"
 
 
 def failed_cells(ledger: Ledger) -> Sequence[tuple[PlannedCell, Mapping[str, Any]]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moe.trainer import Trainer
 
 STOP_WISH = "stop.json"
+CELL_LEASE = "lease.json"
 ORPHAN_WAIT_S = 30.0  # how long a dead driver's worker may take to go (3.4 s were seen)
 _LOOK_FOR_WISH_EVERY_S = 1.0
 
@@ -83,7 +84,7 @@ def train_segment(
     ledger = Ledger(Storage(job.runs_uri), job.sweep)
     planned = next(planned for planned in ledger.planned_cells() if planned.cell_id == job.cell_id)
     folder = ledger.cell_folder(job.cell_id)
-    lease = Lease(folder.storage, "lease.json")
+    lease = Lease(folder.storage, CELL_LEASE)
     lease.acquire(wait_s=ORPHAN_WAIT_S)
     try:
         trainer = build_trainer(ledger, planned, job)

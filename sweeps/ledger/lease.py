@@ -124,6 +124,12 @@ def read_holder(storage: Storage, name: str) -> Holder | None:
         return None
 
 
+def is_held(storage: Storage, name: str) -> bool:
+    """Whether a living holder has the lease ``name``."""
+    holder = read_holder(storage, name)
+    return holder is not None and not holder.is_stale(time.time())
+
+
 def _is_running(pid: int, started_s: float) -> bool:
     try:
         return abs(psutil.Process(pid).create_time() - started_s) < 1.0

@@ -44,6 +44,11 @@ class PlannedCell:
         assert self.cell.cell_id is not None, "a cell without a rate has no place in the ledger"
         return self.cell.cell_id
 
+    def __str__(self) -> str:
+        """The cell in a sentence: ``balanced lr=0.02 seed=3 confirm``."""
+        cell = self.cell
+        return f"{cell.strategy} lr={cell.lr:g} seed={cell.seed} {cell.phase}"
+
 
 class CellFolder:
     """What one cell left behind: segments of records, checkpoints, attempts, outcome."""

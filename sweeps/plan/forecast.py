@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from search_spaces import Space
 from sweeps.plan.segments import Plan
@@ -49,6 +50,17 @@ def forecast(
         mean = sum(seconds_per_token.values()) / len(seconds_per_token)
         seconds = sum(tokens * seconds_per_token.get(arm, mean) for arm, tokens in left.items()) / workers
     return Forecast(tokens_done=done, tokens_left=round(sum(left.values())), seconds_left=seconds)
+
+
+def forecast_from_records(space: Space, plan: Plan, newest: Mapping[str, Mapping[str, Any]], workers: int) -> Forecast:
+    """The forecast from the newest record of each cell by cell id (none where a cell has not reported)."""
+    seen = {entry.cell_id: plan.progress(entry.cell_id).tokens_seen for entry in plan.cells}
+    seconds: dict[str, float] = {}
+    for cell_id, record in newest.items():
+        seen[cell_id] = max(seen.get(cell_id, 0), int(record["tokens_seen"]))
+        spent_s = record["train_time_s"] + record["exam_time_s"]
+        seconds[plan.planned(cell_id).cell.strategy] = spent_s / record["tokens_seen"]
+    return forecast(space, plan, seen, seconds, workers)
 
 
 def explore_tokens_per_arm(space: Space, cells: int) -> int:
