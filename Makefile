@@ -22,7 +22,7 @@ help:
 	@echo 'make doctor                 what this machine can do, and what to mend'
 	@echo 'make test | check | fix     tests; lint and types; format'
 	@echo 'make test-faults            the whole fault suite: kills, full disks, truncated files'
-	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep: writes bench/*.json'
+	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep, early_stopping: writes bench/*.json'
 	@echo 'make gpu-check              on a machine with CUDA: memory, precision, packing, resume'
 	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
 	@echo

@@ -1,6 +1,6 @@
 """How fast a training step is: ours beside ``transformers`` and a loop over masks, on one thread of this machine.
 
-    python -m bench.step [--repeats 5] [--seq-len 128 ...] [--vocab 4096 ...] [--precision fp32 ...]
+    python -m bench.step [--repeats 3] [--seq-len 128 ...] [--vocab 4096 ...] [--precision fp32 ...]
 
 A step is 4,096 tokens forward, cross-entropy, load-balancing loss, backward, clipping and both optimizers; the model is
 128 wide with 4 layers, 4 heads and 8 experts of 512, top-2. All sides start from the same weights (but Mixtral, which
@@ -333,7 +333,7 @@ def show(rows: Sequence[dict[str, Any]], muon: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every row, print it, and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="turns per row")
+    parser.add_argument("--repeats", type=int, default=3, help="turns per row (more for figures to publish)")
     parser.add_argument("--seq-len", type=int, nargs="+", default=SEQ_LENS)
     parser.add_argument("--vocab", type=int, nargs="+", default=VOCABS)
     parser.add_argument("--precision", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16"))

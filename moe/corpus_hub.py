@@ -118,6 +118,11 @@ def _documents(config: CorpusConfig, resolved: dict[str, Any]) -> Iterator[Docum
     except CorpusError:
         raise
     except (ValueError, OSError, EOFError) as error:
+        if offline() and isinstance(error, ConnectionError | FileNotFoundError):
+            raise CorpusError(
+                f"dataset {place} is not in the local cache and HF_HUB_OFFLINE forbids to fetch it; unset it, "
+                f"or {WAYS_OUT}"
+            ) from error
         raise CorpusError(f"dataset {place} cannot be read: {_one_line(error)}; mend that, or {WAYS_OUT}") from error
 
 

@@ -220,11 +220,10 @@ class GroupedProducts:
 def choose_products(device: torch.device, dtype: torch.dtype, pool: BufferPool) -> ExpertProducts:
     """The fastest way that this device has for products in this type: the one place where it is chosen.
 
-    CUDA multiplies groups in bf16 from compute capability 8.0; fp16, fp32 and older GPUs go expert by expert. On CPU
-    ``grouped_mm`` is a loop without blocks.
+    On CUDA, bf16 is grouped: ``moe.precision`` gives bf16 to GPUs from compute capability 8.0 on and to no older one,
+    and those are the GPUs that ``grouped_mm`` is made for. fp16 and fp32 go expert by expert. On CPU ``grouped_mm``
+    is a loop without blocks.
     """
     if device.type == "cuda":
-        if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (8, 0):
-            return GroupedProducts()
-        return BlockedProducts(ROW_MULTIPLE_GROUPED, pool)
+        return GroupedProducts() if dtype == torch.bfloat16 else BlockedProducts(ROW_MULTIPLE_GROUPED, pool)
     return BlockedProducts(ROW_MULTIPLE_MKL if dtype == torch.float32 else ROW_MULTIPLE_ONEDNN, pool)

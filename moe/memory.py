@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -107,12 +108,16 @@ def predict_peak_gib(config: TrainConfig, *, precision: PrecisionName, device: D
 
     Runs two whole steps, optimizers included, on tensors that have shapes and no numbers. Expert loads, which nobody
     knows beforehand, are taken as balanced; memory depends on them only by the padding of segments. ``device`` is
-    where the training will run: ``config.device`` if not given.
+    where the training will run: ``config.device`` if not given. Where that is a GPU and torch has no CUDA, the CPU's
+    way stands in for the GPU's; the difference is attention's tensors, counted in fp32.
     """
     device = device or Device.resolve(config.device)
     resolved = resolve_precision(precision, device)
-    with FakeTensorMode(), device.torch_device:
-        model = MoELanguageModel(config.model, generator=torch.Generator(device.torch_device))
+    stand_in = torch.device(device.kind if torch.cuda.is_available() else "cpu")
+    if stand_in.type == "cpu":
+        resolved = replace(resolved, device_kind="cpu")
+    with FakeTensorMode(), stand_in:
+        model = MoELanguageModel(config.model, generator=torch.Generator())
         optimizers = build_optimizers(model.weight_groups(), config.optimizer, device, resolved)
         with TensorBytes(training_tensors(model, optimizers)) as watch:
             for _ in range(2):  # the first creates the optimizers' state

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 # On CPU rows are worked on in blocks that stay in a core's second-level cache from one pass to the next: measured, a
@@ -15,10 +16,13 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 BLOCK_BYTES = 2**19
 
 
-def blocks(n_rows: int, row_bytes: int, device: torch.device) -> Iterator[slice]:
-    """Slices of ``n_rows`` rows that are worked on one after another; a single one where there is no such cache."""
-    size = n_rows if device.type != "cpu" else max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, n_rows, size):
+def blocks(n_rows: int, row_bytes: int, like: Tensor) -> Iterator[slice]:
+    """Slices of ``n_rows`` rows that are worked on one after another: all at once unless ``like`` is on the CPU.
+
+    For fake tensors, which predict memory, the first block stands for all.
+    """
+    size = n_rows if like.device.type != "cpu" else max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, min(size, n_rows) if isinstance(like, FakeTensor) else n_rows, size):
         yield slice(start, min(start + size, n_rows))
 
 
@@ -33,7 +37,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x_RD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         scale_R1 = inverse_rms(x_RD, eps)
         out_RD = torch.empty_like(x_RD)
-        for rows in blocks(len(x_RD), x_RD.shape[1] * x_RD.element_size(), x_RD.device):
+        for rows in blocks(len(x_RD), x_RD.shape[1] * x_RD.element_size(), x_RD):
             torch.mul(x_RD[rows], scale_R1[rows], out=out_RD[rows]).mul_(weight_D)
         ctx.save_for_backward(x_RD, weight_D, scale_R1)
         return out_RD
@@ -43,7 +47,7 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_RD: Tensor) -> tuple[Tensor, Tensor, None]:
         all_x_RD, weight_D, all_scale_R1 = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_x_RD, grad_weight_D = torch.empty_like(all_x_RD), torch.zeros_like(weight_D)
-        for rows in blocks(len(all_x_RD), all_x_RD.shape[1] * all_x_RD.element_size(), all_x_RD.device):
+        for rows in blocks(len(all_x_RD), all_x_RD.shape[1] * all_x_RD.element_size(), all_x_RD):
             out_RD, scale_R1 = grad_RD[rows], all_scale_R1[rows]
             unit_RD = all_x_RD[rows] * scale_R1
             product_RD = out_RD * unit_RD

@@ -82,8 +82,8 @@ def _blocks(x_BTJC: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of batch and time that are worked on one after another."""
     n_rows, seq_len, n_heads, head_dim = x_BTJC.shape
     token_bytes = n_heads * head_dim * x_BTJC.element_size()
-    for rows in blocks(n_rows, seq_len * token_bytes, x_BTJC.device):
-        for times in blocks(seq_len, (rows.stop - rows.start) * token_bytes, x_BTJC.device):
+    for rows in blocks(n_rows, seq_len * token_bytes, x_BTJC):
+        for times in blocks(seq_len, (rows.stop - rows.start) * token_bytes, x_BTJC):
             yield rows, times
 
 

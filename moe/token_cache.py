@@ -62,6 +62,13 @@ class TokenizedCorpus:
         return self.splits["train"].bytes_total / self.splits["train"].n_tokens
 
     @property
+    def learned_vocab_size(self) -> int:
+        """Tokens that the tokenizer has, which may be fewer than ``vocab_size``: a small corpus has few merges."""
+        from tokenizers import Tokenizer
+
+        return int(Tokenizer.from_file(str(self.tokenizer_dir / "tokenizer.json")).get_vocab_size())
+
+    @property
     def longest_document_tokens(self) -> int:
         """Tokens of the longest document of any split, its separator included."""
         return max(int(file.document_lengths.max(initial=0)) for file in self.splits.values())

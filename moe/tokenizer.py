@@ -121,7 +121,15 @@ def load_directory(path: Path) -> TextTokenizer:
     """
     if not (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
         raise CorpusError(f"{path} holds no tokenizer (no tokenizer.json); give a directory made by `save_pretrained`")
-    return _from_auto(str(path), shown=str(path), options={"local_files_only": True})
+    try:
+        return _from_auto(str(path), shown=str(path), options={"local_files_only": True})
+    except CorpusError:
+        raise
+    except Exception as error:  # `tokenizers` raises bare Exceptions for files that it cannot read
+        raise CorpusError(
+            f"the tokenizer in {path} cannot be read: {' '.join(str(error).split())[:300]}; "
+            "save it again with `save_pretrained`"
+        ) from error
 
 
 def load_pretrained(id_: str, *, revision: str | None) -> TextTokenizer:

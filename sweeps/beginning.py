@@ -7,24 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from search_spaces import CorpusFacts, Problem, Space, SpaceErrors, check_against_corpus, corpus_warnings, explore_cells
+from search_spaces import Problem, Space, SpaceErrors, explore_cells
 from sweeps.bridge import batch_configs, model_config
 from sweeps.ledger.provenance import code_fingerprint, git_state, hardware, versions
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.material import Material
 from sweeps.plan.phases import first_cells
-
-
-def corpus_facts(material: Material) -> CorpusFacts:
-    """What the rules of a space need to know of its corpus."""
-    splits = material.tokens.splits
-    return CorpusFacts(
-        longest_document_tokens=material.tokens.longest_document_tokens,
-        train_tokens=splits["train"].n_tokens,
-        validation_tokens=splits["validation"].n_tokens,
-        test_tokens=splits["test"].n_tokens,
-        vocab_size=material.tokens.vocab_size,
-    )
 
 
 def audit_table(space: Space, material: Material) -> dict[str, Any]:
@@ -41,15 +29,6 @@ def audit_table(space: Space, material: Material) -> dict[str, Any]:
         raise SpaceErrors(problems, source="the corpus")
     table: dict[str, Any] = found.as_dict()
     return table
-
-
-def check_corpus(space: Space, material: Material) -> list[str]:
-    """The second round of problems, raised all at once; returns warnings."""
-    facts = corpus_facts(material)
-    problems = check_against_corpus(space, facts)
-    if problems:
-        raise SpaceErrors(problems, source="the space with its corpus")
-    return corpus_warnings(space, facts)
 
 
 def _parameters(space: Space, material: Material) -> dict[str, int]:

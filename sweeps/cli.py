@@ -120,7 +120,8 @@ def extend(
     if _is_job():
         rates = [*(("--lr", v) for v in lr or ()), *(("--adamw-lr", v) for v in adamw_lr or ())]
         words = _words(*rates, *(("--strategy", v) for v in strategy or ()), ("--seeds", seeds))
-        raise typer.Exit(_run_as_job(["extend", name, *words], runs_dir, name))
+        flags = ["--allow-code-change"] if allow_code_change else []
+        raise typer.Exit(_run_as_job(["extend", name, *flags, *words], runs_dir, name))
     from sweeps.extension import extend_plan, parse_strategy
     from sweeps.session import resume as resume_sweep
 
@@ -208,7 +209,10 @@ def report(
     """Write report.html, report.md and the pictures again; with several sweeps, put them side by side."""
     from sweeps.finish import decide_and_write, write_reports
     from sweeps.ledger.reading import LedgerReader
+    from sweeps.outputs import require_folder
 
+    if len(names or ()) > 1:
+        require_folder(out, "--out")
     ledgers = [_ledger(runs_dir, name) for name in names or [_newest(runs_dir, None)]]
     decided = []
     for ledger in ledgers:
@@ -228,7 +232,7 @@ def report(
 @app.command()
 def export(
     name: Name,
-    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="The directory to write, new or empty.")],
     cell: Annotated[str | None, typer.Option(help="A cell whose weights are kept, instead of the winner.")] = None,
     runs_dir: RunsDir = "runs",
 ) -> None:
@@ -261,8 +265,9 @@ def rm(
     from sweeps.session import remove
 
     ledger = _ledger(runs_dir, name)
-    if not yes:
-        typer.confirm(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?", abort=True)
+    if not yes and not _agreed(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?"):
+        _console().print("Nothing was deleted.")
+        return
     remove(ledger, _sitting(runs_dir), _console())
 
 
@@ -270,7 +275,9 @@ def rm(
 def gpu_check(out: Annotated[Path, typer.Option(help="The file to write.")] = Path("gpu-check.json")) -> None:
     """On a machine with CUDA: prediction, precision, packing, out-of-memory and resume, measured (else exit 4)."""
     from sweeps.cluster.gpu_check import gpu_check as check
+    from sweeps.outputs import require_file
 
+    require_file(out, "--out")
     console = _console()
     raise typer.Exit(check(out, console.print, console.print))
 
@@ -295,12 +302,14 @@ def sync(name: Name, runs_dir: RunsDir = "runs") -> None:
 def ui(
     name: Annotated[str | None, typer.Argument(help="A sweep whose pages are linked.")] = None,
     runs_dir: RunsDir = "runs",
-    port: Annotated[int | None, typer.Option(help="A free one without it.")] = None,
+    port: Annotated[int | None, typer.Option(help="A free one without it.", min=1, max=65535)] = None,
 ) -> None:
     """Open MLflow's UI on 127.0.0.1; Ctrl-C ends it."""
     from sweeps.tracking.store import tracking_store
     from sweeps.tracking.ui import run_ui
 
+    if name is not None:
+        _ledger(runs_dir, name)
     run_ui(tracking_store(runs_dir), lambda line: print(line, flush=True), sweep=name, port=port)
 
 
@@ -311,18 +320,19 @@ def doctor(runs_dir: RunsDir = "runs") -> None:
     from sweeps.tracking.store import tracking_store
 
     address = os.environ.get("RAY_ADDRESS")
-    _console().print(render(examine(runs_dir=runs_dir, tracking_uri=tracking_store(runs_dir).uri, ray_address=address)))
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_store(runs_dir).uri
+    _console().print(render(examine(runs_dir=runs_dir, tracking_uri=tracking_uri, ray_address=address)))
 
 
 @app.command()
 def new(path: Annotated[Path, typer.Argument(help="The file to write.")]) -> None:
     """Write a commented space to start from."""
     from search_spaces import template_text
-    from sweeps.errors import BadInputError
+    from sweeps.outputs import require_new_file
 
-    if path.exists():
-        raise BadInputError(f"{path} is already there; choose another name")
-    path.write_text(template_text())
+    require_new_file(path, "path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(template_text(), encoding="utf-8")
     _console().print(f"Wrote {path}. Try: sweeps plan --space {path}", markup=False, highlight=False)
 
 
@@ -350,6 +360,17 @@ def _known_user_error(error: ValueError) -> int:
         raise error
     print(f"sweeps: {error}", file=sys.stderr)
     return EXIT_NO_DEVICE if isinstance(error, DeviceMissing) else EXIT_BAD_INPUT
+
+
+def _agreed(question: str) -> bool:
+    """Ask; raises BadInputError where nobody answers."""
+    from sweeps.errors import BadInputError
+
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        print(file=sys.stderr)
+        raise BadInputError("nobody answered, so nothing was done; --yes answers beforehand") from None
 
 
 def _console() -> Console:
@@ -383,7 +404,9 @@ def _default_preset() -> str:
 def _sitting(runs_dir: str, **options: Any) -> Sitting:
     from sweeps.ledger.storage import Storage
     from sweeps.session import Sitting
+    from sweeps.tracking.store import tracking_store
 
+    tracking_store(runs_dir)  # one that cannot be is said before anything is spent
     command = shlex.join(["sweeps", *sys.argv[1:]])
     return Sitting(runs_uri=Storage(runs_dir).uri, command=command, **options)
 

@@ -42,4 +42,9 @@ class StorageError(WorldError):
 
 
 class DamagedError(StorageError):
-    """An object is there and is not what was written: cut short, changed, or a part of it missing."""
+    """An object is there and is not what was written: cut short, changed, or a part of it missing.
+
+    Trying again does not help: a person must mend or restore it.
+    """
+
+    exit_code = EXIT_BAD_INPUT

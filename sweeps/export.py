@@ -14,6 +14,7 @@ from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.material import material_for
+from sweeps.outputs import require_empty_folder, require_file
 
 if TYPE_CHECKING:
     from sweeps.tracking.store import TrackingStore
@@ -46,12 +47,11 @@ def cell_to_export(results: SweepResults, verdict: Mapping[str, Any] | None) -> 
 
 
 def export(ledger: Ledger, out: Path, cell_id: str | None = None) -> tuple[CellResult, str]:
-    """Write the checkpoint directory ``out``, which must not exist; returns the cell and why it was taken.
+    """Write the checkpoint directory ``out``, new or empty; returns the cell and why it was taken.
 
-    Raises BadInputError for a cell that is not there or whose weights were not kept.
+    Raises BadInputError for a place that cannot be written, a cell that is not there or whose weights were not kept.
     """
-    if out.exists() and any(out.iterdir()):
-        raise BadInputError(f"{out} is already there and not empty; choose another --out")
+    require_empty_folder(out, "--out")
     results = LedgerReader(ledger).results()
     if cell_id is None:
         result, why = cell_to_export(results, ledger.verdict())
@@ -90,6 +90,7 @@ def write_exam(ledger: Ledger, out: Path) -> None:
     """Write the exam's tokens as ``test`` and ``validation``, int32 [rows, S+1], in one npz file."""
     import numpy as np
 
+    require_file(out, "--out")
     material = material_for(current_space(ledger), expected=ledger.beginning()["fingerprints"])
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as file:

@@ -9,6 +9,7 @@ from search_spaces import (
     Identity,
     Rate,
     Space,
+    SpaceErrors,
     Strategy,
     explore_cells,
     explore_cells_at,
@@ -16,6 +17,7 @@ from search_spaces import (
     extended_space,
     rates_at,
 )
+from search_spaces.validation import field_problems
 from sweeps.bridge import space_of
 from sweeps.errors import BadInputError
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
@@ -86,7 +88,10 @@ def _added_rates(space: Space, lr: Sequence[float], adamw_lr: Sequence[float]) -
 
 
 def parse_strategy(text: str) -> Strategy:
-    """``NAME=MICRO_BATCHxSEQ_LEN`` or ``NAME=MICRO_BATCHxSEQ_LENxACCUMULATION`` as a strategy."""
+    """``NAME=MICRO_BATCHxSEQ_LEN`` or ``NAME=MICRO_BATCHxSEQ_LENxACCUMULATION`` as a strategy.
+
+    Raises BadInputError for text of another form, SpaceErrors for a name or numbers that no strategy can have.
+    """
     name, _, shape = text.partition("=")
     parts = shape.split("x")
     if not name or len(parts) not in (2, 3) or not all(part.isdigit() for part in parts):
@@ -94,6 +99,9 @@ def parse_strategy(text: str) -> Strategy:
             f"--strategy {text!r} is not NAME=MICRO_BATCHxSEQ_LEN or NAME=MICRO_BATCHxSEQ_LENxACCUMULATION; "
             "for example --strategy medium=16x128"
         )
-    numbers = [int(part) for part in parts]
-    accumulation = numbers[2] if len(numbers) == 3 else 1
-    return Strategy(name=name, micro_batch_size=numbers[0], seq_len=numbers[1], grad_accum_steps=accumulation)
+    keys = ("micro_batch_size", "seq_len", "grad_accum_steps")
+    table = {"name": name, **dict(zip(keys, map(int, parts), strict=False))}
+    problems = field_problems(Strategy, table)
+    if problems:
+        raise SpaceErrors(problems, source=f"--strategy {text}")
+    return Strategy.model_validate(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -20,14 +20,23 @@ if TYPE_CHECKING:
     from sweeps.plan.segments import Plan
     from sweeps.tracking.projection import LiveState, SweepView
 
+Keep = Literal["best", "all"]
 
-def finish(ledger: Ledger, console: Console, *, quiet: bool) -> dict[str, Any]:
-    """Decide, write verdict and report, drop weights that nobody needs, and tell the user."""
+
+def finish(ledger: Ledger, console: Console, *, keep: Keep, quiet: bool) -> dict[str, Any]:
+    """Decide, drop weights that nobody needs, write report and verdict, and tell the user.
+
+    The verdict is written last: a sweep that has it is finished, and a resume of one that was killed before does all
+    of this again.
+    """
+    from sweeps.verdict.decision import decide
+
     results = LedgerReader(ledger).results()
-    verdict = decide_and_write(ledger, results)
-    keep_needed_weights(ledger, results)
+    verdict = decide(results).as_dict()
+    keep_needed_weights(ledger, results, keep)
     write_search_study(ledger, results)
     write_reports(ledger, results, verdict)
+    ledger.write_verdict(verdict)
     if not quiet:
         show_verdict(verdict, console)
         console.print(f"Report: {ledger.storage.uri}/report.html   MLflow: make ui", markup=False, highlight=False)
@@ -63,9 +72,9 @@ def write_search_study(ledger: Ledger, results: SweepResults) -> None:
         write_study(ledger, space, results)
 
 
-def keep_needed_weights(ledger: Ledger, results: SweepResults) -> None:
-    """With ``keep = "best"`` only the best confirm cell of each arm keeps its checkpoint."""
-    if results.space.get("keep") == "all":
+def keep_needed_weights(ledger: Ledger, results: SweepResults, keep: Keep) -> None:
+    """With ``best`` only the best confirm cell of each arm keeps its checkpoint; a resume may have changed the wish."""
+    if keep == "all":
         return
     best = {str(cell.cell.cell_id) for arm in results.arm_names if (cell := best_cell(results, arm)) is not None}
     for result in results.cells:

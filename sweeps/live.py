@@ -72,13 +72,14 @@ class SweepWatch:
         """One line: cells, share of tokens, speed, time left."""
         if self._plan is None:
             return "starting"
-        left = forecast_from_records(self._space, self._plan, self._newest, self._workers)
+        newest = dict(self._newest)  # a copy: the terminal's thread reads while the driver's adds
+        left = forecast_from_records(self._space, self._plan, newest, self._workers)
         states = {p.cell_id: self._plan.state(p.cell_id) for p in self._plan.cells}
         ended = sum(state not in ("running", "queued", "waiting") for state in states.values())
         speed = sum(
-            float(self._newest[cell_id]["tokens_per_s"])
+            float(newest[cell_id]["tokens_per_s"])
             for cell_id, state in states.items()
-            if state == "running" and cell_id in self._newest
+            if state == "running" and cell_id in newest
         )
         parts = [
             f"{ended} of {len(states)} cells ended",
@@ -91,14 +92,8 @@ class SweepWatch:
         silent_s = time.monotonic() - self._last_report_s
         if silent_s > SILENCE_S:
             waiting = [str(self._plan.planned(name)) for name, state in states.items() if state == "running"]
-            parts.append(
-                f"nothing reported for {spoken_duration(silent_s)}: "
-                + (
-                    f"waiting for {', '.join(waiting[:3])} (a slow step, or a node that has to start)"
-                    if waiting
-                    else ""
-                )
-            )
+            whom = f": waiting for {', '.join(waiting[:3])} (a slow step, or a node that has to start)"
+            parts.append(f"nothing reported for {spoken_duration(silent_s)}{whom if waiting else ''}")
         return " · ".join(parts)
 
     @contextmanager
@@ -159,14 +154,15 @@ def sweep_table(plan: Plan, newest: Mapping[str, Mapping[str, Any]], name: str) 
         table.add_column(f"lr {rate:g}", no_wrap=True)
     for phase in phases or ["confirm"]:
         table.add_column(f"{phase} seeds", no_wrap=True)
-    for arm in dict.fromkeys((p.cell.strategy, p.cell.arrangement) for p in plan.cells):
-        own = [p for p in plan.cells if (p.cell.strategy, p.cell.arrangement) == arm]
-        label = arm[0] if arm[1] == "shuffled" else f"{arm[0]} {arm[1]}"
-        columns = [
-            _explored([p for p in own if p.cell.phase == "explore" and p.cell.lr == r], plan, newest) for r in rates
-        ]
-        columns += [_seeds([p for p in own if p.cell.phase == phase], plan) for phase in phases or ["confirm"]]
-        table.add_row(Text(label, style="bold"), *columns)
+    columns: dict[tuple[str, str], dict[float | str | None, list[PlannedCell]]] = {}
+    for p in plan.cells:
+        own = columns.setdefault((p.cell.strategy, p.cell.arrangement), {})
+        own.setdefault(p.cell.lr if p.cell.phase == "explore" else p.cell.phase, []).append(p)
+    for (strategy, arrangement), own in columns.items():
+        label = strategy if arrangement == "shuffled" else f"{strategy} {arrangement}"
+        explored = [_explored(own.get(rate, []), plan, newest) for rate in rates]
+        seeds = [_seeds(own.get(phase, []), plan) for phase in phases or ["confirm"]]
+        table.add_row(Text(label, style="bold"), *explored, *seeds)
     return table
 
 

@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from search_spaces import Identity, Space
+from search_spaces import CorpusFacts, Identity, Space, SpaceErrors, check_against_corpus
 from sweeps.bridge import corpus_config, tokenizer_config
-from sweeps.errors import BadInputError
+from sweeps.errors import BadInputError, StorageError
 
 if TYPE_CHECKING:
     from moe.corpus import CorpusConfig
@@ -52,6 +52,17 @@ class Material:
         }
 
 
+def corpus_facts(tokens: TokenizedCorpus) -> CorpusFacts:
+    """What the rules of a space need to know of its corpus."""
+    return CorpusFacts(
+        longest_document_tokens=tokens.longest_document_tokens,
+        train_tokens=tokens.splits["train"].n_tokens,
+        validation_tokens=tokens.splits["validation"].n_tokens,
+        test_tokens=tokens.splits["test"].n_tokens,
+        vocab_size=tokens.learned_vocab_size,
+    )
+
+
 def cache_dir() -> Path:
     """Where token files are kept, shared by all sweeps: ``SWEEPS_CACHE_DIR``, else the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "moe-sweeps"
@@ -66,18 +77,26 @@ def material_for(
 ) -> Material:
     """Tokens and exam of a space, from the cache where they are there.
 
-    Raises BadInputError, naming both, where fingerprints differ from the ``expected`` ones of a sweep that is resumed.
+    Raises:
+        CorpusError: the corpus or the tokenizer cannot be had.
+        SpaceErrors: every problem of a new space (nothing ``expected``) with its corpus, before the exam is cut.
+        BadInputError: the cache's folder cannot be one, the exam cannot be cut, or fingerprints differ from the
+            ``expected`` ones of a sweep that is resumed (both are named).
+        StorageError: the cache cannot be written.
     """
-    material = _material(
-        corpus_config(space),
-        tokenizer_config(space),
-        space.block_len,
-        space.common_len,
-        space.exam.rows_validation,
-        space.exam.rows_test,
-        POOL_BUDGETS * space.budget_tokens,
-        _Progress(on_progress),
+    held_out_tokens = HELD_OUT_ROWS * max(space.exam.rows_validation, space.exam.rows_test) * (space.block_len + 1)
+    tokens = _TokenRequest(
+        corpus=corpus_config(space),
+        tokenizer=tokenizer_config(space),
+        train_tokens=POOL_BUDGETS * space.budget_tokens,
+        held_out_tokens=held_out_tokens,
+        progress=_Progress(on_progress),
     )
+    if expected is None:
+        problems = check_against_corpus(space, corpus_facts(_tokens(tokens)))
+        if problems:
+            raise SpaceErrors(problems, source="the space with its corpus")
+    material = _material(tokens, space.block_len, space.common_len, space.exam.rows_validation, space.exam.rows_test)
     for name, found in material.fingerprints.items():
         if expected is not None and expected[name] != found:
             raise BadInputError(
@@ -100,33 +119,56 @@ class _Progress:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TokenRequest:
+    """What decides the token files of a space."""
+
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    train_tokens: int
+    held_out_tokens: int
+    progress: _Progress
+
+
 @lru_cache(maxsize=2)
-def _material(
-    corpus: CorpusConfig,
-    tokenizer: TokenizerConfig,
-    block_len: int,
-    common_len: int,
-    rows_validation: int,
-    rows_test: int,
-    train_tokens_needed: int,
-    progress: _Progress,
-) -> Material:
-    from moe.exam import build_exam
+def _tokens(request: _TokenRequest) -> TokenizedCorpus:
     from moe.token_cache import prepare
 
-    tokens = prepare(
-        corpus,
-        tokenizer,
-        cache_dir=cache_dir(),
-        train_tokens_needed=train_tokens_needed,
-        held_out_tokens_needed=HELD_OUT_ROWS * max(rows_validation, rows_test) * (block_len + 1),
-        on_progress=progress.show,
-    )
-    exam = build_exam(
-        tokens,
-        block_len=block_len,
-        common_len=common_len,
-        rows_validation=rows_validation,
-        rows_test=rows_test,
-    )
+    folder = cache_dir()
+    try:
+        return prepare(
+            request.corpus,
+            request.tokenizer,
+            cache_dir=folder,
+            train_tokens_needed=request.train_tokens,
+            held_out_tokens_needed=request.held_out_tokens,
+            on_progress=request.progress.show,
+        )
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise BadInputError(
+            f"the token cache cannot be kept in {folder} ({error.strerror}: {error.filename}); "
+            "set SWEEPS_CACHE_DIR to a folder that can be written"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"the token cache cannot be written: {error}; free space or set SWEEPS_CACHE_DIR") from error
+
+
+@lru_cache(maxsize=2)
+def _material(
+    request: _TokenRequest, block_len: int, common_len: int, rows_validation: int, rows_test: int
+) -> Material:
+    from moe.errors import CorpusError
+    from moe.exam import build_exam
+
+    tokens = _tokens(request)
+    try:
+        exam = build_exam(
+            tokens,
+            block_len=block_len,
+            common_len=common_len,
+            rows_validation=rows_validation,
+            rows_test=rows_test,
+        )
+    except CorpusError as error:
+        raise BadInputError(str(error)) from error
     return Material(tokens=tokens, exam=exam)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from search_spaces import Cell, Identity, Space, planned_cells
+from search_spaces import Cell, Identity, Space, corpus_warnings, planned_cells
 from sweeps.bridge import model_config
 from sweeps.cluster.matmul_rate import matmul_flops_per_s
 from sweeps.cluster.packing import fit_arms, predicted_peaks, resource_plan
@@ -154,15 +154,15 @@ def _audit_lines(audit: Mapping[str, Any]) -> list[Any]:
 
 def _from_corpus(space: Space, warnings: list[str]) -> tuple[Identity | None, int, dict[str, Any] | None]:
     from moe.errors import CorpusError
-    from sweeps.beginning import audit_table, check_corpus
-    from sweeps.material import material_for
+    from sweeps.beginning import audit_table
+    from sweeps.material import corpus_facts, material_for
 
     try:
         material = material_for(space)
     except CorpusError as error:
         warnings.append(f"planned without the corpus (no cell ids, no audit): {error}")
         return None, space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE, None
-    warnings += check_corpus(space, material)
+    warnings += corpus_warnings(space, corpus_facts(material.tokens))
     return material.identity, material.tokens.vocab_size, audit_table(space, material)
 
 

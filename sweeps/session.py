@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
-from search_spaces import Space, SpaceErrors, frozen_differences, with_overrides
-from sweeps.beginning import audit_table, begin, check_corpus
+from search_spaces import Space, SpaceErrors, corpus_warnings, frozen_differences, with_overrides
+from sweeps.beginning import audit_table, begin
 from sweeps.cluster.packing import fit_arms, packing_for, predicted_peaks, resource_plan
 from sweeps.engine.driver import Driver, Packing, failed_cells
 from sweeps.engine.ray_engine import joined_ray, local_ray
-from sweeps.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_SOME_FAILED, BadInputError, SweepHeldError, WorldError
+from sweeps.errors import (
+    EXIT_DONE,
+    EXIT_RESUMABLE,
+    EXIT_SOME_FAILED,
+    BadInputError,
+    DamagedError,
+    SweepHeldError,
+    WorldError,
+)
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
 from sweeps.ledger.free_space import require_room
@@ -29,7 +37,8 @@ from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.live import SweepWatch, open_watch
-from sweeps.material import Material, material_for
+from sweeps.material import Material, corpus_facts, material_for
+from sweeps.outputs import require_folder
 from sweeps.plan.phases import next_cells
 from sweeps.plan.segments import Plan
 
@@ -57,17 +66,26 @@ class Sitting:
 
 def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     """Begin a sweep and run it to its verdict; returns the exit code."""
-    ledger = Ledger(Storage(sitting.runs_uri), name)
+    runs = Storage(sitting.runs_uri)
+    if runs.is_local:
+        require_folder(runs.path, "--runs-dir")
+    ledger = Ledger(runs, name)
     if ledger.exists():
         raise BadInputError(
             f"a sweep named {name!r} is there already and is never overwritten; `sweeps resume {name}` goes on, "
             f"`sweeps extend {name}` adds to it, or choose another --name"
         )
+    strangers = set(ledger.storage.names()) - {LEASE, "plan"}  # these two a beginning that was cut short leaves
+    if strangers:
+        raise BadInputError(
+            f"{ledger.storage.uri} holds no sweep and is not empty ({', '.join(sorted(strangers)[:5])}); "
+            "a deletion may have been cut short: remove the rest of it, or choose another --name"
+        )
     material = _material(space, console, sitting, expected=None)
     space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
-    for warning in [*fitted, *space.warnings(), *check_corpus(space, material)]:
+    for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
         _say(console, sitting, f"note: {warning}")
-    require_room(Storage(sitting.runs_uri), space, vocab_size=material.tokens.vocab_size)
+    require_room(runs, space, vocab_size=material.tokens.vocab_size)
     audit = audit_table(space, material)
     peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
     with Lease(ledger.storage, LEASE):
@@ -85,12 +103,15 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
     lease = Lease(ledger.storage, LEASE)
     dead = lease.acquire()
     try:
+        _with_resources(current_space(ledger), sitting.overrides)  # a wrong wish is refused before anything is written
         if dead is not None:
             _say(console, sitting, f"the driver before this one ({dead}) is gone; taking its place")
-        if sitting.retry_failed:
-            for planned, outcome in failed_cells(ledger):
-                ledger.cell_folder(planned.cell_id).forget_failure()
-                _say(console, sitting, f"{planned} runs again after: {outcome['reason']}")
+        failed = failed_cells(ledger) if sitting.retry_failed else ()
+        if failed or extend is not None:
+            _check_code(ledger, beginning, sitting)  # a refusal leaves the ledger as it was
+        for planned, outcome in failed:
+            ledger.cell_folder(planned.cell_id).forget_failure()
+            _say(console, sitting, f"{planned} runs again after: {outcome['reason']}")
         if extend is not None:
             extend(ledger)
         if is_finished(ledger):
@@ -136,6 +157,7 @@ def remove(ledger: Ledger, sitting: Sitting, console: Console) -> None:
         count = delete_runs(store, sweep_id=sweep_id, experiment=ledger.name)
     finally:
         lease.release()
+    ledger.storage.delete("sweep.json")  # first, so that a half-deleted sweep is none
     ledger.storage.delete("")
     _say(console, sitting, f"deleted {ledger.storage.uri} and {count} runs in MLflow")
 
@@ -162,7 +184,7 @@ def _sit(
     console: Console,
 ) -> int:
     address = os.environ.get("RAY_ADDRESS")
-    with ExitStack() as stack:
+    with _resumable(ledger.name), ExitStack() as stack:
         if address is None:
             packing = packing_for(space, peaks_gib)
             slots = max(packing.slots.values())
@@ -191,7 +213,7 @@ def _sit(
         if driver.stopping:
             console.print(f"Interrupted; what is durable is kept. Go on with: sweeps resume {ledger.name}")
             return EXIT_RESUMABLE
-        finish(ledger, console, quiet=sitting.quiet)
+        finish(ledger, console, keep=space.keep, quiet=sitting.quiet)
         tracked.wake()
     _register(ledger, sitting, console)
     return _last_words(ledger, console)
@@ -277,6 +299,19 @@ def _tracked(ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[_T
 
 
 @contextmanager
+def _resumable(name: str) -> Iterator[None]:
+    """Whatever ends a sitting from outside ends it with the command that goes on."""
+    try:
+        yield
+    except DamagedError:
+        raise  # a person must mend it first, and the message says so
+    except WorldError as error:
+        raise WorldError(f"{error}\nWhat is durable is kept. Go on with: sweeps resume {name}") from error
+    except KeyboardInterrupt:
+        raise WorldError(f"interrupted; what is durable is kept. Go on with: sweeps resume {name}") from None
+
+
+@contextmanager
 def _signals(driver: Driver, console: Console) -> Iterator[None]:
     """The first SIGINT or SIGTERM ends the sitting in order, a second one at once."""
 
@@ -289,10 +324,10 @@ def _signals(driver: Driver, console: Console) -> Iterator[None]:
         if driver.stopping:
             at_once()
         driver.watcher.say("stopping: running trials save and return (again to leave at once)")
-        driver.stop()
-        timer = threading.Timer(GRACE_S, at_once)
+        timer = threading.Timer(GRACE_S, at_once)  # before the storage is asked for anything: it may not answer
         timer.daemon = True
         timer.start()
+        driver.stop()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -334,10 +369,6 @@ def _material(space: Space, console: Console, sitting: Sitting, *, expected: Map
             return material_for(space, expected=expected, on_progress=show)
         except CorpusError as error:
             raise BadInputError(str(error)) from error
-        except OSError as error:
-            raise WorldError(
-                f"the token cache cannot be written: {error}; free space or set SWEEPS_CACHE_DIR"
-            ) from error
 
 
 def _say(console: Console, sitting: Sitting, line: str) -> None:

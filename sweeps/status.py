@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import Space
+from search_spaces import Space, SpaceErrors
 from sweeps.engine.driver import stopping_rule
 from sweeps.engine.trainable import CELL_LEASE
+from sweeps.errors import SweepError
 from sweeps.extension import current_space
 from sweeps.ledger.lease import is_held, read_holder
 from sweeps.ledger.reading import LedgerReader, progress_of
@@ -25,10 +26,21 @@ if TYPE_CHECKING:
 
 
 def list_of_sweeps(runs: Storage) -> list[dict[str, Any]]:
-    """Every sweep, oldest first: name, when it began, cells by state, outcome of its verdict, who runs it."""
-    found = [status_of(Ledger(runs, name)) for name in sweep_names(runs)]
+    """Every sweep, oldest first: name, when it began, cells by state, outcome of its verdict, who runs it.
+
+    Sweeps that cannot be read come last and hide no other: of them there is the name and the ``problem``.
+    """
     keys = ("sweep", "created_s", "cells_by_state", "verdict", "running_at")
-    return sorted(({key: entry[key] for key in keys} for entry in found), key=lambda entry: entry["created_s"])
+    found: list[dict[str, Any]] = []
+    unreadable: list[dict[str, Any]] = []
+    for name in sweep_names(runs):
+        try:
+            entry = status_of(Ledger(runs, name))
+        except (SweepError, SpaceErrors) as error:
+            unreadable.append({**dict.fromkeys(keys), "sweep": name, "cells_by_state": {}, "problem": str(error)})
+        else:
+            found.append({key: entry[key] for key in keys})
+    return sorted(found, key=lambda entry: float(entry["created_s"])) + unreadable
 
 
 def status_of(ledger: Ledger) -> dict[str, Any]:
@@ -65,6 +77,7 @@ def status_of(ledger: Ledger) -> dict[str, Any]:
 
 def render_list(found: list[dict[str, Any]], runs_dir: str) -> Table | str:
     """The list for a terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     if not found:
@@ -73,6 +86,9 @@ def render_list(found: list[dict[str, Any]], runs_dir: str) -> Table | str:
     for column in ("sweep", "begun", "cells", "verdict", ""):
         table.add_column(column)
     for entry in found:
+        if "problem" in entry:
+            table.add_row(entry["sweep"], "", "", "", escape(entry["problem"]))
+            continue
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["created_s"]))
         cells = ", ".join(f"{count} {state}" for state, count in entry["cells_by_state"].items())
         verdict = "" if entry["verdict"] is None else entry["verdict"]["outcome"]

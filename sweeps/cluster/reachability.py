@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sweeps.tracking.store import without_credentials
+from sweeps.tracking.store import impossible_store, without_credentials
 
 PROBE_TIMEOUT_S = 3.0
 
@@ -36,12 +36,7 @@ def tracking_problem(uri: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | N
         )
     if scheme == "sqlite":
         return _folder_problem(shown, Path(parts.path.removeprefix("/")).expanduser().absolute().parent)
-    if scheme in ("", "file"):
-        return (
-            f"tracking store {shown} is a folder of files, which MLflow no longer takes; "
-            "use sqlite:///FILE or a server's http address in MLFLOW_TRACKING_URI"
-        )
-    return None
+    return impossible_store(uri)
 
 
 def hub_problem(dataset_id: str | None = None, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from search_spaces import Identity, OptunaSearch, Space
 from sweeps.engine.ray_engine import Share, Trainable, run_trials
 from sweeps.engine.trainable import STOP_WISH, SegmentJob, run_segment
-from sweeps.errors import WorldError
+from sweeps.errors import StorageError, WorldError
 from sweeps.ledger.reading import LedgerReader, progress_of, read_cell
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.plan.phases import next_cells
@@ -69,7 +69,7 @@ class Driver:
     trainable: Trainable = run_segment
     plan: Plan = field(init=False)
     stopping: bool = field(init=False, default=False)
-    _world_error: str | None = field(init=False, default=None)
+    _world_error: WorldError | None = field(init=False, default=None)
     _group: tuple[str, ...] = field(init=False, default=())
     _open_groups: set[tuple[str, str, str]] | None = field(init=False, default=None)
 
@@ -102,12 +102,24 @@ class Driver:
                 if self.stopping or self._world_error:
                     break
             if self._world_error:
-                raise WorldError(self._world_error)
+                raise self._world_error
 
     def stop(self) -> None:
         """Ask running segments to save and return, and hand out no others."""
         self.stopping = True
-        self.ledger.storage.write_json(STOP_WISH, {"asked_s": time.time()})
+        self._ask_to_save()
+
+    def _ask_to_save(self) -> None:
+        try:
+            self.ledger.storage.write_json(STOP_WISH, {"asked_s": time.time()})
+        except StorageError as error:
+            self.watcher.say(f"running trials cannot be asked to save: {error}")
+
+    def _end_with(self, error: WorldError) -> None:
+        """The world failed: running segments save if they can, no others are handed out, ``run`` raises the first."""
+        if self._world_error is None:
+            self._world_error = error
+            self._ask_to_save()
 
     # What the engine asks and tells.
 
@@ -140,33 +152,37 @@ class Driver:
             self.watcher.on_report(cell_id, record)
 
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
-        """A segment ended: read what its folder says, and plan on."""
+        """A segment ended: read what its folder says, and plan on.
+
+        Raises nothing for a storage that fails: Ray would wrap it into an error of its own.
+        """
         planned = self.plan.planned(cell_id)
         how = "worker_died" if result is None else str(result.get("ended"))
+        self.plan.ended(cell_id, self.plan.progress(cell_id))
         if how == "stop_sweep":
             assert result is not None
-            self._world_error = str(result["reason"])
-            self.plan.ended(cell_id, self.plan.progress(cell_id))
+            self._end_with(WorldError(str(result["reason"])))
             return
-        if how in ("worker_died", "error") and not self.stopping:
-            self._note_failure(planned, how, result)
-        self._refresh(planned)
-        self._settle()
+        try:
+            if how in ("worker_died", "error") and not self.stopping:
+                self._note_failure(planned, how, result)
+            self._refresh(planned)
+            self._settle()
+        except StorageError as error:
+            self._end_with(error)
         self.wake_tracking()
 
     def _note_failure(self, planned: PlannedCell, how: str, result: Mapping[str, Any] | None) -> None:
         folder = self.ledger.cell_folder(planned.cell_id)
         reason = "the worker process died (killed, or its node was lost)" if result is None else str(result["reason"])
-        folder.add_attempt(how, reason)
-        name = planned
+        folder.add_attempt(how, reason, None if result is None else result.get("traceback"))
         since = folder.attempts_here()
         same = [attempt for attempt in since if attempt["kind"] == "error" and attempt["reason"] == reason]
         if len(since) >= MAX_ATTEMPTS or len(same) >= 2:
-            tokens = self.plan.progress(planned.cell_id).tokens_seen
-            folder.write_outcome(planned.cell, "failed", tokens_seen=tokens, reason=reason)
-            self.watcher.say(f"{name} failed after {len(since)} tries: {reason}")
+            folder.write_outcome(planned.cell, "failed", tokens_seen=since[-1]["tokens_seen"], reason=reason)
+            self.watcher.say(f"{planned} failed after {len(since)} tries: {reason}")
         else:
-            self.watcher.say(f"{name} is tried again from its checkpoint: {reason}")
+            self.watcher.say(f"{planned} is tried again from its checkpoint: {reason}")
 
     def _refresh(self, planned: PlannedCell) -> None:
         """Take over what the cell's folder says now."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.cluster.resources import allocator_share
 from sweeps.errors import BadInputError, DamagedError, StorageError, SweepHeldError
-from sweeps.ledger.lease import Lease
+from sweeps.ledger.lease import STALE_AFTER_S, Lease
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import CellFolder, Ledger, Outcome, PlannedCell
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STOP_WISH = "stop.json"
 CELL_LEASE = "lease.json"
-ORPHAN_WAIT_S = 30.0  # how long a dead driver's worker may take to go (3.4 s were seen)
+ORPHAN_WAIT_S = STALE_AFTER_S + 15.0  # a dead worker of another host is seen late, later where its clock is ahead
 _LOOK_FOR_WISH_EVERY_S = 1.0
 
 
@@ -65,7 +65,7 @@ def run_segment(config: dict[str, Any]) -> None:
             on_note=lambda line: tune.report({"note": line, "ended": None}),
         )
         tune.report({"ended": ended})
-    except (StorageError, CheckpointError, SweepHeldError, BadInputError) as error:
+    except (StorageError, CheckpointError, SweepHeldError, BadInputError, OSError) as error:  # OSError: a full /tmp
         tune.report({"ended": "stop_sweep", "reason": str(error)})
     except Exception as error:  # noqa: BLE001 - one bad cell must not end the sweep; the driver decides on a retry
         reason = f"{type(error).__name__}: {error}"

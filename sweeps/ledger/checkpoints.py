@@ -33,6 +33,7 @@ class Checkpoints:
         with tempfile.TemporaryDirectory(prefix="moe-sweeps-") as folder:
             write(Path(folder))
             files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        self.delete(tokens)  # one that was cut short or set aside at this very point
         for file_name, data in files.items():
             self._storage.write_bytes(f"{name}/{file_name}", data)
         manifest = {

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import psutil
 
-from sweeps.errors import StorageError, SweepHeldError
+from sweeps.errors import DamagedError, StorageError, SweepHeldError
 from sweeps.ledger.storage import Storage
 
 HEARTBEAT_S = 5.0
@@ -117,10 +117,13 @@ class Lease:
 
 
 def read_holder(storage: Storage, name: str) -> Holder | None:
-    """Who holds the lease ``name``, dead or alive; None where nobody does or the object is damaged."""
+    """Who holds the lease ``name``, dead or alive; None where nobody does or the object is damaged.
+
+    Raises StorageError where the storage cannot be read: an outage does not say that nobody is there.
+    """
     try:
         return Holder(**storage.read_json(name))
-    except (FileNotFoundError, StorageError, TypeError):
+    except (FileNotFoundError, DamagedError, TypeError):
         return None
 
 
@@ -132,6 +135,9 @@ def is_held(storage: Storage, name: str) -> bool:
 
 def _is_running(pid: int, started_s: float) -> bool:
     try:
-        return abs(psutil.Process(pid).create_time() - started_s) < 1.0
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:  # killed, and never reaped where a container's PID 1 does not
+            return False
+        return abs(process.create_time() - started_s) < 1.0
     except psutil.Error:
         return False

@@ -28,8 +28,13 @@ class Storage:
     """A folder at ``uri``; names inside it are relative, with ``/`` between their parts."""
 
     def __init__(self, uri: str) -> None:
-        """Take a path or a URI; a path is made absolute. Nothing is created before the first write."""
-        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
+        """Take a path or a URI; a path is made absolute. Nothing is created before the first write.
+
+        Raises BadInputError for a URI that names nothing behind its scheme, or holds a password or options.
+        """
+        if uri.endswith("://"):
+            raise BadInputError(f"{uri} names no bucket or folder; give a path, s3://bucket/folder or gs://...")
+        self.uri = _plain_uri(uri).rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
@@ -46,8 +51,11 @@ class Storage:
         return Path(self.uri)
 
     def child(self, name: str) -> Storage:
-        """The folder ``name`` inside this one."""
-        return Storage(f"{self.uri}/{name}")
+        """The folder ``name`` inside this one; it shares the connection where one is open."""
+        inner = Storage(f"{self.uri}/{name}")
+        if "_opened" in self.__dict__:
+            inner.__dict__["_opened"] = (self._remote, self._key(name))
+        return inner
 
     def read_bytes(self, name: str) -> bytes:
         """The whole object; raises FileNotFoundError where there is none, StorageError where it cannot be read."""
@@ -90,13 +98,18 @@ class Storage:
             return bool(self._remote.get_file_info(self._key(name)).type != FileType.NotFound)
 
     def names(self, folder: str = "") -> list[str]:
-        """Sorted names of what stands directly in ``folder``; empty where the folder is not there."""
+        """Sorted names of what stands directly in ``folder``; empty where the folder is not there.
+
+        Raises BadInputError where a file stands in its place.
+        """
         with _as_storage_error("list", f"{self.uri}/{folder}"):
             if self.is_local:
                 try:
                     found = [entry.name for entry in os.scandir(self.path / folder)]
                 except FileNotFoundError:
                     return []
+                except NotADirectoryError:
+                    raise BadInputError(f"{self.path / folder} is a file, not a folder; name another") from None
             else:
                 from pyarrow.fs import FileSelector
 
@@ -139,6 +152,20 @@ class Storage:
     @property
     def _remote_root(self) -> str:
         return self._opened[1]
+
+
+def _plain_uri(uri: str) -> str:
+    """``uri`` itself; raises BadInputError where it holds what must not stand in a sweep's files and messages."""
+    scheme, _, rest = uri.partition("://")
+    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        raise BadInputError(
+            f"the {scheme}:// address holds a password, which would stand in the sweep's files; give it by the "
+            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
+    if "?" in rest:
+        plain = uri.partition("?")[0]
+        raise BadInputError(f"{plain}?... has options; set them by the environment (AWS_ENDPOINT_URL, AWS_REGION)")
+    return uri
 
 
 def _write_local(path: Path, data: bytes) -> None:

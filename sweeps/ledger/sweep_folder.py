@@ -19,12 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from search_spaces import Cell
-from sweeps.errors import BadInputError, StorageError
+from search_spaces import Cell, did_you_mean
+from sweeps.errors import BadInputError, DamagedError, StorageError
 from sweeps.ledger.checkpoints import Checkpoints
 from sweeps.ledger.storage import Storage
 
 SCHEMA = 1
+BEGINNING_KEYS = ("sweep_id", "created_s", "space", "strategies", "fingerprints")
 RETRIED = "retried"
 Outcome = Literal["completed", "stopped_early", "diverged", "oom", "failed"]
 PlanReason = Literal["grid", "confirm", "widening", "extension", "suggestion", "control", "time"]
@@ -123,13 +124,14 @@ class CellFolder:
         tokens = self.checkpoints.newest_complete() or 0
         return [a for a in attempts[retried[-1] + 1 if retried else 0 :] if a["tokens_seen"] == tokens]
 
-    def add_attempt(self, kind: str, reason: str) -> None:
-        """Note that a segment failed."""
+    def add_attempt(self, kind: str, reason: str, traceback: str | None = None) -> None:
+        """Note that a segment failed, with the traceback where an exception ended it."""
         number = len(self.storage.names("attempts")) + 1
         entry = {
             "schema": SCHEMA,
             "kind": kind,
             "reason": reason,
+            "traceback": traceback,
             "tokens_seen": self.checkpoints.newest_complete() or 0,
             "time_s": time.time(),
         }
@@ -149,6 +151,7 @@ class Ledger:
     def __init__(self, runs: Storage, name: str) -> None:
         self.name = name
         self.storage = runs.child(name)
+        self._runs = runs
         self._pages: dict[str, dict[str, Any]] = {}
 
     def exists(self) -> bool:
@@ -160,20 +163,21 @@ class Ledger:
         self.storage.write_json("sweep.json", {"schema": SCHEMA, "sweep": self.name, **beginning})
 
     def beginning(self) -> dict[str, Any]:
-        """The frozen beginning; raises BadInputError where there is no such sweep."""
+        """The frozen beginning; raises BadInputError where there is no such sweep, naming the nearest one."""
         try:
-            beginning: dict[str, Any] = self.storage.read_json("sweep.json")
+            beginning = _table(self.storage, "sweep.json")
         except FileNotFoundError:
+            nearest = did_you_mean(self.name, sweep_names(self._runs))
             raise BadInputError(
-                f"there is no sweep {self.name!r} in {self.storage.uri.rpartition('/')[0]}; "
-                "`sweeps status` lists those that are there"
+                f"there is no sweep {self.name!r} in {self._runs.uri}; "
+                + (nearest or "`sweeps status` lists those that are there")
             ) from None
         if beginning.get("schema") != SCHEMA:
             raise BadInputError(
                 f"sweep {self.name!r} has schema {beginning.get('schema')}, this program reads {SCHEMA}; "
                 "use the program that wrote it"
             )
-        return beginning
+        return _whole(self.storage, "sweep.json", beginning, BEGINNING_KEYS)
 
     def add_cells(
         self, cells: Iterable[PlannedCell], *, because: str, extension: Mapping[str, Any] | None = None
@@ -217,7 +221,9 @@ class Ledger:
         names = self.storage.names("plan")
         for name in names:
             if name not in self._pages:  # a page never changes once it is written
-                self._pages[name] = self.storage.read_json(f"plan/{name}")
+                self._pages[name] = _whole(
+                    self.storage, f"plan/{name}", _table(self.storage, f"plan/{name}"), ("extension", "cells")
+                )
         return [self._pages[name] for name in names]
 
     def cell_folder(self, cell_id: str) -> CellFolder:
@@ -265,6 +271,23 @@ class Ledger:
 def sweep_names(runs: Storage) -> list[str]:
     """Names of all sweeps that were begun in a runs folder."""
     return [name for name in runs.names() if "." not in name[:1] and runs.exists(f"{name}/sweep.json")]
+
+
+def _table(storage: Storage, name: str) -> dict[str, Any]:
+    """A JSON object of the ledger; raises DamagedError where it is another kind of value."""
+    table = storage.read_json(name)
+    if not isinstance(table, dict):
+        raise DamagedError(f"{storage.uri}/{name} is damaged: it is not a JSON object; restore it from a copy")
+    return table
+
+
+def _whole(storage: Storage, name: str, table: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """``table`` itself; raises DamagedError where it lacks a key that every object of this name has."""
+    missing = [key for key in keys if key not in table]
+    if missing:
+        lacks = " and no ".join(missing)
+        raise DamagedError(f"{storage.uri}/{name} is damaged: it has no {lacks}; restore it from a copy")
+    return table
 
 
 def _segment_span(name: str) -> tuple[int, int]:

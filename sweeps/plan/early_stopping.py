@@ -26,18 +26,31 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """What early stopping sees of a cell: its losses at the rungs it reached, and whether it ended badly."""
+    """What early stopping sees of a cell: its losses at the rungs it reached, and whether and how it ended."""
 
     cell_id: str
     losses: Mapping[int, float] = field(default_factory=dict)
     ended_badly: bool = False
+    finished: bool = False
 
 
 def decide(bracket: Sequence[Contender], rungs: Sequence[Rung]) -> dict[tuple[str, int], Decision]:
     """Decisions for every cell of a bracket at every rung it reached, keyed by (cell_id, rung tokens).
 
-    Ties in loss go to the contender that stands earlier in ``bracket``.
+    Ties in loss go to the contender that stands earlier in ``bracket``. Nobody is dropped before one of the bracket has
+    finished: where all that were to go on ended badly, the others are ranked again without them.
     """
+    decisions = _ranked(bracket, rungs)
+    out = {cell_id for (cell_id, _), decision in decisions.items() if decision == "drop"}
+    sound = [contender for contender in bracket if not contender.ended_badly]
+    if sound and all(contender.cell_id in out for contender in sound):
+        return decide(sound, rungs)
+    if any(contender.finished for contender in bracket):
+        return decisions
+    return {key: "wait" if decision == "drop" else decision for key, decision in decisions.items()}
+
+
+def _ranked(bracket: Sequence[Contender], rungs: Sequence[Rung]) -> dict[tuple[str, int], Decision]:
     decisions: dict[tuple[str, int], Decision] = {}
     alive = list(bracket)
     most_to_come = len(bracket)
@@ -46,20 +59,16 @@ def decide(bracket: Sequence[Contender], rungs: Sequence[Rung]) -> dict[tuple[st
         ended = [contender for contender in alive if contender.ended_badly and rung.tokens not in contender.losses]
         to_come = min(len(alive), most_to_come) - len(arrived) - len(ended)
         ranked = sorted(arrived, key=lambda contender: contender.losses[rung.tokens])
-        undecided = []
-        promoted = []
         for rank, contender in enumerate(ranked):
             decision: Decision = "wait"
             if rank + max(0, to_come) < rung.keep:
                 decision = "promote"
-                promoted.append(contender)
             elif rank >= rung.keep:
                 decision = "drop"
-            else:
-                undecided.append(contender)
             decisions[contender.cell_id, rung.tokens] = decision
-        not_there = [contender for contender in alive if contender not in arrived and contender not in ended]
-        alive = [contender for contender in alive if contender in promoted or contender in undecided + not_there]
+        gone = {contender.cell_id for contender in ended}
+        gone |= {contender.cell_id for contender in ranked if decisions[contender.cell_id, rung.tokens] == "drop"}
+        alive = [contender for contender in alive if contender.cell_id not in gone]
         alive += ended  # one that ended badly is worst at later rungs too, and keeps no place that another could take
         most_to_come = min(rung.keep, len(alive) - len(ended)) + len(ended)
     return decisions

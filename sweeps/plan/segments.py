@@ -74,7 +74,7 @@ class Plan:
         self._running: set[str] = set()
         self._open: set[str] = set()
         self._brackets: dict[Bracket, list[PlannedCell]] = {}
-        self._decided: dict[Bracket, dict[tuple[str, int], tuple[Decision, str]]] = {}
+        self._decided: dict[Bracket, dict[tuple[str, int], Decision]] = {}
         self.add(cells)
 
     def add(self, cells: Iterable[PlannedCell]) -> None:
@@ -98,7 +98,7 @@ class Plan:
     @property
     def brackets(self) -> tuple[tuple[PlannedCell, ...], ...]:
         """Cells that are ranked together: those of one arm, arrangement and seed that may be stopped early."""
-        return tuple(tuple(bracket) for bracket in self._brackets.values())
+        return tuple(tuple(bracket) for bracket in tuple(self._brackets.values()))
 
     def planned(self, cell_id: str) -> PlannedCell:
         """The cell of this id."""
@@ -141,9 +141,9 @@ class Plan:
     def dropped(self) -> list[Dropped]:
         """Cells without an outcome that early stopping ends now."""
         return [
-            Dropped(planned=self._cells[cell_id], rung_tokens=tokens, reason=reason)
+            Dropped(planned=self._cells[cell_id], rung_tokens=tokens, reason=self._reason(cell_id, bracket, tokens))
             for bracket in self._brackets
-            for (cell_id, tokens), (decision, reason) in self._decisions(bracket).items()
+            for (cell_id, tokens), decision in self._decisions(bracket).items()
             if decision == "drop" and cell_id in self._open
         ]
 
@@ -171,7 +171,7 @@ class Plan:
                 if tokens > progress.tokens_seen or tokens not in progress.exam_losses:
                     until = tokens
                     break
-                if self._decisions(_bracket(planned))[planned.cell_id, tokens][0] != "promote":
+                if self._decisions(_bracket(planned))[planned.cell_id, tokens] != "promote":
                     return None
         return Segment(planned=planned, until_tokens=until)
 
@@ -180,21 +180,29 @@ class Plan:
         cell_id = segment.planned.cell_id
         return explore_first, -self._progress[cell_id].tokens_seen, self._place[cell_id]
 
-    def _decisions(self, bracket: Bracket) -> Mapping[tuple[str, int], tuple[Decision, str]]:
+    def _decisions(self, bracket: Bracket) -> Mapping[tuple[str, int], Decision]:
         if bracket not in self._decided:
-            cells = self._brackets[bracket]
-            contenders = [self._contender(planned) for planned in cells]
-            if cells[0].reason == "suggestion":
-                rungs = self._rule.rungs(self._rule.suggestions)
-                found = decide_in_turn(contenders, rungs, self._rule.suggestions)
+            contenders = [self._contender(planned) for planned in self._brackets[bracket]]
+            if self._is_suggested(bracket):
+                found = decide_in_turn(contenders, self._rungs(bracket), self._rule.suggestions)
             else:
-                rungs = self._rule.rungs(len(cells))
-                found = decide(contenders, rungs)
-            self._decided[bracket] = {
-                (cell_id, tokens): (decision, _reason(cell_id, contenders, rungs, tokens))
-                for (cell_id, tokens), decision in found.items()
-            }
+                found = decide(contenders, self._rungs(bracket))
+            self._decided[bracket] = found
         return self._decided[bracket]
+
+    def _is_suggested(self, bracket: Bracket) -> bool:
+        return self._brackets[bracket][0].reason == "suggestion"
+
+    def _rungs(self, bracket: Bracket) -> tuple[Rung, ...]:
+        expected = self._rule.suggestions if self._is_suggested(bracket) else len(self._brackets[bracket])
+        return self._rule.rungs(expected)
+
+    def _reason(self, cell_id: str, bracket: Bracket, tokens: int) -> str:
+        keep = next(rung.keep for rung in self._rungs(bracket) if rung.tokens == tokens)
+        own = self._progress[cell_id].exam_losses[tokens]
+        rivals = [self._progress[planned.cell_id].exam_losses for planned in self._brackets[bracket]]
+        better = sum(tokens in losses and losses[tokens] < own for losses in rivals)
+        return f"rank {better + 1} of {len(rivals)} in its arm at {tokens:,} tokens, {keep} go on"
 
     def _contender(self, planned: PlannedCell) -> Contender:
         progress = self._progress[planned.cell_id]
@@ -202,15 +210,9 @@ class Plan:
             cell_id=planned.cell_id,
             losses=progress.exam_losses,
             ended_badly=progress.outcome in ("diverged", "oom", "failed"),
+            finished=progress.outcome == "completed",
         )
 
 
 def _bracket(planned: PlannedCell) -> Bracket:
     return planned.cell.strategy, planned.cell.arrangement, planned.cell.seed
-
-
-def _reason(cell_id: str, bracket: Sequence[Contender], rungs: Sequence[Rung], tokens: int) -> str:
-    rung = next(rung for rung in rungs if rung.tokens == tokens)
-    losses = sorted(contender.losses[tokens] for contender in bracket if tokens in contender.losses)
-    own = next(contender.losses[tokens] for contender in bracket if contender.cell_id == cell_id)
-    return f"rank {losses.index(own) + 1} of {len(bracket)} in its arm at {tokens:,} tokens, {rung.keep} go on"

@@ -12,12 +12,13 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from sweeps.errors import WorldError
+from sweeps.errors import BadInputError, WorldError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,6 +33,7 @@ QUIET_ENVIRONMENT: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -66,13 +68,31 @@ def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) 
 
     The default is always local: where ``runs_dir`` is a URI such as ``s3://bucket/runs``, it is ``runs`` in the
     working directory.
+
+    Raises:
+        BadInputError: MLFLOW_TRACKING_URI names what can be no store, whether or not anything answers.
     """
     environment = os.environ if environment is None else environment
     uri = environment.get("MLFLOW_TRACKING_URI", "")
     if uri:
+        problem = impossible_store(uri)
+        if problem is not None:
+            raise BadInputError(problem)
         return TrackingStore(uri=uri, artifacts_dir=None)
     folder = Path("runs" if "://" in runs_dir else runs_dir).expanduser().absolute()
     return TrackingStore(uri=f"sqlite:///{folder / 'mlflow.db'}", artifacts_dir=folder / "mlartifacts")
+
+
+def impossible_store(uri: str) -> str | None:
+    """Why MLflow can never use a store at ``uri``, with what to do; None where it may, if it answers."""
+    head, colon, _ = uri.partition(":")
+    scheme = head.partition("+")[0] if colon or uri in _SCHEMES else ""
+    remedy = "use sqlite:///FILE or a server's http address in MLFLOW_TRACKING_URI"
+    if scheme in ("", "file"):
+        return f"tracking store {without_credentials(uri)} is a folder of files, which MLflow no longer takes; {remedy}"
+    if scheme in _SCHEMES or scheme in entry_points(group="mlflow.tracking_store").names:
+        return None
+    return f"tracking store {without_credentials(uri)} is of no kind that MLflow knows; {remedy}, or unset it"
 
 
 def without_credentials(text: str) -> str:

@@ -106,8 +106,9 @@ def run_ui(
     if store.is_server:
         _say_links(store, store.label, sweep, say)
         return
-    connect(store)  # creates a default store that is not there yet
     chosen = free_port(port)
+    with answering(store, "sweeps ui"):
+        connect(store)  # creates a default store that is not there yet
     base_url = f"http://{HOST}:{chosen}"
     with _termination_as_interrupt(), tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = _start(store, chosen, log)

@@ -62,7 +62,7 @@ def read_rows(path: Path) -> list[dict[str | None, Any]]:
             reader.fieldnames = columns
             return [dict(row) for row in reader]
     except OSError as error:
-        raise RecordsError(str(path), [f"cannot be read: {error.strerror}"]) from None
+        raise RecordsError(str(path), [f"cannot be read: {error.strerror}; check the path"]) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise RecordsError(str(path), [f"is not a CSV file in UTF-8: {error}"]) from None
 

@@ -62,6 +62,7 @@ class Sweeps:
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder = folder
         self.runs = folder / "runs"
+        self.started: list[subprocess.Popen[str]] = []
         ours = ("RAY_", "MLFLOW_", "SWEEPS_")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
@@ -73,7 +74,7 @@ class Sweeps:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start ``sweeps WORDS`` and return at once."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "sweeps", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -81,6 +82,8 @@ class Sweeps:
             env=self.environment,
             cwd=self.folder,
         )
+        self.started.append(process)
+        return process
 
     def __call__(self, *words: str, code: int = 0, timeout_s: float = 240) -> str:
         """Run ``sweeps WORDS`` to its end, expect its exit code, return what it printed."""
@@ -124,7 +127,7 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float = 120) -> None:
 def end_with_children(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     """Send a signal to a process that this test started; its Ray goes down with it."""
     process.send_signal(number)
-    process.wait(timeout=60)
+    process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +153,12 @@ def sweeps(tmp_path: Path, corpus: Path, token_cache: Path) -> Iterator[Sweeps]:
         text = TINY_SPACE.format(budget=budget, rung=budget // 2, corpus=corpus)
         (tmp_path / f"{name}.toml").write_text(text)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    yield Sweeps(tmp_path, token_cache)
+    made = Sweeps(tmp_path, token_cache)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
     for child in psutil.Process().children(recursive=True):
         if child.pid not in before:
             child.kill()

@@ -83,6 +83,7 @@ def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str
         wait_until_begun(sweeps, process)
         time.sleep(rng.uniform(4, 14))
         if process.poll() is not None:
+            process.communicate()
             break
         before, tokens = durable_files(sweeps.runs, "first"), durable_tokens(sweeps.runs, "first")
         end_with_children(process)

@@ -148,14 +148,18 @@ def test_grouped_experts_never_make_the_host_wait():
         assert x_ND.grad is not None
 
 
-def test_the_way_is_chosen_by_device_type_and_capability(monkeypatch):
-    pool = BufferPool()
-    assert isinstance(choose_products(torch.device("cpu"), torch.float32, pool), BlockedProducts)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert isinstance(choose_products(torch.device("cuda"), torch.bfloat16, pool), GroupedProducts)
-    assert isinstance(choose_products(torch.device("cuda"), torch.float16, pool), BlockedProducts)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert isinstance(choose_products(torch.device("cuda"), torch.bfloat16, pool), BlockedProducts)
+@pytest.mark.parametrize(
+    ("device", "dtype", "way"),
+    [
+        ("cpu", torch.float32, BlockedProducts),
+        ("cpu", torch.bfloat16, BlockedProducts),
+        ("cuda", torch.bfloat16, GroupedProducts),
+        ("cuda", torch.float16, BlockedProducts),
+        ("cuda", torch.float32, BlockedProducts),
+    ],
+)
+def test_the_way_is_chosen_by_device_and_type(device, dtype, way):
+    assert isinstance(choose_products(torch.device(device), dtype, BufferPool()), way)
 
 
 def test_pre_activations_reuse_the_memory_of_the_step_before():

@@ -94,6 +94,12 @@ def test_larger_micro_batches_need_more_memory_and_bf16_less():
     assert small < predict_peak_gib(make_config(32, 128), precision="bf16") < large
 
 
+def test_a_gpu_is_planned_for_without_one():
+    gpu = Device(kind="cuda", name="a GPU", compute_capability=(8, 0))
+    predicted = predict_peak_gib(make_config(8, 256), precision="bf16", device=gpu)
+    assert predicted == pytest.approx(predict_peak_gib(make_config(8, 256), precision="bf16"), rel=0.2)
+
+
 def test_a_peak_is_remembered_after_its_tensors_are_freed():
     before = torch.zeros(1000)
     with TensorBytes([before]) as watch:

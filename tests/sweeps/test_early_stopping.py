@@ -10,8 +10,13 @@ from sweeps.plan.early_stopping import Contender, Rung, decide
 RUNGS = (Rung(tokens=100, keep=3), Rung(tokens=200, keep=2))
 
 
-def contenders(losses: dict[str, dict[int, float]], ended: frozenset[str] = frozenset()) -> list[Contender]:
-    return [Contender(cell_id=name, losses=found, ended_badly=name in ended) for name, found in losses.items()]
+def contenders(
+    losses: dict[str, dict[int, float]], ended: frozenset[str] = frozenset(), finished: frozenset[str] = frozenset()
+) -> list[Contender]:
+    return [
+        Contender(cell_id=name, losses=found, ended_badly=name in ended, finished=name in finished)
+        for name, found in losses.items()
+    ]
 
 
 def test_a_cell_is_promoted_once_nothing_to_come_can_push_it_out() -> None:
@@ -21,10 +26,20 @@ def test_a_cell_is_promoted_once_nothing_to_come_can_push_it_out() -> None:
     assert later == {("a", 100): "promote", ("b", 100): "wait"}
 
 
-def test_a_cell_is_dropped_as_soon_as_enough_better_ones_arrived() -> None:
-    decisions = decide(contenders({"a": {100: 1.0}, "b": {100: 2.0}, "c": {100: 3.0}, "d": {100: 4.0}}), RUNGS)
-    assert decisions["d", 100] == "drop"
+def test_a_cell_that_enough_others_beat_waits_until_one_has_finished_and_is_dropped_then() -> None:
+    losses = {"a": {100: 1.0}, "b": {100: 2.0}, "c": {100: 3.0}, "d": {100: 4.0}}
+    decisions = decide(contenders(losses), RUNGS)
+    assert decisions["d", 100] == "wait"
     assert decisions["c", 100] == "promote"
+    assert decide(contenders(losses, finished=frozenset("a")), RUNGS)["d", 100] == "drop"
+
+
+def test_where_all_that_went_on_ended_badly_the_others_are_ranked_again() -> None:
+    losses = {"a": {100: 1.0, 200: 1.0}, "b": {100: 2.0, 200: 2.0}, "c": {100: 3.0, 200: 3.0}, "d": {100: 4.0}}
+    one_left = decide(contenders(losses, frozenset("a")), RUNGS)
+    assert (one_left["c", 200], one_left["d", 100]) == ("wait", "wait")
+    none_left = decide(contenders(losses, frozenset("ab")), RUNGS)
+    assert none_left == {("c", 100): "promote", ("c", 200): "promote", ("d", 100): "promote"}
 
 
 def test_a_later_rung_expects_only_those_that_can_still_arrive() -> None:
@@ -44,7 +59,7 @@ def test_a_cell_that_ended_badly_counts_as_arrived_and_worst() -> None:
 
 
 def test_equal_losses_are_ranked_by_place_in_the_bracket() -> None:
-    decisions = decide(contenders({name: {100: 1.0} for name in "abcd"}), RUNGS)
+    decisions = decide(contenders({name: {100: 1.0} for name in "abcd"}, finished=frozenset("a")), RUNGS)
     assert decisions["d", 100] == "drop"
     assert decisions["a", 100] == "promote"
 
@@ -55,7 +70,7 @@ def run_to_the_end(curves: dict[str, dict[int, float]], order: list[str], dies: 
     bad: set[str] = set()
     finished: set[str] = set()
     while True:
-        decisions = decide(contenders(losses, frozenset(bad)), RUNGS)
+        decisions = decide(contenders(losses, frozenset(bad), frozenset(finished)), RUNGS)
         for name in order:
             if name in bad or name in finished:
                 continue

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweeps.errors import SweepHeldError
+from sweeps.errors import StorageError, SweepHeldError
 from sweeps.ledger.lease import Lease, read_holder
 from sweeps.ledger.storage import Storage
 
@@ -54,6 +54,31 @@ def test_a_silent_holder_on_another_host_is_stale_and_a_beating_one_is_not(stora
     lease = Lease(storage, "driver.json")
     lease.acquire()
     lease.release()
+
+
+def test_a_killed_holder_that_nobody_reaped_is_dead(storage: Storage) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        started_s = psutil.Process(other.pid).create_time()
+        write_holder(storage, host=socket.gethostname(), pid=other.pid, heartbeat_s=time.time(), started_s=started_s)
+        other.kill()
+        while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        lease = Lease(storage, "driver.json")
+        dead = lease.acquire()
+        assert dead is not None
+        assert dead.pid == other.pid
+        lease.release()
+
+
+def test_a_storage_that_cannot_be_read_does_not_say_that_nobody_holds_the_lease(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_self: Storage, name: str) -> bytes:
+        raise StorageError(f"cannot read {name}: the network is down")
+
+    monkeypatch.setattr(Storage, "read_bytes", away)
+    with pytest.raises(StorageError, match="the network is down"):
+        Lease(storage, "driver.json").acquire()
 
 
 def test_waiting_takes_the_lease_once_the_holder_is_gone(storage: Storage) -> None:

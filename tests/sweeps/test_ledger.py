@@ -7,7 +7,7 @@ import pytest
 from search_spaces import Cell
 from sweeps.errors import BadInputError, StorageError
 from sweeps.ledger.storage import Storage
-from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
+from sweeps.ledger.sweep_folder import BEGINNING_KEYS, CellFolder, Ledger, PlannedCell
 
 CELL = Cell(
     cell_id="c0ffee",
@@ -88,6 +88,15 @@ def test_a_checkpoint_that_was_set_aside_does_not_serve(ledger: Ledger) -> None:
     assert folder.checkpoints.newest_complete() == 100
 
 
+def test_a_checkpoint_made_again_where_one_was_set_aside_serves(ledger: Ledger) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    write_checkpoint(folder, 100)
+    write_checkpoint(folder, 200)
+    folder.checkpoints.set_aside(200, "one byte changed")
+    write_checkpoint(folder, 200)
+    assert folder.checkpoints.complete() == [100, 200]
+
+
 def test_planned_cells_come_back_as_they_were_added_and_are_never_doubled(ledger: Ledger) -> None:
     planned = PlannedCell(cell=CELL, reason="grid", may_stop_early=True)
     ledger.add_cells([planned], because="the first grid")
@@ -123,7 +132,7 @@ def test_a_failure_that_is_forgotten_stays_in_the_attempts(ledger: Ledger) -> No
 
 
 def test_a_temporary_file_that_a_crash_left_is_not_seen(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.begin({})
+    ledger.begin(dict.fromkeys(BEGINNING_KEYS))
     (tmp_path / "first" / ".tmp-sweep.json-1-abcd").write_text('{"schema"')
     assert ledger.storage.names() == ["sweep.json"]
     assert ledger.beginning()["sweep"] == "first"

@@ -41,6 +41,8 @@ def test_cells_run_to_their_first_rung_and_the_better_ones_go_on() -> None:
     assert plan.state("a") == "waiting"
     assert taken(plan) == ("b", 200)
     plan.ended("c", at(100, t100=1.0))
+    assert (plan.dropped(), plan.state("a")) == ([], "waiting")  # until one of its arm has finished
+    plan.ended("b", Progress(tokens_seen=400, exam_losses={100: 2.0, 200: 2.0, 400: 2.0}, outcome="completed"))
     assert [entry.planned.cell_id for entry in plan.dropped()] == ["a"]
     assert plan.dropped()[0].reason == "rank 3 of 3 in its arm at 100 tokens, 2 go on"
     assert taken(plan) == ("c", 200)

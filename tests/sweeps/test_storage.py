@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.errors import StorageError
+from sweeps.errors import BadInputError, StorageError
 from sweeps.ledger.storage import Storage
 
 
@@ -70,3 +70,24 @@ def test_a_failed_write_leaves_the_old_object_and_no_temporary_file(
         storage.write_bytes("sweep.json", b"new")
     assert storage.read_bytes("sweep.json") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3://key:secret@bucket/runs", "the s3:// address holds a password.*AWS_ACCESS_KEY_ID"),
+        ("s3://bucket/runs?region=x", r"s3://bucket/runs\?\.\.\. has options.*AWS_REGION"),
+    ],
+)
+def test_an_address_with_a_password_or_options_is_refused_and_the_password_never_said(uri: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message) as refused:
+        Storage(uri)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_folder_inside_shares_the_open_connection(tmp_path: Path) -> None:
+    runs = Storage(f"file://{tmp_path}/runs")
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    runs.write_bytes("a/b.bin", b"x")
+    assert runs.child("a")._remote is runs._remote
+    assert runs.child("a").read_bytes("b.bin") == b"x"

@@ -1,0 +1,118 @@
+"""The driver as the engine's desk: what it does when the world around it fails."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import Identity, explore_cells, load_space
+from sweeps.engine.driver import Driver, Packing
+from sweeps.engine.trainable import STOP_WISH, SegmentJob
+from sweeps.errors import DamagedError, StorageError
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
+from sweeps.plan.phases import first_cells
+from sweeps.plan.segments import Plan
+
+IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+
+
+class Listener:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def on_change(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    space = load_space(preset="smoke")
+    ledger = Ledger(Storage(str(tmp_path)), "first")
+    ledger.add_cells(first_cells(space, explore_cells(space, IDENTITY)), because="the first grid")
+    beginning = {"space": space.resolved(), "strategies": [], "fingerprints": {}, "sweep_id": "1", "created_s": 0.0}
+    ledger.begin(beginning)
+    arms = [arm.name for arm in space.strategies]
+    driver = Driver(
+        ledger=ledger,
+        space=space,
+        identity=IDENTITY,
+        packing=Packing(threads=1, gpu_fraction=dict.fromkeys(arms), slots=dict.fromkeys(arms, 2)),
+        watcher=Listener(),
+        checkpoint_every_s=60.0,
+        wake_tracking=lambda: None,
+    )
+    driver._group = tuple(arms)
+    return driver
+
+
+def taken(driver: Driver) -> SegmentJob:
+    job = driver.take()
+    assert isinstance(job, SegmentJob)
+    return job
+
+
+def test_a_storage_that_fails_the_driver_ends_the_sweep_in_order(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = taken(driver)
+
+    def away(*_: object) -> None:
+        raise StorageError("cannot read outcome.json: the network is down")
+
+    monkeypatch.setattr("sweeps.engine.driver.read_cell", away)
+    driver.done(job.cell_id, {"ended": "done"})
+    assert driver.take() == "finished"
+    assert driver.ledger.storage.exists(STOP_WISH), "running segments are asked to save"
+    monkeypatch.setattr("sweeps.engine.driver.run_trials", lambda *_, **__: None)
+    with pytest.raises(StorageError, match="the network is down"):
+        driver.run()
+
+
+def test_the_first_error_of_the_world_is_the_one_that_is_raised(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = taken(driver), taken(driver)
+
+    def damaged(*_: object) -> None:
+        raise DamagedError("outcome.json is damaged")
+
+    monkeypatch.setattr("sweeps.engine.driver.read_cell", damaged)
+    driver.done(first.cell_id, {"ended": "done"})
+    driver.done(second.cell_id, {"ended": "stop_sweep", "reason": "No space left on device"})
+    monkeypatch.setattr("sweeps.engine.driver.run_trials", lambda *_, **__: None)
+    with pytest.raises(DamagedError, match=r"outcome\.json is damaged"):
+        driver.run()
+
+
+def test_a_stop_on_a_storage_that_cannot_be_written_is_a_stop_all_the_same(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("No space left on device")
+
+    monkeypatch.setattr(Storage, "write_json", full)
+    driver.stop()
+    assert driver.take() == "finished"
+    assert isinstance(driver.watcher, Listener)
+    assert driver.watcher.said == ["running trials cannot be asked to save: No space left on device"]
+
+
+def test_an_error_is_tried_again_once_and_its_traceback_is_kept(driver: Driver) -> None:
+    cell_id = taken(driver).cell_id
+    for _ in range(2):
+        driver.done(cell_id, {"ended": "error", "reason": "RuntimeError: bug", "traceback": "line 7"})
+    folder = driver.ledger.cell_folder(cell_id)
+    assert [attempt["traceback"] for attempt in folder.attempts()] == ["line 7", "line 7"]
+    outcome = folder.outcome()
+    assert outcome is not None
+    assert (outcome["outcome"], outcome["reason"]) == ("failed", "RuntimeError: bug")

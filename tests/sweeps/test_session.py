@@ -1,0 +1,93 @@
+"""A sitting: what is refused leaves the ledger as it was, and what is cut short is done again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search_spaces import Identity, Space, explore_cells, load_space
+from sweeps.errors import BadInputError, DamagedError, WorldError
+from sweeps.extension import extend_plan
+from sweeps.finish import finish, keep_needed_weights
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
+from sweeps.plan.phases import first_cells
+from sweeps.session import Sitting, _resumable, resume, run_new
+
+IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+
+
+@pytest.fixture
+def space() -> Space:
+    return load_space(preset="smoke")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, space: Space) -> Ledger:
+    ledger = Ledger(Storage(str(tmp_path)), "first")
+    ledger.add_cells(first_cells(space, explore_cells(space, IDENTITY)), because="the first grid")
+    fingerprints = {"code": "of yesterday", "corpus": "c", "tokenizer": "t", "exam": "e"}
+    strategies = [{**arm.model_dump(), "predicted_peak_gib": None} for arm in space.strategies]
+    beginning = {"space": space.resolved(), "fingerprints": fingerprints, "strategies": strategies}
+    ledger.begin({**beginning, "created_s": 0.0, "sweep_id": "1"})
+    return ledger
+
+
+def test_an_extension_that_other_code_refuses_is_not_written(ledger: Ledger, tmp_path: Path) -> None:
+    def more(held: Ledger) -> None:
+        extend_plan(held, lr=[0.5])
+
+    with pytest.raises(BadInputError, match="the code of moe has changed"):
+        resume("first", Sitting(runs_uri=str(tmp_path)), Console(), extend=more)
+    assert len(ledger.plan_pages()) == 1
+    assert ledger.code_changes() == []
+
+
+def test_a_retry_that_other_code_refuses_keeps_the_outcome(ledger: Ledger, tmp_path: Path) -> None:
+    planned = ledger.planned_cells()[0]
+    folder = ledger.cell_folder(planned.cell_id)
+    folder.write_outcome(planned.cell, "failed", reason="a bug")
+    with pytest.raises(BadInputError, match="the code of moe has changed"):
+        resume("first", Sitting(runs_uri=str(tmp_path), retry_failed=True), Console())
+    assert folder.outcome() is not None
+
+
+def test_a_new_sweep_does_not_take_over_the_rest_of_a_deleted_one(tmp_path: Path, space: Space) -> None:
+    (tmp_path / "first" / "cells").mkdir(parents=True)
+    with pytest.raises(BadInputError, match=r"holds no sweep and is not empty \(cells\)"):
+        run_new(space, "first", Sitting(runs_uri=str(tmp_path)), Console())
+
+
+def test_the_verdict_is_written_once_the_report_is(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.finish.write_reports", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finish(ledger, Console(), keep="best", quiet=True)
+    assert ledger.verdict() is None
+
+
+def test_weights_are_kept_as_the_last_sitting_wished(ledger: Ledger) -> None:
+    planned = ledger.planned_cells()[0]
+    folder = ledger.cell_folder(planned.cell_id)
+    folder.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+    folder.write_outcome(planned.cell, "completed", tokens_seen=100, val_loss=4.0)
+    results = LedgerReader(ledger).results()
+    keep_needed_weights(ledger, results, "all")
+    assert folder.checkpoints.complete() == [100]
+    keep_needed_weights(ledger, results, "best")
+    assert folder.checkpoints.complete() == []
+
+
+@pytest.mark.parametrize("ended_by", [WorldError("No space left on device"), KeyboardInterrupt()])
+def test_whatever_ends_a_sitting_from_outside_names_the_command_that_goes_on(ended_by: BaseException) -> None:
+    with pytest.raises(WorldError, match="sweeps resume first"), _resumable("first"):
+        raise ended_by
+
+
+def test_damage_is_not_called_resumable() -> None:
+    with pytest.raises(DamagedError, match=r"^outcome is damaged$"), _resumable("first"):
+        raise DamagedError("outcome is damaged")
