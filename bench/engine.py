@@ -73,7 +73,8 @@ def measure(cells: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Storage(folder), "fake")
         ledger.add_cells(first_cells(space, explore_cells(space, identity)), because="fake")
-        ledger.begin({"space": space.resolved(), "created_s": time.time()})
+        beginning = {"sweep_id": "fake", "space": space.resolved(), "strategies": [], "fingerprints": {}}
+        ledger.begin({**beginning, "created_s": time.time()})
         arms = [arm.name for arm in space.strategies]
         packing = Packing(threads=1, gpu_fraction=dict.fromkeys(arms), slots=dict.fromkeys(arms, WORKERS))
         driver = Driver(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe.corpus import CorpusConfig, CorpusSource, Document
-from moe.corpus_rows import RowReader
+from moe.corpus_rows import RowReader, quiet_builders
 from moe.errors import CorpusError
 from moe.token_file import file_digest
 
@@ -65,6 +65,7 @@ def _documents(config: CorpusConfig, named: list[tuple[str, Path]]) -> Iterator[
 def _table(reader: RowReader, name: str, path: Path) -> Iterator[Document]:
     from datasets import load_dataset
 
+    quiet_builders()
     builder = BUILDER_OF_SUFFIX[_table_suffix(path)]
     try:
         rows = load_dataset(builder, data_files=[glob.escape(str(path))], split="train", streaming=True)

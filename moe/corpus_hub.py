@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe.corpus import CorpusConfig, CorpusSource, Document
-from moe.corpus_rows import RowReader
+from moe.corpus_rows import RowReader, quiet_builders
 from moe.errors import CorpusError
 
 PROBE_TIMEOUT_S = 3.0
@@ -105,6 +105,7 @@ def _documents(config: CorpusConfig, resolved: dict[str, Any]) -> Iterator[Docum
     resolved["revision"] = commit
     from datasets import load_dataset
 
+    quiet_builders()
     try:
         rows = load_dataset(
             dataset,

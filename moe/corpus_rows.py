@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ AUTO_SPLIT_COLUMN = "split"
 # A column by one of these names makes a document easier to find than its row number alone.
 _NAMING_COLUMNS = ("id", "name", "title", "url")
 _LONGEST_SHOWN_NAME = 80
+
+
+def quiet_builders() -> None:
+    """Keep the builders of ``datasets`` from logging what they raise as well: a bad file gets one message."""
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
 
 
 class RowReader:

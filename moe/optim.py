@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from moe.precision import Precision
 
 # Matrices of one shape are orthogonalised together up to this many elements: that saves launches on CUDA and half the
-# time on small matrices on a CPU, and it bounds the temporaries, which are a few times this size.
-_BATCH_ELEMENTS = 2**22
+# time on small matrices on a CPU; larger batches lose more to fresh memory for the temporaries than they save.
+_BATCH_ELEMENTS = 2**20
 
 
 def shape_factor(rows: int, columns: int) -> float:

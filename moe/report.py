@@ -66,7 +66,7 @@ class StepSums:
 
 @dataclass
 class Tally:
-    """Sums over the steps since the previous report; empty again after every report, so no checkpoint holds it."""
+    """Sums over the steps since the previous report; a checkpoint between two reports holds them."""
 
     n_tokens: int = 0
     steps_made: int = 0
@@ -86,6 +86,17 @@ class Tally:
             self._grad_norms += grad_norm
         counts = sums.expert_counts_LE
         self._expert_counts_LE = counts if self._expert_counts_LE is None else self._expert_counts_LE + counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums as plain values and one tensor."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Tally:
+        """The tally that ``state_dict`` wrote."""
+        tally = cls()
+        vars(tally).update(state)
+        return tally
 
     def mean(self, name: str) -> float:
         """Mean per token of a field of ``StepSums``."""

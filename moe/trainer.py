@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,12 +89,13 @@ class Trainer:
         """Target tokens trained on so far, those of skipped steps included."""
         return self.step * self.config.batch.tokens_per_step
 
-    def run(self, until_tokens: int | None = None) -> Iterator[Report]:
+    def run(self, until_tokens: int | None = None, *, pause: Callable[[], bool] | None = None) -> Iterator[Report]:
         """Trains up to ``until_tokens`` (the whole budget by default), yielding a report at every point due.
 
         Due are multiples of ``report_every_tokens``, ``exam_at_tokens`` (with validation losses) and the end. Between
         two reports the state is consistent: save it, or cease to iterate and the run stops there. A point that is no
-        multiple of the tokens of a step is met by the first step that reaches it.
+        multiple of the tokens of a step is met by the first step that reaches it. Where reports lie far apart,
+        ``pause`` is asked after every other step: once it says yes the run ends there, to be saved and run on.
 
         Raises:
             ConfigError: ``until_tokens`` lies beyond the budget, where the schedule has no rate.
@@ -115,6 +116,8 @@ class Trainer:
             report_due = before // every < self.tokens_seen // every
             if exam_due or report_due or self.tokens_seen >= until_tokens:
                 yield self._report(exam_due=exam_due)
+            elif pause is not None and pause():
+                return
 
     def _train_one_step(self) -> None:
         started_s = time.perf_counter()
@@ -270,7 +273,7 @@ class Trainer:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes the whole state into ``folder``, which exists; call it between two reports."""
+        """Writes the whole state into ``folder``, which exists; call it between two steps."""
         write_state(folder, self._state(), self.config, self._identity)
 
     def load(self, folder: Path) -> None:
@@ -293,7 +296,7 @@ class Trainer:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.records = state["records"]
-        self._tally = Tally()
+        self._tally = Tally.from_state(state["tally"])
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -304,5 +307,6 @@ class Trainer:
             "micro_batch_parts": self.accumulation.n_parts,
             "micro_batch_splits": self.accumulation.splits,
             "records": self.records,
+            "tally": self._tally.state_dict(),
             **{name: getattr(self, name) for name in _COUNTERS},
         }

@@ -20,6 +20,8 @@ from search_spaces.space import Space
 
 # Nothing under these keys decides a cell's numbers or what is compared with what.
 CHANGEABLE_KEYS = ("description", "keep", "resources")
+# The number of threads decides the last bits of sums, so a cell must end on as many as it began on.
+FROZEN_RESOURCES = ("resources.threads_per_trial",)
 
 
 def widened_rate(rates: Sequence[float], edge: Literal["low", "high"]) -> float:
@@ -106,7 +108,7 @@ def frozen_differences(before: Space, after: Space) -> list[Problem]:
             remedy="leave it, extend the sweep, or start one under another name",
         )
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.partition(".")[0] not in CHANGEABLE_KEYS
+        if old.get(key) != new.get(key) and (key.partition(".")[0] not in CHANGEABLE_KEYS or key in FROZEN_RESOURCES)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -98,8 +99,21 @@ class SweepWatch:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Nothing to open or close for plain lines."""
-        yield
+        """While the block runs, a sweep that falls silent says once a minute what it waits for."""
+        ended = threading.Event()
+
+        def speak_up() -> None:
+            while not ended.wait(SILENCE_S):
+                if time.monotonic() - self._last_report_s > SILENCE_S:
+                    self.say(self.summary())
+
+        thread = threading.Thread(target=speak_up, name="silence", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 class LiveSweepWatch(SweepWatch):

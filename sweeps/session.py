@@ -31,7 +31,7 @@ from sweeps.errors import (
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
 from sweeps.ledger.free_space import require_room
-from sweeps.ledger.lease import Lease, is_held, read_holder
+from sweeps.ledger.lease import Lease, living_holder
 from sweeps.ledger.provenance import code_fingerprint
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
@@ -88,6 +88,8 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     require_room(runs, space, vocab_size=material.tokens.vocab_size)
     audit = audit_table(space, material)
     peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
+    if os.environ.get("RAY_ADDRESS") is None:
+        packing_for(space, peaks)  # what this machine can never run is refused before a sweep exists
     with Lease(ledger.storage, LEASE):
         begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
         return _sit(ledger, space, material, peaks, sitting, console)
@@ -120,10 +122,19 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         _check_code(ledger, beginning, sitting)
         space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
-        peaks = {entry["name"]: entry["predicted_peak_gib"] for entry in beginning["strategies"]}
-        return _sit(ledger, space, material, {k: v for k, v in peaks.items() if v is not None}, sitting, console)
+        peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
+        return _sit(ledger, space, material, peaks, sitting, console)
     finally:
         lease.release()
+
+
+def _peaks(beginning: Mapping[str, Any], space: Space, *, vocab_size: int) -> dict[str, float]:
+    """Peak GiB of each arm as it was frozen; those of arms that an extension added are predicted now."""
+    frozen = {entry["name"]: entry["predicted_peak_gib"] for entry in beginning["strategies"]}
+    known = {arm: gib for arm, gib in frozen.items() if gib is not None}
+    if all(arm.name in frozen for arm in space.strategies):
+        return known
+    return predicted_peaks(space, vocab_size=vocab_size) | known
 
 
 def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
@@ -137,8 +148,8 @@ def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
 
 def require_unheld(ledger: Ledger) -> None:
     """Raises SweepHeldError where a living driver runs the sweep: it keeps MLflow up to date itself."""
-    if is_held(ledger.storage, LEASE):
-        holder = read_holder(ledger.storage, LEASE)
+    holder = living_holder(ledger.storage, LEASE)
+    if holder is not None:
         raise SweepHeldError(f"sweep {ledger.name} is run by {holder}, which keeps MLflow up to date itself")
 
 
@@ -187,6 +198,8 @@ def _sit(
     with _resumable(ledger.name), ExitStack() as stack:
         if address is None:
             packing = packing_for(space, peaks_gib)
+            for warning in resource_plan(space, peaks_gib).warnings:
+                _say(console, sitting, f"note: {warning}")
             slots = max(packing.slots.values())
             declared = space.resources.declared_gpus
             stack.enter_context(local_ray(workers=slots, threads=packing.threads, declared_gpus=declared))
@@ -247,9 +260,12 @@ def _packing_on_cluster(
     if not sitting.quiet:
         console.print(render(found))
     facts = cluster_facts(found.gpu_gib_by_node)
-    problems = [*found.problems, *resource_plan(space, peaks_gib, facts=facts).problems]
+    shared = resource_plan(space, peaks_gib, facts=facts)
+    problems = [*found.problems, *shared.problems]
     if problems:
         raise BadInputError("the cluster is not ready:\n" + "\n".join(f"  {problem}" for problem in problems))
+    for warning in shared.warnings:
+        _say(console, sitting, f"note: {warning}")
     return packing_for(space, peaks_gib, facts=facts)
 
 

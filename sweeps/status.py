@@ -12,7 +12,7 @@ from sweeps.engine.driver import stopping_rule
 from sweeps.engine.trainable import CELL_LEASE
 from sweeps.errors import SweepError
 from sweeps.extension import current_space
-from sweeps.ledger.lease import is_held, read_holder
+from sweeps.ledger.lease import living_holder
 from sweeps.ledger.reading import LedgerReader, progress_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, sweep_names
@@ -45,7 +45,10 @@ def list_of_sweeps(runs: Storage) -> list[dict[str, Any]]:
 
 def status_of(ledger: Ledger) -> dict[str, Any]:
     """One sweep: cells with their states, tokens, rungs, verdict, who runs it."""
-    plan, newest = _plan_of(ledger)
+    return _status(ledger, *_plan_of(ledger))
+
+
+def _status(ledger: Ledger, plan: Plan, newest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     beginning = ledger.beginning()
     space = current_space(ledger)
     cells = [
@@ -58,17 +61,16 @@ def status_of(ledger: Ledger) -> dict[str, Any]:
         for planned in plan.cells
     ]
     verdict = ledger.verdict()
-    holder = read_holder(ledger.storage, LEASE)
-    alive = is_held(ledger.storage, LEASE)
+    holder = living_holder(ledger.storage, LEASE)
     return {
         "schema": 1,
         "sweep": ledger.name,
         "created_s": beginning["created_s"],
-        "running_at": str(holder) if alive else None,
+        "running_at": None if holder is None else str(holder),
         "budget_tokens": space.budget_tokens,
         "rungs_tokens": list(space.rungs_tokens),
         "tokens_seen": sum(cell["tokens_seen"] for cell in cells),
-        "seconds_left": _seconds_left(space, plan, newest) if alive else None,
+        "seconds_left": None if holder is None else _seconds_left(space, plan, newest),
         "cells_by_state": dict(Counter(str(cell["state"]) for cell in cells)),
         "cells": cells,
         "verdict": None if verdict is None else {key: verdict[key] for key in ("outcome", "winner", "statement")},
@@ -104,8 +106,8 @@ def render_status(ledger: Ledger) -> Group:
 
     from sweeps.live import spoken_duration, sweep_table
 
-    found = status_of(ledger)
     plan, newest = _plan_of(ledger)
+    found = _status(ledger, plan, newest)
     table = sweep_table(plan, newest, ledger.name)
     cells = ", ".join(f"{count} {state}" for state, count in found["cells_by_state"].items())
     if found["running_at"]:
@@ -133,6 +135,6 @@ def _plan_of(ledger: Ledger) -> tuple[Plan, dict[str, dict[str, Any]]]:
         cell_id = str(result.cell.cell_id)
         plan.ended(cell_id, progress_of(result))
         newest[cell_id] = dict(result.records[-1]) if result.records else {}
-        if result.outcome is None and is_held(ledger.cell_folder(cell_id).storage, CELL_LEASE):
+        if result.outcome is None and living_holder(ledger.cell_folder(cell_id).storage, CELL_LEASE):
             plan.started(cell_id)
     return plan, newest

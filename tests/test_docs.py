@@ -85,7 +85,7 @@ class EndingTrainer:
         self.tokens_seen = 0
         self.records: list[dict[str, Any]] = []
 
-    def run(self, until_tokens: int) -> Iterator[Report]:
+    def run(self, until_tokens: int, *, pause: object) -> Iterator[Report]:
         self.tokens_seen = until_tokens
         values: dict[str, Any] = {entry.name: 1 for entry in fields(Report)}
         report = Report(**{**values, "tokens_seen": until_tokens})

@@ -133,6 +133,8 @@ class _Segment:
         self._note = note
         self._durable_tokens = 0
         self._durable_records = 0
+        self._stop_wished = False
+        self._last_look_s = self._last_save_s = time.monotonic()
 
     def restore(self) -> None:
         """Load the newest checkpoint that is whole; a damaged one is set aside with a message."""
@@ -149,28 +151,32 @@ class _Segment:
         self._folder.drop_segments_after(self._durable_tokens)
 
     def train(self, planned: PlannedCell, on_report: Callable[[Report], None]) -> str:
-        """Train until the rung, the budget, or the driver's wish to end."""
-        last_look_s = last_save_s = time.monotonic()
-        for report in self._trainer.run(self._job.until_tokens):
-            self._trainer.records[-1].update(self._circumstances())
-            on_report(report)
-            now_s = time.monotonic()
-            if now_s - last_look_s > _LOOK_FOR_WISH_EVERY_S:
-                last_look_s = now_s
-                if self._ledger.storage.exists(STOP_WISH):
-                    self.make_durable()
-                    return "stopped"
-            if now_s - last_save_s > self._job.checkpoint_every_s:
+        """Train until the rung, the budget, or the driver's wish to end; durable points in between by time."""
+        while self._trainer.tokens_seen < self._job.until_tokens:
+            for report in self._trainer.run(self._job.until_tokens, pause=self._is_pause_due):
+                self._trainer.records[-1].update(self._circumstances())
+                on_report(report)
+                if self._is_pause_due():
+                    break
+            if self._trainer.tokens_seen < planned.cell.budget_tokens:
                 self.make_durable()
-                last_save_s = now_s
-        if self._trainer.tokens_seen < planned.cell.budget_tokens:
-            self.make_durable()
-        else:
+            if self._stop_wished and self._trainer.tokens_seen < self._job.until_tokens:
+                return "stopped"
+        if self._trainer.tokens_seen >= planned.cell.budget_tokens:
             self._complete(planned)
         return "done"
 
+    def _is_pause_due(self) -> bool:
+        """Whether the driver wishes to end (looked up about once a second) or a durable point is due."""
+        now_s = time.monotonic()
+        if now_s - self._last_look_s > _LOOK_FOR_WISH_EVERY_S:
+            self._last_look_s = now_s
+            self._stop_wished = self._ledger.storage.exists(STOP_WISH)
+        return self._stop_wished or now_s - self._last_save_s > self._job.checkpoint_every_s
+
     def make_durable(self) -> None:
         """Write the records since the last durable point, then a checkpoint: only then do they count."""
+        self._last_save_s = time.monotonic()
         if self._trainer.tokens_seen == self._durable_tokens:
             return
         self.write_records()

@@ -127,10 +127,10 @@ def read_holder(storage: Storage, name: str) -> Holder | None:
         return None
 
 
-def is_held(storage: Storage, name: str) -> bool:
-    """Whether a living holder has the lease ``name``."""
+def living_holder(storage: Storage, name: str) -> Holder | None:
+    """Who holds the lease ``name`` and is not taken for dead, or None."""
     holder = read_holder(storage, name)
-    return holder is not None and not holder.is_stale(time.time())
+    return None if holder is None or holder.is_stale(time.time()) else holder
 
 
 def _is_running(pid: int, started_s: float) -> bool:

@@ -162,7 +162,7 @@ TABLE = {
     "every set wrong at once": Row(
         words="run --space space.toml --set x --set budget_tokens=100 --set verdict.alpha=2 --set seeds.confirm=0",
         says=(
-            "4 problems",
+            "5 problems in space.toml",
             "--set=x",
             "budget_tokens=100 must be a multiple of 64",
             "verdict.alpha=2",
@@ -335,7 +335,7 @@ TABLE = {
         words="run --space space.toml --set corpus=files:fake.parquet", says=("fake.parquet cannot be read as parquet",)
     ),
     "corpus missing in a plan": Row(
-        words="plan --space space.toml --set corpus=files:nowhere.txt",
+        words="plan --space space.toml --set corpus=files:nowhere.txt --assume-gpu-gib 24",
         code=0,
         says=("warning: planned without the corpus (no cell ids, no audit)", "matches no file"),
     ),

@@ -249,3 +249,21 @@ def test_peak_memory_is_measured_and_holds_at_least_the_weights_and_the_optimize
 
 def test_utilisation_is_not_guessed_on_hardware_without_a_known_peak(make_trainer):
     assert next(iter(make_trainer().run())).mfu_pct is None
+
+
+def test_a_run_paused_between_two_reports_goes_on_with_the_same_records(make_trainer, tmp_path):
+    whole = make_trainer(report_every_tokens=512)
+    whole_records = [report.as_record() for report in whole.run()]
+    paused = make_trainer(report_every_tokens=512)
+    steps = iter(range(100))
+    assert list(paused.run(pause=lambda: next(steps) == 4)) == []
+    assert 0 < paused.tokens_seen < 512
+    paused.save(tmp_path)
+    again = make_trainer(report_every_tokens=512)
+    again.load(tmp_path)
+    records = [report.as_record() for report in again.run()]
+    clocks = {"timestamp_s", "tokens_per_s", "train_time_s", "exam_time_s", "mfu_pct", "peak_mem_allocated_gib"}
+    without_clocks = [{key: value for key, value in record.items() if key not in clocks} for record in records]
+    assert without_clocks == [
+        {key: value for key, value in record.items() if key not in clocks} for record in whole_records
+    ]

@@ -14,7 +14,7 @@ from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.phases import first_cells
-from sweeps.session import Sitting, _resumable, resume, run_new
+from sweeps.session import Sitting, _peaks, _resumable, resume, run_new
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
 
@@ -80,6 +80,18 @@ def test_weights_are_kept_as_the_last_sitting_wished(ledger: Ledger) -> None:
     assert folder.checkpoints.complete() == [100]
     keep_needed_weights(ledger, results, "best")
     assert folder.checkpoints.complete() == []
+
+
+def test_an_arm_that_an_extension_added_gets_a_predicted_peak(
+    ledger: Ledger, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning = ledger.beginning()
+    frozen, added = (arm.name for arm in space.strategies[:2])
+    beginning["strategies"] = [{"name": frozen, "predicted_peak_gib": 1.0}]
+    predicted = {arm.name: 2.0 for arm in space.strategies}
+    monkeypatch.setattr("sweeps.session.predicted_peaks", lambda *_, **__: predicted)
+    peaks = _peaks(beginning, space, vocab_size=512)
+    assert (peaks[frozen], peaks[added]) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("ended_by", [WorldError("No space left on device"), KeyboardInterrupt()])

@@ -1,0 +1,89 @@
+"""The sweep against a plain loop: ``laptop`` as users run it, and the same full grid one cell after another.
+
+The loop is one process with both cores as torch threads, without Ray, ledger or early stopping. Both train the same
+explore cells; the table says how long each takes to the same chosen rates, and how long a sweep needs from the command
+to its first training report. Writes ``bench/sweep.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from search_spaces import Space, explore_cells, load_space
+from sweeps.bridge import train_config
+from sweeps.cluster.facts import usable_cpus
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
+from sweeps.material import Material, material_for
+from sweeps.verdict.selection import choices
+
+OUT = Path(__file__).with_name("sweep.json")
+
+
+def plain_loop(space: Space, material: Material) -> dict[str, Any]:
+    """Every explore cell to its full budget, one after another, all cores as threads of one process."""
+    from moe.device import set_threads
+    from moe.exam import training_data
+    from moe.trainer import Trainer
+
+    set_threads(usable_cpus())
+    started_s = time.perf_counter()
+    losses: dict[str, dict[float, float]] = {}
+    for cell in explore_cells(space, material.identity):
+        config = train_config(space, cell, vocab_size=material.tokens.vocab_size)
+        trainer = Trainer(config, training_data(material.tokens, config, material.exam))
+        for report in trainer.run():
+            if report.val_loss is not None:
+                losses.setdefault(cell.strategy, {})[cell.lr or 0.0] = report.val_loss
+    wall_s = time.perf_counter() - started_s
+    best = {arm: min(found, key=lambda lr: found[lr]) for arm, found in losses.items()}
+    return {"wall_s": round(wall_s, 1), "tokens": space.budget_tokens * len(explore_cells(space, None)), "rates": best}
+
+
+def sweep(space_options: list[str], runs: Path) -> dict[str, Any]:
+    """The same explore cells by ``sweeps run``, with early stopping; one confirm seed, not counted."""
+    words = [sys.executable, "-m", "sweeps", "run", "--preset", "laptop", "--name", "bench", "--runs-dir", str(runs)]
+    started_s = time.time()
+    subprocess.run([*words, *space_options, "--quiet"], check=True)
+    results = LedgerReader(Ledger(Storage(str(runs)), "bench")).results()
+    explored = [result for result in results.cells if result.cell.phase == "explore"]
+    stamps = [record["timestamp_s"] for result in explored for record in result.records]
+    return {
+        "wall_s": round(max(stamps) - started_s, 1),
+        "to_first_report_s": round(min(stamps) - started_s, 1),
+        "tokens": sum(result.tokens_seen for result in explored),
+        "rates": {arm: choice.lr for arm, choice in choices(results).items()},
+    }
+
+
+def main() -> None:
+    """Run both in turn and write the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="change laptop, as in sweeps run")
+    overrides = [*parser.parse_args().overrides, "rates.max_widenings=0", "seeds.confirm=1"]
+    space = load_space(preset="laptop", overrides=overrides)
+    material = material_for(space)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = sweep([word for value in overrides for word in ("--set", value)], Path(folder))
+    loop = plain_loop(space, material)
+    table = {
+        "sweep": ours,
+        "plain_loop": loop,
+        "wall_ratio": round(loop["wall_s"] / ours["wall_s"], 2),
+        "token_share": round(ours["tokens"] / loop["tokens"], 3),
+        "same_rates": ours["rates"] == loop["rates"],
+    }
+    OUT.write_text(json.dumps(table, indent=1) + "\n")
+    print(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()
