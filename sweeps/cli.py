@@ -283,7 +283,11 @@ def gpu_check(out: Annotated[Path, typer.Option(help="The file to write.")] = Pa
 
 
 @app.command()
-def sync(name: Name, runs_dir: RunsDir = "runs") -> None:
+def sync(
+    name: Name,
+    runs_dir: RunsDir = "runs",
+    register: Annotated[bool, typer.Option(help="Register the arm of lowest mean although none has won.")] = False,
+) -> None:
     """Bring MLflow up to date from the ledger, and register a winner that is not registered yet."""
     from sweeps.export import register_winner
     from sweeps.finish import view_of
@@ -295,7 +299,9 @@ def sync(name: Name, runs_dir: RunsDir = "runs") -> None:
     require_unheld(ledger)
     store = tracking_store(runs_dir)
     sync_view(view_of(ledger, lambda: None)(), store)
-    register_winner(ledger, store)
+    uri = register_winner(ledger, store, on_request=register)
+    if uri is not None:
+        _console().print(uri, markup=False, highlight=False)
 
 
 @app.command()
