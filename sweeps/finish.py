@@ -39,7 +39,9 @@ def finish(ledger: Ledger, console: Console, *, keep: Keep, quiet: bool) -> dict
     ledger.write_verdict(verdict)
     if not quiet:
         show_verdict(verdict, console)
-        console.print(f"Report: {ledger.storage.uri}/report.html   MLflow: make ui", markup=False, highlight=False)
+        console.print(
+            f"Report: {ledger.storage.uri}/report.html   MLflow: make ui", markup=False, highlight=False, soft_wrap=True
+        )
     return verdict
 
 
@@ -103,7 +105,7 @@ def show_verdict(verdict: dict[str, Any], console: Console) -> None:
             "" if arm["tokens_per_s"] is None else f"{arm['tokens_per_s']:,.0f}",
         )
     console.print(table)
-    console.print(verdict["statement"], style="bold", markup=False, highlight=False)
+    console.print(verdict["statement"], style="bold", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def view_of(ledger: Ledger, plan: Callable[[], Plan | None]) -> Callable[[], SweepView]:

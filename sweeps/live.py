@@ -67,7 +67,8 @@ class SweepWatch:
     def say(self, line: str) -> None:
         """Print one line with the time since the start."""
         if not self._quiet:
-            self._console.print(f"[dim]{spoken_duration(time.monotonic() - self._started_s):>7}[/]  {escape(line)}")
+            since = spoken_duration(time.monotonic() - self._started_s)
+            self._console.print(f"[dim]{since:>7}[/]  {escape(line)}", soft_wrap=True, highlight=False)
 
     def summary(self) -> str:
         """One line: cells, share of tokens, speed, time left."""

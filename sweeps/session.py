@@ -389,4 +389,4 @@ def _material(space: Space, console: Console, sitting: Sitting, *, expected: Map
 
 def _say(console: Console, sitting: Sitting, line: str) -> None:
     if not sitting.quiet:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)

@@ -83,6 +83,7 @@ class EndingTrainer:
 
     def __init__(self) -> None:
         self.tokens_seen = 0
+        self.exam_time_s = 1.0
         self.records: list[dict[str, Any]] = []
 
     def run(self, until_tokens: int, *, pause: object) -> Iterator[Report]:

@@ -197,6 +197,7 @@ class _Segment:
             scores = self._trainer.test_scores()
             facts = {"test_loss": scores.test_loss, "scores": scores.as_dict()}
             self._trainer.records[-1]["test_loss"] = scores.test_loss
+            self._trainer.records[-1]["exam_time_s"] = self._trainer.exam_time_s  # the test exam is an exam too
         self.make_durable()
         last = self._trainer.records[-1]
         for key in ("val_loss", "tokens_per_s", "peak_mem_allocated_gib", "train_time_s", "exam_time_s", "precision"):

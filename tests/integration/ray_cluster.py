@@ -7,9 +7,11 @@ both. Otherwise nodes are told apart by loopback addresses. Every process is end
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ START_DEADLINE_S = 90.0
 GCS_PORT = 6379
 DASHBOARD_PORT = 8265
 REPOSITORY = Path(__file__).parents[2]
+
+_LETTERS = itertools.cycle(string.ascii_lowercase)
 
 # a node that is gone is noticed in about 4 s rather than 64
 _HEALTH_CHECKS = {
@@ -72,7 +76,7 @@ class RayCluster:
         self.folder = folder
         self.uses_namespaces = uses_namespaces
         self.nodes: list[Node] = []
-        self._tag = f"sw{os.getpid() % 100_000}"
+        self._tag = f"sw{os.getpid() % 100_000}{next(_LETTERS)}"  # the kernel takes a namespace away some time later
         self._subnet = f"10.77.{os.getpid() % 250}"
         self._namespaces: list[str] = []
 
@@ -202,7 +206,8 @@ class RayCluster:
         for node in reversed(self.nodes):
             node.kill()
             shutil.rmtree(node.temporary_dir, ignore_errors=True)
-        for namespace in self._namespaces:
+        for number, namespace in enumerate(self._namespaces, start=1):
+            subprocess.run(["ip", "link", "del", f"{self._tag}v{number}"], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
         if self._namespaces:
             subprocess.run(["ip", "link", "del", self._tag], check=False, capture_output=True)
