@@ -122,7 +122,7 @@ def score_all_views(
 ) -> ExamScores:
     """Every view of ``model``, trained at ``seq_len``, on the test rows; views of equal chunk length share a pass."""
     rows = exam.test
-    few = rows.first(max(1, math.ceil(rows.n_rows * SECONDARY_SHARE)))
+    few = rows.first(_secondary_rows(rows))
 
     def losses_of(subset: ExamRows, chunk_len: int) -> Losses:
         return target_losses(
@@ -165,6 +165,19 @@ def score_all_views(
         n_targets=rows.n_targets,
         secondary_rows=few.n_rows,
     )
+
+
+def forward_tokens(exam: Exam, *, seq_len: int) -> int:
+    """Tokens that ``score_all_views`` sends through a model trained at ``seq_len``: what its cost grows with."""
+    rows, few = exam.test.n_rows, _secondary_rows(exam.test)
+    full = len({seq_len, exam.common_len})
+    table = len(set(exam.eval_lens) - {seq_len, exam.common_len})
+    sliding = 2 if seq_len < exam.block_len else 0  # windows overlap by half
+    return exam.block_len * (rows * full + few * (table + sliding))
+
+
+def _secondary_rows(rows: ExamRows) -> int:
+    return max(1, math.ceil(rows.n_rows * SECONDARY_SHARE))
 
 
 def target_losses(

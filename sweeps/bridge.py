@@ -88,6 +88,20 @@ def train_config(space: Space, cell: Cell, *, vocab_size: int) -> TrainConfig:
     )
 
 
+def any_cell(space: Space, strategy: str) -> Cell:
+    """A cell of an arm for a dry run or a probe, where rates and seed decide nothing that is asked."""
+    return Cell(
+        cell_id=None,
+        phase="confirm",
+        strategy=strategy,
+        lr=0.01,
+        adamw_lr=0.01,
+        arrangement="shuffled",
+        seed=0,
+        budget_tokens=space.budget_tokens,
+    )
+
+
 def _report_every(budget_tokens: int, tokens_per_step: int) -> int:
     steps = max(1, budget_tokens // tokens_per_step // REPORTS_PER_CELL)
     return steps * tokens_per_step

@@ -140,13 +140,16 @@ def plan(
     space: SpaceFile = None,
     overrides: Overrides = None,
     assume_gpu_gib: Annotated[float | None, typer.Option(help="Plan bf16 on a GPU of so many GiB.", min=0.1)] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="What an hour of this machine costs, all its GPUs together.", min=0)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: cells, tokens, memory and GPU fraction per arm, hours, smallest detectable difference."""
     from sweeps.planning import make_plan, render
 
     chosen, _ = _space(preset, space, overrides)
-    found = make_plan(chosen, assume_gpu_gib=assume_gpu_gib)
+    found = make_plan(chosen, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
     if as_json:
         _print_json(found.as_dict())
     else:

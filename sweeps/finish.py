@@ -87,12 +87,11 @@ def keep_needed_weights(ledger: Ledger, results: SweepResults, keep: Keep) -> No
 
 def show_verdict(verdict: dict[str, Any], console: Console) -> None:
     """The table of arms and the statement."""
-    from rich.table import Table
+    from sweeps.terminal import plain_table
 
-    table = Table(title="Verdict", title_justify="left", title_style="bold")
-    level = 1 - verdict["alpha"] / verdict["looks"]["planned"]
-    for column in ("arm", "shape", "best lr", "seeds", f"test loss ({level:.3g} interval)", "tokens/s"):
-        table.add_column(column, no_wrap=True)
+    level = 100 * (1 - verdict["alpha"] / verdict["looks"]["planned"])
+    numbers = ("best lr", "seeds", f"test loss ({level:.3g}% CI)", "tokens/s")
+    table = plain_table("Verdict", texts=("arm", "shape"), numbers=numbers)
     for arm in verdict["strategies"]:
         half = None if arm["ci_low"] is None else (arm["ci_high"] - arm["ci_low"]) / 2
         mean = "" if arm["mean"] is None else f"{arm['mean']:.4f}"

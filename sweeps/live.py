@@ -33,6 +33,8 @@ _MARKS: Final = {
 _LEGEND: Final = "▶ running  ‖ at a rung  ✂ stopped early  ✓ done  ↯ diverged  ! failed;  numbers are validation losses"
 _LINES_KEPT: Final = 4
 _PLAIN_EVERY_S: Final = 15.0
+ENOUGH_TO_ESTIMATE: Final = 0.02
+"""Share of a sweep's tokens after which its first estimate is held against the truth."""
 SILENCE_S: Final = 60.0
 """Without a report for so long, the summary says what is waited for."""
 
@@ -51,11 +53,12 @@ class SweepWatch:
         self._started_s = time.monotonic()
         self._last_summary_s = 0.0
         self._last_report_s = time.monotonic()
+        self.first_estimate_s: float | None = None
+        """Wall time of this sitting as it was first estimated; None until enough is trained to say."""
 
     def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """Keep what a running cell reported."""
-        self._newest[cell_id] = record
-        self._last_report_s = time.monotonic()
+        self._keep(cell_id, record)
         if not self._quiet and time.monotonic() - self._last_summary_s > _PLAIN_EVERY_S:
             self._last_summary_s = time.monotonic()
             self.say(self.summary())
@@ -63,6 +66,14 @@ class SweepWatch:
     def on_change(self, plan: Plan) -> None:
         """Keep the plan."""
         self._plan = plan
+
+    def _keep(self, cell_id: str, record: Mapping[str, Any]) -> None:
+        self._newest[cell_id] = record
+        self._last_report_s = time.monotonic()
+        if self.first_estimate_s is None and self._plan is not None:
+            left = forecast_from_records(self._space, self._plan, self._newest, self._workers)
+            if left.seconds_left is not None and left.share_done >= ENOUGH_TO_ESTIMATE:
+                self.first_estimate_s = time.monotonic() - self._started_s + left.seconds_left
 
     def say(self, line: str) -> None:
         """Print one line with the time since the start."""
@@ -126,8 +137,7 @@ class LiveSweepWatch(SweepWatch):
 
     def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """Keep what a running cell reported; the table shows it at its next redraw."""
-        self._newest[cell_id] = record
-        self._last_report_s = time.monotonic()
+        self._keep(cell_id, record)
 
     def say(self, line: str) -> None:
         """Show a line under the table; older ones scroll away, the ledger keeps what matters."""
@@ -212,3 +222,11 @@ def spoken_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def time_taken(wall_s: float, first_estimate_s: float | None) -> str:
+    """How long a sitting took, and how far off its first estimate was."""
+    took = f"took {spoken_duration(wall_s)}"
+    if first_estimate_s is None:
+        return took
+    return f"{took}; the first estimate was {spoken_duration(first_estimate_s)} ({first_estimate_s / wall_s - 1:+.0%})"

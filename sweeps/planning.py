@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from search_spaces import Cell, Identity, Space, corpus_warnings, planned_cells
-from sweeps.bridge import model_config
-from sweeps.cluster.matmul_rate import matmul_flops_per_s
+from search_spaces import Cell, Space, corpus_warnings, planned_cells
+from sweeps.cluster.duration import estimate, expected_tokens
 from sweeps.cluster.packing import fit_arms, predicted_peaks, resource_plan
-from sweeps.cluster.resources import ResourcePlan
-from sweeps.plan.forecast import explore_tokens_per_arm
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from sweeps.material import Material
+
 TYPICAL_SEED_SD: Final = 0.011
 """Nats between seeds at a good rate, as a study at laptop scale found (0.009 to 0.012)."""
-SHARE_OF_MATMUL: Final = 0.35
-"""Of the machine's matmul rate that a training step reaches: what `make bench ONLY=step` finds on CPUs."""
+
+FALLBACK_VOCAB_SIZE: Final = 49_152  # of the SmolLM tokenizer, the published study's
+LONG_HOURS: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class ArmPlan:
     tokens_per_step: int
     predicted_peak_gib: float | None
     gpu_fraction: float | None
+    n_cells: int
+    tokens_expected: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class SweepPlan:
     tokens_expected: int
     workers: int
     hours: float | None
+    hours_source: str | None
+    cost: float | None
     smallest_detectable_difference: float | None
     audit: Mapping[str, Any] | None
     warnings: tuple[str, ...]
@@ -61,27 +65,30 @@ class SweepPlan:
         }
 
 
-def make_plan(space: Space, *, assume_gpu_gib: float | None = None) -> SweepPlan:
-    """Plan a space on the machine at hand, or on GPUs of ``assume_gpu_gib``.
+def make_plan(space: Space, *, assume_gpu_gib: float | None = None, price_per_hour: float | None = None) -> SweepPlan:
+    """Plan a space on the machine at hand, or on GPUs of ``assume_gpu_gib``; ``price_per_hour`` is the machine's.
 
     What needs the corpus (cell ids, memory with its vocabulary, the audit) is left out with a warning where the corpus
     cannot be had; raises SpaceErrors where it can be had and does not fit.
     """
     warnings = list(space.warnings())
-    identity, vocab_size, audit = _from_corpus(space, warnings)
+    material, audit = _from_corpus(space, warnings)
+    identity = None if material is None else material.identity
+    vocab_size = (space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE) if material is None else material.tokens.vocab_size
     space, said = fit_arms(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
     warnings += said
     peaks = predicted_peaks(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
     resources = resource_plan(space, peaks, assume_gpu_gib=assume_gpu_gib)
     warnings += [*resources.warnings, *resources.problems]
-    expected = _expected_tokens(space)
-    hours = _hours(space, vocab_size, expected, resources, assume_gpu_gib)
-    if hours is not None and hours > 2:
+    expected = expected_tokens(space)
+    cells = planned_cells(space, identity)
+    duration = None if assume_gpu_gib is not None else estimate(space, material, vocab_size, resources)
+    if duration is not None and duration.hours > LONG_HOURS:
         warnings.append(
-            f"this machine would need about {hours:,.0f} hours for it; a GPU, or --preset laptop, is faster"
+            f"this machine would need about {duration.hours:,.0f} hours for it; a GPU, or --preset laptop, is faster"
         )
     return SweepPlan(
-        cells=planned_cells(space, identity),
+        cells=cells,
         arms=tuple(
             ArmPlan(
                 name=arm.name,
@@ -91,14 +98,18 @@ def make_plan(space: Space, *, assume_gpu_gib: float | None = None) -> SweepPlan
                 tokens_per_step=arm.tokens_per_step,
                 predicted_peak_gib=round(peaks[arm.name], 3),
                 gpu_fraction=resources.gpu_fraction[arm.name],
+                n_cells=sum(cell.strategy == arm.name for cell in cells),
+                tokens_expected=expected[arm.name],
             )
             for arm in space.strategies
         ),
         budget_tokens=space.budget_tokens,
-        tokens_full_grid=space.budget_tokens * len(planned_cells(space)),
-        tokens_expected=expected,
+        tokens_full_grid=space.budget_tokens * len(cells),
+        tokens_expected=sum(expected.values()),
         workers=resources.workers,
-        hours=hours,
+        hours=None if duration is None else duration.hours,
+        hours_source=None if duration is None else duration.source,
+        cost=None if duration is None or price_per_hour is None else duration.hours * price_per_hour,
         smallest_detectable_difference=_smallest_difference(space),
         audit=audit,
         warnings=tuple(dict.fromkeys(warnings)),
@@ -108,20 +119,23 @@ def make_plan(space: Space, *, assume_gpu_gib: float | None = None) -> SweepPlan
 def render(plan: SweepPlan) -> Group:
     """The plan for a terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Arms", title_justify="left", title_style="bold")
-    for column in ("arm", "shape", "tokens/step", "steps", "peak memory", "GPU"):
-        table.add_column(column)
+    from sweeps.terminal import plain_table
+
+    on_gpus = any(arm.gpu_fraction is not None for arm in plan.arms)
+    numbers = ("tokens/step", "steps", "cells", "tokens", "peak GiB", *(("GPU",) if on_gpus else ()))
+    table = plain_table("Arms", texts=("arm", "shape"), numbers=numbers)
     for arm in plan.arms:
         table.add_row(
             arm.name,
-            f"{arm.micro_batch_size} x {arm.seq_len} x {arm.grad_accum_steps}",
+            f"{arm.micro_batch_size}x{arm.seq_len}x{arm.grad_accum_steps}",
             f"{arm.tokens_per_step:,}",
             f"{plan.budget_tokens // arm.tokens_per_step:,}",
-            "" if arm.predicted_peak_gib is None else f"{arm.predicted_peak_gib:.2f} GiB",
-            "" if arm.gpu_fraction is None else f"{arm.gpu_fraction:.3g}",
+            str(arm.n_cells),
+            f"{arm.tokens_expected / 1e6:.3g} M",
+            "" if arm.predicted_peak_gib is None else f"{arm.predicted_peak_gib:.3g}",
+            *(("none" if arm.gpu_fraction is None else f"{arm.gpu_fraction:.3g}",) if on_gpus else ()),
         )
     phases = {phase: sum(cell.phase == phase for cell in plan.cells) for phase in ("explore", "confirm", "control")}
     lines = [
@@ -130,7 +144,8 @@ def render(plan: SweepPlan) -> Group:
         f"{plan.tokens_full_grid:,} tokens without early stopping, about {plan.tokens_expected:,} with it",
     ]
     if plan.hours is not None:
-        lines.append(f"about {_spoken_hours(plan.hours)} on this machine (from its matmul rate)")
+        cost = "" if plan.cost is None else f", at a cost of {plan.cost:,.2f}"
+        lines.append(f"about {_spoken_hours(plan.hours)} on this machine ({plan.hours_source}){cost}")
     if plan.smallest_detectable_difference is not None:
         lines.append(
             f"smallest difference that {_seeds(plan)} seeds can show: {plan.smallest_detectable_difference:.3f} nats "
@@ -152,7 +167,7 @@ def _audit_lines(audit: Mapping[str, Any]) -> list[Any]:
     return lines
 
 
-def _from_corpus(space: Space, warnings: list[str]) -> tuple[Identity | None, int, dict[str, Any] | None]:
+def _from_corpus(space: Space, warnings: list[str]) -> tuple[Material | None, dict[str, Any] | None]:
     from moe.errors import CorpusError
     from sweeps.beginning import audit_table
     from sweeps.material import corpus_facts, material_for
@@ -161,35 +176,9 @@ def _from_corpus(space: Space, warnings: list[str]) -> tuple[Identity | None, in
         material = material_for(space)
     except CorpusError as error:
         warnings.append(f"planned without the corpus (no cell ids, no audit): {error}")
-        return None, space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE, None
+        return None, None
     warnings += corpus_warnings(space, corpus_facts(material.tokens))
-    return material.identity, material.tokens.vocab_size, audit_table(space, material)
-
-
-FALLBACK_VOCAB_SIZE: Final = 49_152  # of the SmolLM tokenizer, the published study's
-
-
-def _expected_tokens(space: Space) -> int:
-    """Tokens of explore with early stopping, and of confirm and control."""
-    cells = planned_cells(space)
-    explored = {(cell.strategy, cell.arrangement, cell.seed) for cell in cells if cell.phase == "explore"}
-    per_bracket = sum(cell.phase == "explore" for cell in cells) // len(explored)
-    judged = sum(cell.phase != "explore" for cell in cells)
-    return len(explored) * explore_tokens_per_arm(space, per_bracket) + judged * space.budget_tokens
-
-
-def _hours(
-    space: Space, vocab_size: int, tokens: int, resources: ResourcePlan, assume_gpu_gib: float | None
-) -> float | None:
-    """Hours on this machine's processor; None where trials would run on GPUs, whose speed was not measured."""
-    if assume_gpu_gib is not None or any(resources.gpu_fraction.values()) or not resources.workers:
-        return None
-    from moe.flops import flops_per_token
-
-    model = model_config(space, vocab_size=vocab_size)
-    per_token = sum(flops_per_token(model, arm.seq_len) for arm in space.strategies) / len(space.strategies)
-    rate = matmul_flops_per_s() * SHARE_OF_MATMUL * resources.threads_per_trial * resources.workers
-    return tokens * per_token / rate / 3600
+    return material, audit_table(space, material)
 
 
 def _smallest_difference(space: Space) -> float | None:
@@ -206,4 +195,4 @@ def _seeds(plan: SweepPlan) -> int:
 
 
 def _spoken_hours(hours: float) -> str:
-    return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:,.1f} hours"
+    return f"{hours * 60:.0f} minutes" if hours < LONG_HOURS else f"{hours:,.1f} hours"

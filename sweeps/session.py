@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from sweeps.ledger.provenance import code_fingerprint
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
-from sweeps.live import SweepWatch, open_watch
+from sweeps.live import SweepWatch, open_watch, time_taken
 from sweeps.material import Material, corpus_facts, material_for
 from sweeps.outputs import require_folder
 from sweeps.plan.phases import next_cells
@@ -220,12 +221,15 @@ def _sit(
             wake_tracking=tracked.wake,
         )
         tracked.plan = driver.plan
+        began_s = time.time()
         with _signals(driver, console), watch.shown():
             driver.run()
         tracked.plan = None
+        took = ledger.add_sitting(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
         if driver.stopping:
             console.print(f"Interrupted; what is durable is kept. Go on with: sweeps resume {ledger.name}")
             return EXIT_RESUMABLE
+        _say(console, sitting, time_taken(took["wall_s"], took["first_estimate_s"]))
         finish(ledger, console, keep=space.keep, quiet=sitting.quiet)
         tracked.wake()
     _register(ledger, sitting, console)

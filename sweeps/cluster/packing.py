@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from search_spaces import Cell, Space, Strategy
-from sweeps.bridge import train_config
+from search_spaces import Space, Strategy
+from sweeps.bridge import any_cell, train_config
 from sweeps.cluster.facts import local_facts
 from sweeps.cluster.fit_memory import fit_memory
 from sweeps.cluster.resources import ClusterFacts, ResourcePlan, plan_resources
@@ -47,9 +47,7 @@ def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, precision: Prec
 
     used = precision or resolve_precision(space.precision, Device.resolve()).name
     shaped = space.model_copy(update={"strategies": (arm,), "budget_tokens": arm.tokens_per_step, "rungs_tokens": ()})
-    config = replace(
-        train_config(shaped, _any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len
-    )
+    config = replace(train_config(shaped, any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len)
     return predict_peak_gib(config, precision=used)
 
 
@@ -81,16 +79,3 @@ def packing_for(space: Space, peaks_gib: Mapping[str, float], *, facts: ClusterF
         problems = [*found.problems, *found.warnings]
         raise BadInputError("\n".join(problems) or f"{', '.join(homeless)} fits on no node; see `sweeps plan`")
     return Packing(threads=found.threads_per_trial, gpu_fraction=found.gpu_fraction, slots=found.slots)
-
-
-def _any_cell(space: Space, strategy: str) -> Cell:
-    return Cell(
-        cell_id=None,
-        phase="confirm",
-        strategy=strategy,
-        lr=0.01,
-        adamw_lr=0.01,
-        arrangement="shuffled",
-        seed=0,
-        budget_tokens=space.budget_tokens,
-    )

@@ -27,6 +27,7 @@ class LedgerReader:
             earlier_verdicts=tuple(storage.read_json(f"verdicts/{name}") for name in storage.names("verdicts")),
             fixed_margin=self._ledger.margin(),
             folder=storage.uri,
+            sittings=tuple(self._ledger.sittings()),
         )
 
     def _cell(self, planned: PlannedCell) -> CellResult:

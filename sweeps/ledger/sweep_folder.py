@@ -252,6 +252,23 @@ class Ledger:
         entry = {"schema": SCHEMA, "code": fingerprint, "accepted_s": time.time()}
         self.storage.write_json(f"code/{number:04d}.json", entry)
 
+    def sittings(self) -> list[dict[str, Any]]:
+        """Every sitting that came to its end in order, oldest first."""
+        return [self.storage.read_json(f"sittings/{name}") for name in self.storage.names("sittings")]
+
+    def add_sitting(self, *, began_s: float, first_estimate_s: float | None, interrupted: bool) -> dict[str, Any]:
+        """Note a sitting that ends now; ``first_estimate_s`` is the wall time that it was first thought to take."""
+        number = len(self.storage.names("sittings")) + 1
+        entry = {
+            "schema": SCHEMA,
+            "began_s": began_s,
+            "wall_s": time.time() - began_s,
+            "first_estimate_s": first_estimate_s,
+            "interrupted": interrupted,
+        }
+        self.storage.write_json(f"sittings/{number:04d}.json", entry)
+        return entry
+
     def write_verdict(self, verdict: Mapping[str, Any]) -> None:
         """Keep the verdict as the newest, and beside the earlier ones unless it says the same as the last."""
         names = self.storage.names("verdicts")

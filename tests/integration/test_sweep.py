@@ -40,6 +40,17 @@ def test_a_sweep_runs_to_its_verdict_and_mlflow_shows_each_cell_once(sweeps: Swe
     assert "never overwritten" in sweeps("run", "--space", "space.toml", "--name", "first", code=2)
 
 
+def test_a_plan_measures_its_speed_and_the_sweep_notes_how_long_it_took(sweeps: Sweeps) -> None:
+    planned = json.loads(sweeps("plan", "--space", "space.toml", "--price-per-hour", "2", "--json"))
+    assert planned["hours_source"] == "measured by some steps of each arm"
+    assert planned["cost"] == 2 * planned["hours"]
+    said = sweeps("run", "--space", "space.toml", "--name", "first")
+    [sitting] = [json.loads(path.read_text()) for path in (sweeps.runs / "first" / "sittings").iterdir()]
+    assert not sitting["interrupted"]
+    assert sitting["first_estimate_s"] > 0
+    assert "the first estimate was" in said
+
+
 def what_mlflow_shows_equals_the_ledger(sweeps: Sweeps, name: str, outcomes: dict[str, dict[str, object]]) -> None:
     from mlflow import MlflowClient
 

@@ -1,0 +1,96 @@
+"""How fast each arm trains here: some real steps of it, in as many processes at once as the sweep will have trials.
+
+``python -m sweeps.cluster.speed SPACE.json`` times the arms of a resolved space and prints seconds per token by arm.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from search_spaces import Space
+
+MOST_PROCESSES: Final = 8
+"""Enough for trials to feel each other's caches and memory bus; more would only make a plan wait."""
+UNTIMED_STEPS: Final = 3
+"""Kernels are loaded in the first, and on a CPU every tensor of the first two is watched (``moe.trainer``)."""
+TIMED_S: Final = 0.7
+DEADLINE_S: Final = 120.0
+
+
+def seconds_per_token(space: Space, *, processes: int) -> dict[str, float] | None:
+    """Seconds of training per token of each arm while ``processes`` trials run at once; None where that failed.
+
+    The material is in the token cache already. Exams are not timed.
+    """
+    with TemporaryDirectory(prefix="moe-sweeps-speed-") as folder:
+        order = Path(folder) / "space.json"
+        order.write_text(json.dumps(space.resolved()), encoding="utf-8")
+        words = [sys.executable, "-m", "sweeps.cluster.speed", str(order)]
+        started = [
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # noqa: S603 - this Python
+            for _ in range(min(processes, MOST_PROCESSES))
+        ]
+        try:
+            answers = [_answer(process) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+    return _means([answer for answer in answers if answer is not None])
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, float] | None:
+    try:
+        printed, _ = process.communicate(timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        return None
+    if process.returncode != 0:
+        return None
+    found: dict[str, float] = json.loads(printed)
+    return found
+
+
+def _means(answers: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    if not answers:
+        return None
+    return {arm: mean(answer[arm] for answer in answers) for arm in answers[0]}
+
+
+def timed_arms(space: Space) -> dict[str, float]:
+    """Seconds of training per token of each arm, measured in this process one arm after another."""
+    from moe.device import set_threads
+    from moe.exam import training_data
+    from moe.trainer import Trainer
+    from sweeps.bridge import any_cell, train_config
+    from sweeps.material import material_for
+
+    set_threads(space.resources.threads_per_trial)
+    material = material_for(space)
+    found = {}
+    for arm in space.strategies:
+        config = train_config(space, any_cell(space, arm.name), vocab_size=material.tokens.vocab_size)
+        config = replace(config, exam_at_tokens=(), report_every_tokens=arm.tokens_per_step)
+        trainer = Trainer(config, training_data(material.tokens, config, material.exam))
+        spent_s: list[float] = []
+        started_s = time.perf_counter()
+        for report in trainer.run():
+            spent_s.append(arm.tokens_per_step / report.tokens_per_s)
+            if report.step == UNTIMED_STEPS:
+                started_s = time.perf_counter()
+            if report.step > UNTIMED_STEPS and time.perf_counter() - started_s > TIMED_S:
+                break
+        found[arm.name] = median(spent_s[UNTIMED_STEPS:] or spent_s[-1:]) / arm.tokens_per_step
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(timed_arms(Space.from_resolved(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))))
