@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,4 +94,19 @@ def _write_model(state: Mapping[str, Tensor], config: ModelConfig, folder: Path)
             "export with the config that they were trained with"
         )
     model.tie_weights()
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """While the block runs ``transformers`` draws none: a file of some megabytes needs none."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +155,9 @@ def _save(path: Path, checkpoint: Path, mlflow_model: Any) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    with _without_progress_bars():
+    from moe.export import without_progress_bars
+
+    with without_progress_bars():
         parts = {
             "model": transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32),
             "tokenizer": transformers.AutoTokenizer.from_pretrained(checkpoint),
@@ -208,16 +209,3 @@ def _register(
         model_id=model.model_id,
     )
     return str(version.version)
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
