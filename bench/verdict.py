@@ -101,7 +101,7 @@ def power_rows(repeats: int, rng: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def tie_rows(repeats: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return how often true ties are called ties, by margin in standard deviations of the paired differences."""
+    """Return how often ties are called, true ones and false ones, by margin in sds of the paired differences."""
     rows: list[dict[str, Any]] = []
     difference_sd = float(np.sqrt(2))
     for truth, means in (("two tied, one far", (0.0, 0.0, 25.0)), ("all equal", (0.0, 0.0, 0.0))):
@@ -110,10 +110,14 @@ def tie_rows(repeats: int, rng: np.random.Generator) -> list[dict[str, Any]]:
                 setting = Setting(means=means, noise=EQUAL, correlation=0.0, seeds=seeds)
                 rates = calibration.tie_rates(setting, margin * difference_sd, repeats, rng)
                 rows.append({"truth": truth, "seeds": seeds, "margin_sd": margin, **rates})
-    for seeds in SEEDS:
-        apart = Setting(means=(0.0, 2 * difference_sd, 25.0), noise=EQUAL, correlation=0.0, seeds=seeds)
-        rates = calibration.tie_rates(apart, 2 * difference_sd, repeats, rng)
-        rows.append({"truth": "apart by the margin", "seeds": seeds, "margin_sd": 2.0, **rates})
+    for truth, third in (("one at the margin", 25.0), ("two at the margin", None)):
+        for seeds in SEEDS:
+            for margin_sd in (1.0, 2.0):
+                margin = margin_sd * difference_sd
+                means = (0.0, margin, margin if third is None else third)
+                setting = Setting(means=means, noise=EQUAL, correlation=0.0, seeds=seeds)
+                rates = calibration.tie_rates(setting, margin, repeats, rng)
+                rows.append({"truth": truth, "seeds": seeds, "margin_sd": margin_sd, **rates})
     return rows
 
 

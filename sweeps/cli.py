@@ -177,6 +177,8 @@ def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = F
 def verdict(
     name: Annotated[str | None, typer.Argument(help="Name of the sweep.")] = None,
     records: Annotated[Path | None, typer.Option(help="Decide from a CSV file instead of a sweep.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Significance level of a CSV file's verdict; 0.05.")] = None,
+    margin: Annotated[float | None, typer.Option(help="Nats below which its differences count for nothing.")] = None,
     runs_dir: RunsDir = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -187,10 +189,12 @@ def verdict(
 
     if (name is None) == (records is None):
         raise BadInputError("name one sweep, or one file with --records")
+    if records is None and (alpha, margin) != (None, None):
+        raise BadInputError("--alpha and --margin go with --records; a sweep's were fixed before it began")
     if records is not None:
         from sweeps.verdict.records_csv import decide_file
 
-        found = decide_file(records).as_dict()
+        found = decide_file(records, alpha=0.05 if alpha is None else alpha, margin=margin).as_dict()
     else:
         assert name is not None
         ledger = _ledger(runs_dir, name)

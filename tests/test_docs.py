@@ -268,3 +268,12 @@ def test_every_room_has_its_line_in_the_design(package: str) -> None:
     listed = set(re.findall(r"^\| `([^`]+)` \|", rooms, flags=re.MULTILINE))
     files = {path.relative_to(ROOT / package).as_posix() for path in (ROOT / package).rglob("*.py")}
     assert listed == {name for name in files if not Path(name).name.startswith("__")}
+
+
+def test_every_pinned_package_has_its_licence_listed() -> None:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0] for line in pins if "==" in line}
+    text = (ROOT / "docs" / "supply.md").read_text(encoding="utf-8").partition("\n## Licences\n")[2]
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \|$", text, flags=re.MULTILINE)
+    listed = {name for row in rows for name in row.split(", ")} - {"packages"}
+    assert listed == pinned

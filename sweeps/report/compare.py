@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps import written
+from sweeps.ledger.results import finite
 from sweeps.report import words
-from sweeps.report.facts import Facts, mapping, number
+from sweeps.report.facts import MAX_DRAWN_PAIRS, Facts, mapping
 from sweeps.report.html import ReportFiles, render_page, write_file
 from sweeps.report.markdown import escaped, table_lines
 from sweeps.report.tables import flat
 from sweeps.report.why import Table
+from sweeps.verdict.confirmed import DECIDED
 
 if TYPE_CHECKING:
     from sweeps.ledger.results import SweepResults
@@ -27,6 +29,7 @@ class PairSide:
     """One pair of arms in one sweep: a's loss minus b's in nats per token, with its interval."""
 
     sweep: str
+    is_judged: bool
     difference: float | None
     low: float | None
     high: float | None
@@ -48,7 +51,9 @@ class SharedPair:
 
     @property
     def agreement(self) -> str:
-        """What the sweeps together say of the pair."""
+        """What the sweeps together say of the pair; nothing where one of them has no verdict."""
+        if not all(side.is_judged for side in self.sides):
+            return "not judged in all"
         better = {side.better(self.a, self.b) for side in self.sides}
         if len(better) == 1:
             return f"{self.a} and {self.b} not separated in any" if better == {UNCLEAR} else f"{better.pop()} in all"
@@ -70,7 +75,8 @@ def compare_report(
 
     sweeps = [Facts(results, verdict) for results, verdict in (a, b, *more)]
     pairs = shared_pairs(sweeps)
-    picture = draw_pairs(pairs, sweeps) if any(s.difference is not None for p in pairs for s in p.sides) else None
+    drawn = pairs if len(pairs) <= MAX_DRAWN_PAIRS else [p for p in pairs if sweeps[0].leading in (p.a, p.b)]
+    picture = draw_pairs(drawn, sweeps) if any(s.difference is not None for p in drawn for s in p.sides) else None
     plots = []
     for suffix, content in (("png", picture.png), ("svg", picture.svg.encode())) if picture else ():
         plots.append(folder / "plots" / f"{picture.name}.{suffix}" if picture else folder)
@@ -84,7 +90,7 @@ def compare_report(
 def agreement(sweeps: Sequence[Facts]) -> str:
     """Return in one sentence whether the verdicts agree."""
     names = written.listed([facts.results.name for facts in sweeps])
-    unjudged = [facts for facts in sweeps if words.outcome(facts) not in words.JUDGED]
+    unjudged = [facts for facts in sweeps if words.outcome(facts) not in DECIDED]
     leading = [facts.leading for facts in sweeps]
     same_lead = len(set(leading)) == 1 and leading[0] is not None
     if unjudged:
@@ -134,7 +140,13 @@ def _side(facts: Facts, a: str, b: str) -> PairSide | None:
         if {pair.get("a"), pair.get("b")} == {a, b}:
             seen = words.seen_from(pair, a)
             assert seen is not None
-            return PairSide(sweep=facts.results.name, difference=seen.difference, low=seen.low, high=seen.high)
+            return PairSide(
+                sweep=facts.results.name,
+                is_judged=words.outcome(facts) in DECIDED,
+                difference=seen.difference,
+                low=seen.low,
+                high=seen.high,
+            )
     return None
 
 
@@ -172,9 +184,9 @@ def _arm_text(facts: Facts, name: str) -> str:
     arm = facts.arm_by_name.get(name)
     if arm is None:
         return written.ABSENT
-    mean = written.loss(number(arm.row.get("mean")))
-    span = written.interval(number(arm.row.get("ci_low")), number(arm.row.get("ci_high")))
-    return f"{mean} ({span}) at lr {written.rate(number(arm.row.get('best_lr')))}, {arm.shape_text or 'shape unknown'}"
+    mean = written.loss(finite(arm.row.get("mean")))
+    span = written.interval(finite(arm.row.get("ci_low")), finite(arm.row.get("ci_high")))
+    return f"{mean} ({span}) at lr {written.rate(finite(arm.row.get('best_lr')))}, {arm.shape_text or 'shape unknown'}"
 
 
 def pair_table(pairs: Sequence[SharedPair]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,6 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from sweeps.ledger.results import finite
 
 if TYPE_CHECKING:
     from moe.config import ModelConfig
@@ -21,13 +22,6 @@ JUDGED = ("confirm", "control", "time")
 MAX_DRAWN_PAIRS = 10
 SEGMENT_GAP_S = 1.0
 """A pause longer than this between two records of a cell (beyond the work they account for) ends a stretch of work."""
-
-
-def number(value: object) -> float | None:
-    """Return ``value`` as a finite float, or None for everything that is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 def mapping(value: object) -> Mapping[str, Any]:
@@ -52,7 +46,7 @@ class Arm:
     @property
     def tokens_per_step(self) -> int | None:
         """Target tokens of one optimizer step."""
-        found = number(self.shape.get("tokens_per_step") or self.row.get("tokens_per_step"))
+        found = finite(self.shape.get("tokens_per_step") or self.row.get("tokens_per_step"))
         return None if found is None else round(found)
 
     @property
@@ -103,17 +97,17 @@ class Facts:
     @cached_property
     def budget_tokens(self) -> int | None:
         """The budget of every explore and confirm cell."""
-        found = number(self.verdict.get("budget_tokens")) or number(self.space.get("budget_tokens"))
+        found = finite(self.verdict.get("budget_tokens")) or finite(self.space.get("budget_tokens"))
         if found is None:
             found = max((result.cell.budget_tokens for result in self.results.cells), default=None)
         return None if found is None else round(found)
 
     @cached_property
     def rungs_tokens(self) -> tuple[int, ...]:
-        """Where early stopping ranks, without the full budget."""
-        if self.space.get("early_stopping") in (None, "none"):
+        """Where early stopping ranks, without the full budget; none where it does not."""
+        if mapping(self.space.get("early_stopping")).get("kind") in (None, "none"):
             return ()
-        values = (number(value) for value in self.space.get("rungs_tokens") or ())
+        values = (finite(value) for value in self.space.get("rungs_tokens") or ())
         return tuple(round(value) for value in values if value is not None)
 
     @property
@@ -151,6 +145,11 @@ class Facts:
             if (not phases or result.cell.phase in phases) and (arm is None or result.cell.strategy == arm)
         ]
 
+    def confirmed(self, arm: str) -> list[CellResult]:
+        """Return an arm's confirm cells at the rate at which it is judged: after an extension there may be others."""
+        choice = self.decided.choices.get(arm)
+        return [result for result in self.cells("confirm", arm=arm) if choice is None or choice.is_rate_of(result)]
+
     @cached_property
     def winner(self) -> str | None:
         """The arm that wins, if one does."""
@@ -159,10 +158,8 @@ class Facts:
 
     @cached_property
     def leading(self) -> str | None:
-        """The winner, else the arm of lowest mean, else None."""
-        means = {arm.name: number(arm.row.get("mean")) for arm in self.arms}
-        known = {name: mean for name, mean in means.items() if mean is not None}
-        return self.winner or (min(known, key=lambda name: known[name]) if known else None)
+        """The winner, else the arm of lowest mean over the seeds that all arms finished, as the statement has it."""
+        return self.winner or self.decided.leading
 
     @cached_property
     def pairs(self) -> list[Mapping[str, Any]]:
@@ -206,12 +203,12 @@ class Facts:
     @cached_property
     def train_time_s(self) -> float:
         """Seconds of training, summed over cells."""
-        return sum(last_value(result, "train_time_s") or 0.0 for result in self.results.cells)
+        return sum(result.last("train_time_s") or 0.0 for result in self.results.cells)
 
     @cached_property
     def exam_time_s(self) -> float:
         """Seconds spent on exams, summed over cells."""
-        return sum(last_value(result, "exam_time_s") or 0.0 for result in self.results.cells)
+        return sum(result.last("exam_time_s") or 0.0 for result in self.results.cells)
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -239,20 +236,15 @@ class Facts:
         return max(item.end_s for item in self.stretches) - min(item.start_s for item in self.stretches)
 
 
-def last_value(result: CellResult, key: str) -> float | None:
-    """Return the newest number that a cell's records hold for ``key``."""
-    return next((value for record in reversed(result.records) if (value := number(record.get(key))) is not None), None)
-
-
 def mean_value(results: Sequence[CellResult], key: str) -> float | None:
     """Return the mean over cells of the newest number for ``key``; None when no cell has one."""
-    return mean_of(last_value(result, key) for result in results)
+    return mean_of(result.last(key) for result in results)
 
 
 def speed_of(result: CellResult) -> float | None:
     """Return a cell's tokens per second of training over all of its run: a single record's is noisy."""
-    tokens, seconds = last_value(result, "tokens_seen"), last_value(result, "train_time_s")
-    return tokens / seconds if tokens and seconds else last_value(result, "tokens_per_s")
+    tokens, seconds = result.last("tokens_seen"), result.last("train_time_s")
+    return tokens / seconds if tokens and seconds else result.last("tokens_per_s")
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:
@@ -266,7 +258,7 @@ def curve(result: CellResult, key: str, x_key: str = "tokens_seen") -> tuple[np.
     points = [
         (x, y)
         for record in result.records
-        if (x := number(record.get(x_key))) is not None and (y := number(record.get(key))) is not None
+        if (x := finite(record.get(x_key))) is not None and (y := finite(record.get(key))) is not None
     ]
     if not points:
         return np.empty(0), np.empty(0)
@@ -283,10 +275,10 @@ def worked(result: CellResult) -> list[tuple[float, float]]:
     stretches: list[tuple[float, float]] = []
     used_before_s = 0.0
     for record in result.records:
-        end_s = number(record.get("timestamp_s"))
+        end_s = finite(record.get("timestamp_s"))
         if end_s is None:
             continue
-        used_s = (number(record.get("train_time_s")) or 0.0) + (number(record.get("exam_time_s")) or 0.0)
+        used_s = (finite(record.get("train_time_s")) or 0.0) + (finite(record.get("exam_time_s")) or 0.0)
         start_s = end_s - max(0.0, used_s - used_before_s)
         used_before_s = used_s
         if stretches and start_s - stretches[-1][1] < SEGMENT_GAP_S:

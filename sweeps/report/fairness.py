@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sweeps import written
-from sweeps.report.facts import Facts, last_value, mapping, mean_value, number, rows
+from sweeps.ledger.results import finite
+from sweeps.report.facts import Facts, mapping, mean_value, rows
+from sweeps.verdict.caveats import MEMORY_SPREAD_LIMIT
+from sweeps.verdict.confirmed import FEWEST_SEEDS
 
 Level = Literal["ok", "warn", "bad", "unknown"]
 RULES = {
@@ -25,8 +28,6 @@ RULES = {
     12: "Load balancing is the same for every arm",
     13: "Everything is written down",
 }
-MEMORY_SPREAD_LIMIT = 0.10
-FEWEST_SEEDS = 3
 _AUDITED_RULES = {"exam_rows": 4, "straddling_windows": 13, "document_tokens": 11, "epochs": 2}
 """Which rule a finding of the audit is about; all others are about leaks."""
 _AUDIT_LEVELS: Mapping[str, Level] = {"ok": "ok", "warn": "warn", "refuse": "bad"}
@@ -98,12 +99,12 @@ def _tokens(facts: Facts) -> Iterator[Check]:
 def _schedule(facts: Facts) -> Iterator[Check]:
     schedule = mapping(facts.space.get("schedule"))
     budget = facts.budget_tokens
-    warmup, decay = number(schedule.get("warmup_share")), number(schedule.get("decay_share"))
+    warmup, decay = finite(schedule.get("warmup_share")), finite(schedule.get("decay_share"))
     if budget and warmup is not None and decay is not None:
         shares = f"warm-up over {written.share(warmup)} and decay over the last {written.share(decay)}"
         text = f"{shares} of {written.count(budget)} tokens"
         yield Check(rule=3, level="ok", text=text)
-    skipped = [last_value(result, "skipped_steps") for result in facts.results.cells]
+    skipped = [result.last("skipped_steps") for result in facts.results.cells]
     known = [value for value in skipped if value is not None]
     if known:
         total = round(sum(known))
@@ -116,7 +117,7 @@ def _exam(facts: Facts) -> Iterator[Check]:
     exam = mapping(facts.beginning.get("exam"))
     fingerprint = exam.get("fingerprint") or mapping(facts.beginning.get("fingerprints")).get("exam")
     if fingerprint:
-        rows_test, block_len = number(exam.get("rows_test")), number(exam.get("block_len"))
+        rows_test, block_len = finite(exam.get("rows_test")), finite(exam.get("block_len"))
         size = f", {written.count(rows_test * block_len)} test tokens" if rows_test and block_len else ""
         yield Check(rule=4, level="ok", text=f"one exam for all cells, fingerprint {str(fingerprint)[:16]}{size}")
     if exam.get("packed") is not None:
@@ -137,7 +138,7 @@ def _effort(facts: Facts) -> Iterator[Check]:
         yield Check(rule=5, level="warn", text=text)
     rates = mapping(facts.space.get("rates"))
     for key, text in (("adamw_ratio", "AdamW's rate is {} of Muon's"), ("adamw_fixed", "AdamW's rate is fixed at {}")):
-        if (value := number(rates.get(key))) is not None:
+        if (value := finite(rates.get(key))) is not None:
             yield Check(rule=5, level="ok" if key == "adamw_ratio" else "warn", text=text.format(written.rate(value)))
 
 
@@ -146,11 +147,8 @@ def _stopping(facts: Facts) -> Iterator[Check]:
     if not explored:
         return
     stopped = sum(result.outcome == "stopped_early" for result in explored)
-    yield Check(
-        rule=6,
-        level="ok",
-        text=f"{stopped} of {len(explored):,} explore cells stopped early, each ranked within its own arm",
-    )
+    text = f"{stopped:,} of {len(explored):,} explore cells stopped early, each ranked within its own arm"
+    yield Check(rule=6, level="ok", text=text if stopped or facts.rungs_tokens else "no explore cell was stopped early")
     unreached = [
         arm.name
         for arm in facts.arms
@@ -163,7 +161,7 @@ def _stopping(facts: Facts) -> Iterator[Check]:
 
 
 def _edges(facts: Facts) -> Iterator[Check]:
-    known = [arm for arm in facts.arms if number(arm.row.get("best_lr")) is not None]
+    known = [arm for arm in facts.arms if finite(arm.row.get("best_lr")) is not None]
     at_edge = [f"{arm.name} (lr {written.rate(arm.row['best_lr'])})" for arm in known if arm.row.get("best_lr_at_edge")]
     if at_edge:
         yield Check(rule=7, level="bad", text=f"best rate at the end of its grid: {written.listed(at_edge)}")
@@ -180,9 +178,7 @@ def _judgement(facts: Facts) -> Iterator[Check]:
     shared = {r.cell.seed for r in confirm} & {r.cell.seed for r in facts.cells("explore")}
     text = f"seeds used in both phases: {sorted(shared)}" if shared else "explore and confirm share no seed"
     yield Check(rule=8, level="bad" if shared else "ok", text=text)
-    finished = {
-        arm.name: sum(r.outcome == "completed" for r in facts.cells("confirm", arm=arm.name)) for arm in facts.arms
-    }
+    finished = {arm.name: sum(r.outcome == "completed" for r in facts.confirmed(arm.name)) for arm in facts.arms}
     fewest = min(finished.values())
     span = f"{fewest}" if fewest == max(finished.values()) else f"{fewest} to {max(finished.values())}"
     yield Check(rule=8, level="ok" if fewest >= FEWEST_SEEDS else "warn", text=f"{span} finished confirm seeds per arm")
@@ -196,14 +192,14 @@ def _judgement(facts: Facts) -> Iterator[Check]:
 
 def _statistics(facts: Facts) -> Iterator[Check]:
     looks = mapping(facts.verdict.get("looks"))
-    planned, used = number(looks.get("planned")), number(looks.get("used"))
-    alpha = number(facts.verdict.get("alpha"))
+    planned, used = finite(looks.get("planned")), finite(looks.get("used"))
+    alpha = finite(facts.verdict.get("alpha"))
     if planned is not None and used is not None:
         text = f"{written.plural(round(used), 'look')} used of {round(planned)} planned"
         if alpha is not None:
             text += f", alpha {alpha:.3g} in all"
-        yield Check(rule=9, level="ok" if used <= planned else "bad", text=text)
-    margin = number(facts.verdict.get("margin"))
+        yield Check(rule=9, level="ok" if used <= planned else "warn", text=text)
+    margin = finite(facts.verdict.get("margin"))
     if margin is not None:
         yield Check(rule=9, level="ok", text=f"margin of equivalence {written.loss(margin)} nats per token")
 
@@ -255,7 +251,7 @@ def _balancing(facts: Facts) -> Iterator[Check]:
             f"{name} {load:.2f}" for name, load in loads.items()
         )
         yield Check(rule=12, level="ok", text=text + "; frequencies are counted over the whole optimizer step")
-    splits = sum(last_value(r, "micro_batch_splits") or 0 for r in facts.results.cells)
+    splits = sum(r.last("micro_batch_splits") or 0 for r in facts.results.cells)
     if splits:
         yield Check(rule=12, level="warn", text=f"{round(splits):,} times a micro-batch was split to fit the memory")
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps import written
+from sweeps.ledger.results import finite
 from sweeps.report import words
-from sweeps.report.facts import Facts, mapping, number
+from sweeps.report.facts import Facts, mapping
 from sweeps.report.fairness import fairness_ledger, worst_levels
 from sweeps.report.markdown import markdown
 from sweeps.report.space_toml import as_toml
@@ -166,7 +167,7 @@ def _kicker(facts: Facts) -> list[str]:
         f"{corpus} corpus" if isinstance(corpus, str) else "",
         f"{written.short_count(facts.budget_tokens)} tokens a run" if facts.budget_tokens else "",
         written.plural(len(facts.results.cells), "cell"),
-        written.moment(created) if (created := number(begun.get("created_s"))) is not None else "",
+        written.moment(created) if (created := finite(begun.get("created_s"))) is not None else "",
     ]
     return [part for part in parts if part]
 

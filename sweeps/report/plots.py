@@ -106,8 +106,8 @@ PLOTS = (
         name="rates",
         title="Loss against learning rate",
         note="Each mark is one explore cell. Hollow marks were stopped before their schedule ended (undecayed, not "
-        "comparable); a cross diverged or failed; what lies above the scale is drawn at its upper end. A pale band is "
-        "the interval of the optimum by a quadratic fit.",
+        "comparable); a cross diverged or failed; what lies above the scale is drawn at its upper end. A dashed line "
+        "is the optimum by a quadratic fit, the pale band its interval.",
         available=plots_answer.has_rates,
         draw=plots_answer.draw_rates,
         heights=_per_arm(2.9, 2.4),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sweeps import written
-from sweeps.report.facts import Arm, Facts, number, rows
+from sweeps.ledger.results import finite
+from sweeps.report.facts import Arm, Facts, rows
 from sweeps.report.plots_style import (
     BAND,
     MUTED,
@@ -36,14 +37,14 @@ CROWD = 60
 
 
 def has_confirm(facts: Facts) -> bool:
-    """Whether any confirm cell has a test loss."""
-    return any(result.test_loss is not None for result in facts.cells("confirm"))
+    """Whether any confirm cell at a judged rate has a test loss."""
+    return any(result.test_loss is not None for arm in facts.arms for result in facts.confirmed(arm.name))
 
 
 def draw_confirm(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
     """Test loss of every confirm seed, seeds of one number joined, beside the paired differences of arms."""
-    judged = [pair for pair in facts.drawn_pairs if number(pair.get("difference")) is not None]
-    arms = [arm for arm in facts.arms if any(r.test_loss is not None for r in facts.cells("confirm", arm=arm.name))]
+    judged = [pair for pair in facts.drawn_pairs if finite(pair.get("difference")) is not None]
+    arms = [arm for arm in facts.arms if any(r.test_loss is not None for r in facts.confirmed(arm.name))]
     if not judged:
         _draw_seeds(figure.subplots(), facts, arms, tips)
         return
@@ -58,10 +59,10 @@ def draw_confirm(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> N
 def _draw_seeds(panel: Axes, facts: Facts, arms: Sequence[Arm], tips: Tips) -> None:
     place_of_seed: dict[int, list[tuple[float, float]]] = {}
     for place, arm in enumerate(arms):
-        cells = [result for result in facts.cells("confirm", arm=arm.name) if result.test_loss is not None]
+        cells = [result for result in facts.confirmed(arm.name) if result.test_loss is not None]
         for result in cells:
             place_of_seed.setdefault(result.cell.seed, []).append((result.test_loss or math.nan, -place))
-        low, high, mean = (number(arm.row.get(key)) for key in ("ci_low", "ci_high", "mean"))
+        low, high, mean = (finite(arm.row.get(key)) for key in ("ci_low", "ci_high", "mean"))
         colour = arm_colour(arm.index)
         if low is not None and high is not None:
             panel.plot([low, high], [-place, -place], color=colour, alpha=0.28, linewidth=9, solid_capstyle="butt")
@@ -84,13 +85,13 @@ def _draw_seeds(panel: Axes, facts: Facts, arms: Sequence[Arm], tips: Tips) -> N
 
 
 def _draw_differences(panel: Axes, facts: Facts, pairs: Sequence[Mapping[str, Any]], tips: Tips) -> None:
-    margin = number(facts.verdict.get("margin"))
+    margin = finite(facts.verdict.get("margin"))
     if margin:
         panel.axvspan(-margin, margin, color=BAND, linewidth=0, zorder=0)
     panel.axvline(0, color=MUTED, linewidth=1, zorder=1)
     for place, pair in enumerate(pairs):
-        middle = number(pair.get("difference")) or 0.0
-        low, high = number(pair.get("ci_low")), number(pair.get("ci_high"))
+        middle = finite(pair.get("difference")) or 0.0
+        low, high = finite(pair.get("ci_low")), finite(pair.get("ci_high"))
         clear = low is not None and high is not None and low * high > 0
         better = facts.arm_by_name.get(str(pair.get("a") if middle < 0 else pair.get("b")))
         colour = arm_colour(better.index) if clear and better else MUTED
@@ -144,7 +145,7 @@ def draw_rates(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> Non
 def _draw_arm_rates(panel: Axes, facts: Facts, arm: Arm, ceiling: float, tips: Tips) -> None:
     cells = [result for result in facts.cells("explore", arm=arm.name) if result.cell.lr]
     look: dict[str, Any] = {"marker": arm_marker(arm.index), "s": 36, "linewidths": 1.0, "zorder": 3}
-    _draw_best(panel, arm, facts.optima.get(arm.name))
+    _draw_best(panel, arm, facts.optima.get(arm.name), tips)
     by_rate: dict[float, list[float]] = {}
     for result in cells:
         if result.outcome == "completed" and result.val_loss is not None:
@@ -176,11 +177,15 @@ def _draw_arm_rates(panel: Axes, facts: Facts, arm: Arm, ceiling: float, tips: T
         tips.add(crosses, [describe(result) for result in lost])
 
 
-def _draw_best(panel: Axes, arm: Arm, optimum: Optimum | None) -> None:
-    """Mark the chosen rate, the interval of the fitted optimum where there is one, and a best rate at the edge."""
-    best, at_edge = number(arm.row.get("best_lr")), bool(arm.row.get("best_lr_at_edge"))
+def _draw_best(panel: Axes, arm: Arm, optimum: Optimum | None, tips: Tips) -> None:
+    """Mark the chosen rate, the fitted optimum and its interval where there is one, and a best rate at the edge."""
+    best, at_edge = finite(arm.row.get("best_lr")), bool(arm.row.get("best_lr_at_edge"))
     if optimum is not None:
         panel.axvspan(optimum.lr_low, optimum.lr_high, color=arm_colour(arm.index), alpha=0.1, linewidth=0, zorder=0)
+        if optimum.lr is not None:
+            line = panel.axvline(optimum.lr, color=arm_colour(arm.index), linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+            span = f"{written.rate(optimum.lr_low)} to {written.rate(optimum.lr_high)}"
+            tips.add(line, [f"{arm.name}: fitted optimum {written.rate(optimum.lr)}, interval {span}"])
     if best is None:
         return
     panel.axvline(best, color=TEXT if at_edge else arm_colour(arm.index), linewidth=5, alpha=0.22, zorder=0)
@@ -197,15 +202,15 @@ def position_buckets(scores: Mapping[str, Any] | None) -> list[tuple[int, int, f
     """Return the loss by position as (first, last + 1, nats per token), from one confirm cell's exam scores."""
     found = []
     for bucket in rows((scores or {}).get("loss_by_position")):
-        start, end, loss = (number(bucket.get(key)) for key in ("first", "last", "loss"))
+        start, end, loss = (finite(bucket.get(key)) for key in ("first", "last", "loss"))
         if start is not None and end is not None and loss is not None:
             found.append((round(start), round(end) + 1, loss))
     return found
 
 
 def has_positions(facts: Facts) -> bool:
-    """Whether any confirm cell knows its loss by position."""
-    return any(position_buckets(result.scores) for result in facts.cells("confirm"))
+    """Whether any confirm cell at a judged rate knows its loss by position."""
+    return any(position_buckets(result.scores) for arm in facts.arms for result in facts.confirmed(arm.name))
 
 
 def draw_positions(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
@@ -214,7 +219,7 @@ def draw_positions(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) ->
     ticks: set[float] = set()
     for arm in facts.arms:
         by_bucket: dict[tuple[int, int], list[float]] = {}
-        for result in facts.cells("confirm", arm=arm.name):
+        for result in facts.confirmed(arm.name):
             for start, end, loss in position_buckets(result.scores):
                 by_bucket.setdefault((start, end), []).append(loss)
         if not by_bucket:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sweeps import written
-from sweeps.report.facts import Facts, number, rows
+from sweeps.ledger.results import finite
+from sweeps.report.facts import Facts, rows
 from sweeps.report.plots_style import MUTED, PAPER, TEXT, Tips, arm_colour, arm_marker, label, row_name
 from sweeps.report.why import CONTEXT_PARTS, CONTROL_PARTS, from_ahead, parts_of
 
@@ -93,7 +94,7 @@ def draw_rungs(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> Non
     panel = figure.subplots()
     panel.axhline(0, color=MUTED, linewidth=1, zorder=1)
     points = rows(facts.verdict.get("by_rung"))
-    tokens = [number(point.get("tokens")) or 0.0 for point in points]
+    tokens = [finite(point.get("tokens")) or 0.0 for point in points]
     rivals = [arm for arm in facts.arms if arm.name != facts.leading]
     step = 0.012 * (max(tokens) - min(tokens))
     for place, arm in enumerate(rivals):
@@ -126,7 +127,7 @@ def _rival_above(
 ) -> tuple[float | None, float | None, float | None]:
     """Return the rival's loss minus the leader's at one point of the budget, with its interval."""
     for pair in rows(point.get("pairs")):
-        middle, low, high = (number(pair.get(key)) for key in ("difference", "ci_low", "ci_high"))
+        middle, low, high = (finite(pair.get(key)) for key in ("difference", "ci_low", "ci_high"))
         if (pair.get("a"), pair.get("b")) == (rival, leader):
             return middle, low, high
         if (pair.get("b"), pair.get("a")) == (rival, leader):

@@ -100,12 +100,14 @@ def label(text: str, limit: int = 28) -> str:
 
 def arm_legend(axes: Axes, number: int, *, narrow: bool) -> None:
     """Name the arms in a corner of ``axes``, or beside all panels (below on a phone) where they are many."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
     if number <= MOST_IN_A_CORNER:
         axes.legend(loc="upper right")
         return
     figure = axes.get_figure(root=True)
     assert figure is not None
-    handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left" if narrow else "outside right upper")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sweeps import written
-from sweeps.report.facts import JUDGED, Arm, Facts, curve, last_value, mean_of, speed_of
+from sweeps.report.facts import JUDGED, Arm, Facts, curve, mean_of, speed_of
 from sweeps.report.plots_style import GRID, MUTED, PAPER, Tips, arm_colour, arm_legend, arm_marker, label, token_axis
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def describe(result: CellResult) -> str:
 
 
 def has_curves(facts: Facts) -> bool:
-    """Whether any cell has two records of training loss."""
-    return any(len(result.records) > 1 for result in facts.results.cells)
+    """Whether any cell has a curve of training loss."""
+    return any(curve(result, "train_loss")[0].size > 1 for result in facts.results.cells)
 
 
 def draw_curves(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
@@ -108,7 +108,11 @@ def draw_curves(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> No
 
 def has_progress(facts: Facts) -> bool:
     """Whether confirm cells have curves, which is what is compared in time and in updates."""
-    return any(len(result.records) > 1 for result in facts.cells("confirm"))
+    return any(
+        curve(result, "train_loss", x_key)[0].size > 1
+        for result in facts.cells("confirm")
+        for x_key in ("train_time_s", "step")
+    )
 
 
 def draw_progress(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
@@ -146,19 +150,19 @@ def draw_progress(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> 
 
 def has_throughput(facts: Facts) -> bool:
     """Whether any record says how fast a cell was."""
-    return any(last_value(result, "tokens_per_s") is not None for result in facts.results.cells)
+    return any(result.last("tokens_per_s") is not None for result in facts.results.cells)
 
 
 def draw_throughput(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
     """Tokens per second and peak memory, a bar per arm with its value written on it."""
     wanted = [("tokens_per_s", "tokens per second"), ("peak_mem_allocated_gib", "peak memory (GiB)")]
-    if any(last_value(result, "mfu_pct") is not None for result in facts.results.cells):
+    if any(result.last("mfu_pct") is not None for result in facts.results.cells):
         wanted.append(("mfu_pct", "model-FLOPs utilisation (%)"))
     for panel, (key, name) in zip(panels(figure, len(wanted), narrow=narrow, share_y=False), wanted, strict=True):
         known = []
         for arm in facts.arms:
             cells = facts.cells("confirm", arm=arm.name) or facts.cells(arm=arm.name)
-            value = mean_of(speed_of(r) if key == "tokens_per_s" else last_value(r, key) for r in cells)
+            value = mean_of(speed_of(r) if key == "tokens_per_s" else r.last(key) for r in cells)
             if value is not None:
                 known.append((arm, value))
         top = max((value for _, value in known), default=1.0)
@@ -177,8 +181,8 @@ def draw_throughput(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -
 
 
 def has_experts(facts: Facts) -> bool:
-    """Whether any record says how evenly the experts were used."""
-    return any(last_value(result, "expert_load_max_over_mean") is not None for result in facts.results.cells)
+    """Whether any cell has a curve of how evenly the experts were used."""
+    return any(curve(result, "expert_load_max_over_mean")[0].size > 1 for result in facts.results.cells)
 
 
 def draw_experts(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:

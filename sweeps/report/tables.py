@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sweeps import written
-from sweeps.report.facts import Arm, Facts, last_value, mapping, mean_of, mean_value, number, rows, speed_of
+from sweeps.ledger.results import finite
+from sweeps.report.facts import Arm, Facts, mapping, mean_of, mean_value, rows, speed_of
 from sweeps.report.why import Table
 
 
@@ -33,25 +34,25 @@ class ArmRow:
 
 def arm_rows(facts: Facts) -> list[ArmRow]:
     """Return the arms, those of lowest mean test loss first, arms without a mean last."""
-    ordered = sorted(facts.arms, key=lambda arm: number(arm.row.get("mean")) or float("inf"))
+    ordered = sorted(facts.arms, key=lambda arm: finite(arm.row.get("mean")) or float("inf"))
     return [_arm_row(facts, arm) for arm in ordered]
 
 
 def _arm_row(facts: Facts, arm: Arm) -> ArmRow:
     row, confirm = arm.row, facts.cells("confirm", arm=arm.name)
-    speed = number(row.get("tokens_per_s")) or mean_of(map(speed_of, confirm))
-    memory = number(row.get("peak_mem_allocated_gib")) or mean_value(confirm, "peak_mem_allocated_gib")
-    diverged = round(number(row.get("diverged")) or 0)
-    losses = [value for value in row.get("losses") or () if number(value) is not None]
+    speed = finite(row.get("tokens_per_s")) or mean_of(map(speed_of, confirm))
+    memory = finite(row.get("peak_mem_allocated_gib")) or mean_value(confirm, "peak_mem_allocated_gib")
+    diverged = round(finite(row.get("diverged")) or 0)
+    losses = [value for value in row.get("losses") or () if finite(value) is not None]
     return ArmRow(
         arm=arm,
-        rate=written.rate(number(row.get("best_lr"))),
+        rate=written.rate(finite(row.get("best_lr"))),
         at_edge=bool(row.get("best_lr_at_edge")),
-        mean=written.loss(number(row.get("mean"))),
-        interval=written.interval(number(row.get("ci_low")), number(row.get("ci_high"))),
+        mean=written.loss(finite(row.get("mean"))),
+        interval=written.interval(finite(row.get("ci_low")), finite(row.get("ci_high"))),
         seeds=f"{len(losses)}" + (f" ({diverged} diverged)" if diverged else ""),
-        bpb=written.loss(number(row.get("bpb"))),
-        common=written.loss(number(row.get("common_context_loss"))),
+        bpb=written.loss(finite(row.get("bpb"))),
+        common=written.loss(finite(row.get("common_context_loss"))),
         speed=written.count(speed),
         memory=written.gib(memory),
         leads=arm.name == facts.leading,
@@ -76,17 +77,17 @@ def pair_rows(facts: Facts) -> list[PairRow]:
     return [
         PairRow(
             name=f"{pair.get('a')} − {pair.get('b')}",
-            difference=written.signed(number(pair.get("difference"))),
-            interval=written.interval(number(pair.get("ci_low")), number(pair.get("ci_high")), sign=True),
-            p=written.p_value(number(pair.get("p_value"))),
-            p_adjusted=written.p_value(number(pair.get("p_adjusted"))),
-            chance=written.chance(number(pair.get("probability_a_better"))),
+            difference=written.signed(finite(pair.get("difference"))),
+            interval=written.interval(finite(pair.get("ci_low")), finite(pair.get("ci_high")), sign=True),
+            p=written.p_value(finite(pair.get("p_value"))),
+            p_adjusted=written.p_value(finite(pair.get("p_adjusted"))),
+            chance=written.chance(finite(pair.get("probability_a_better"))),
             decision="not judged"
             if pair.get("decision") == "not_judged"
             else str(pair.get("decision") or written.ABSENT),
         )
         for pair in facts.pairs
-        if number(pair.get("difference")) is not None
+        if finite(pair.get("difference")) is not None
     ]
 
 
@@ -105,7 +106,7 @@ def cell_rows(facts: Facts) -> list[tuple[tuple[str, float | None], ...]]:
         cell = result.cell
         speed, memory, time_s = (
             speed_of(result),
-            *(last_value(result, key) for key in ("peak_mem_allocated_gib", "train_time_s")),
+            *(result.last(key) for key in ("peak_mem_allocated_gib", "train_time_s")),
         )
         phase = cell.phase if cell.arrangement == "shuffled" else f"{cell.phase}, {cell.arrangement}"
         table.append(
@@ -154,7 +155,7 @@ def work_table(facts: Facts) -> Table | None:
         return None
     found = []
     for arm in known:
-        length = number(arm.shape.get("seq_len"))
+        length = finite(arm.shape.get("seq_len"))
         flops = None
         if facts.model is not None and length is not None:
             from moe.flops import flops_per_token
@@ -176,9 +177,9 @@ class LengthTable:
 def length_table(facts: Facts) -> LengthTable | None:
     """Return the loss by evaluation length from confirm cells, None where no cell has it."""
     found: dict[str, dict[int, list[tuple[float, bool]]]] = {}
-    for result in facts.cells("confirm"):
+    for result in (result for arm in facts.arms for result in facts.confirmed(arm.name)):
         for entry in rows((result.scores or {}).get("loss_by_length")):
-            length, loss = number(entry.get("eval_len")), number(entry.get("loss"))
+            length, loss = finite(entry.get("eval_len")), finite(entry.get("loss"))
             if length is not None and loss is not None:
                 by_length = found.setdefault(result.cell.strategy, {})
                 by_length.setdefault(round(length), []).append((loss, bool(entry.get("extrapolation"))))
@@ -209,7 +210,7 @@ def provenance(facts: Facts) -> list[tuple[str, list[tuple[str, str]]]]:
             {
                 "name": facts.results.name,
                 "id": begun.get("sweep_id"),
-                "begun": written.moment(number(begun.get("created_s"))),
+                "begun": written.moment(finite(begun.get("created_s"))),
             },
         ),
         ("Fingerprints", mapping(begun.get("fingerprints"))),

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from sweeps import written
-from sweeps.report.facts import Facts, mapping, number, rows
+from sweeps.ledger.results import finite
+from sweeps.report.facts import Facts, mapping, rows
+from sweeps.verdict.confirmed import DECIDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ def why_groups(facts: Facts) -> list[Group]:
 def parts_of(entry: Mapping[str, Any], parts: Iterable[str]) -> dict[str, Any]:
     """Return a lead of a over b with its parts, each with its interval as ``PART_ci_low`` and ``PART_ci_high``."""
     ends = ("", "_ci_low", "_ci_high")
-    values = {f"{part}{end}": number(entry.get(f"{part}{end}")) for part in parts for end in ends}
+    values = {f"{part}{end}": finite(entry.get(f"{part}{end}")) for part in parts for end in ends}
     return {**values, "a": str(entry.get("a")), "b": str(entry.get("b"))}
 
 
@@ -97,7 +99,7 @@ def _context(facts: Facts) -> Iterator[Group]:
 
 
 def _controls(facts: Facts) -> Iterator[Group]:
-    found = [entry for entry in rows(facts.verdict.get("controls")) if number(entry.get("lead")) is not None]
+    found = [entry for entry in rows(facts.verdict.get("controls")) if finite(entry.get("lead")) is not None]
     if not found:
         return
     sentences = [_diversity(entry) for entry in found]
@@ -116,8 +118,8 @@ def _controls(facts: Facts) -> Iterator[Group]:
 def _diversity(entry: Mapping[str, Any]) -> str:
     """Return what grouping its windows does to a short arm; a share is given only of a lead that is there."""
     a, b = entry.get("a"), entry.get("b")
-    change, share = number(entry.get("diversity")) or 0.0, number(entry.get("diversity_share"))
-    if share is None or (number(entry.get("lead")) or 0.0) <= 0:
+    change, share = finite(entry.get("diversity")) or 0.0, finite(entry.get("diversity_share"))
+    if share is None or (finite(entry.get("lead")) or 0.0) <= 0:
         effect = f"{written.loss(abs(change))} {'worse' if change > 0 else 'better'}"
         return f"Grouping its windows makes {a} {effect}; it has no clear lead over {b} to divide."
     if share <= 0:
@@ -134,13 +136,15 @@ def _time(facts: Facts) -> Iterator[Group]:
         return
     sentences = []
     if view.get("comparable") is False:
-        sentences.append("Trials did not run under equal load, so their seconds do not compare and no arm is named.")
+        sentences.append(
+            "Trials are not known to have run under equal load, so their seconds do not compare and no arm is named."
+        )
     elif isinstance(view.get("winner"), str):
         sentences.append(f"In equal time {view['winner']} is better than every other arm.")
     else:
-        sentences.append(
-            f"In equal time {view.get('lowest')} has the lowest mean, without being separated from all others."
-        )
+        judged = facts.verdict.get("outcome") in DECIDED
+        rest = ", without being separated from all others" if judged else ", which is no finding"
+        sentences.append(f"In equal time {view.get('lowest')} has the lowest mean{rest}.")
     yield Group(
         title="Equal time instead of equal tokens",
         note="Each arm with the tokens that it can train in the same time, its schedule ended there.",
@@ -148,7 +152,7 @@ def _time(facts: Facts) -> Iterator[Group]:
         table=Table(
             header=("arm", "tokens", "mean test loss"),
             rows=tuple(
-                (str(arm), written.count(number(budgets.get(arm))), written.loss(number(mean)))
+                (str(arm), written.count(finite(budgets.get(arm))), written.loss(finite(mean)))
                 for arm, mean in means.items()
             ),
         ),
@@ -162,11 +166,11 @@ def _updates(facts: Facts) -> Iterator[Group]:
         return
     yield Group(
         title="Equal updates instead of equal tokens",
-        note=f"Validation loss after {written.count(number(view.get('updates')))} optimizer steps of every arm. "
+        note=f"Validation loss after {written.count(finite(view.get('updates')))} optimizer steps of every arm. "
         "Undecayed losses support no claim.",
         table=Table(
             header=("arm", "mean validation loss", "schedule"),
-            rows=tuple((str(a), written.loss(number(m)), str(labels.get(a, ""))) for a, m in means.items()),
+            rows=tuple((str(a), written.loss(finite(m)), str(labels.get(a, ""))) for a, m in means.items()),
         ),
     )
 
@@ -177,7 +181,7 @@ def _to_target(facts: Facts) -> Iterator[Group]:
         f"{entry.get('a')} reaches the loss of {entry.get('b')} with "
         f"{'at most' if entry.get('is_upper_bound') else 'about'} {written.share(share)} of its tokens."
         for entry in found
-        if (share := number(entry.get("share"))) is not None
+        if (share := finite(entry.get("share"))) is not None
     ]
     if sentences:
         yield Group(title="The lead in tokens", note="From runs whose schedules ended.", sentences=tuple(sentences))
@@ -186,9 +190,9 @@ def _to_target(facts: Facts) -> Iterator[Group]:
 def _sliding(facts: Facts) -> Iterator[Group]:
     found = []
     for arm in facts.arms:
-        scored = [result.scores or {} for result in facts.cells("confirm", arm=arm.name)]
-        own = [v for scores in scored if (v := number(scores.get("sliding_own_loss"))) is not None]
-        sliding = [v for scores in scored if (v := number(scores.get("sliding_loss"))) is not None]
+        scored = [result.scores or {} for result in facts.confirmed(arm.name)]
+        own = [v for scores in scored if (v := finite(scores.get("sliding_own_loss"))) is not None]
+        sliding = [v for scores in scored if (v := finite(scores.get("sliding_loss"))) is not None]
         if own and sliding:
             gain = float(np.mean(sliding) - np.mean(own))
             found.append(
@@ -220,7 +224,7 @@ def optimum_table(facts: Facts) -> Table | None:
             found.append(
                 (
                     arm.name,
-                    written.rate(number(arm.row.get("best_lr"))),
+                    written.rate(finite(arm.row.get("best_lr"))),
                     written.rate(optimum.lr),
                     f"{written.rate(optimum.lr_low)} to {written.rate(optimum.lr_high)}",
                     f"up to {written.loss(max(0.0, optimum.gain_bound))}",

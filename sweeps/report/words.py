@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps import written
-from sweeps.report.facts import Facts, mapping, number
+from sweeps.ledger.results import finite
+from sweeps.report.facts import Facts, mapping
+from sweeps.verdict.confirmed import DECIDED
 
 OUTCOME_NAMES = {
     "wins": "one arm wins",
@@ -18,8 +20,6 @@ OUTCOME_NAMES = {
     "exploratory": "exploratory only",
     "withheld": "verdict withheld",
 }
-JUDGED = ("wins", "tie", "undecided")
-"""Outcomes that rest on enough seeds; of the others no chances are told."""
 OUTCOME_MEANINGS = {
     "wins": "The winner is better than every other arm, each in a two-sided paired test on fresh seeds.",
     "tie": "No arm wins, and the best two differ by less than the margin that was fixed beforehand.",
@@ -59,7 +59,7 @@ def headline(facts: Facts) -> tuple[str, str, str]:
 
 def reservation(facts: Facts) -> str:
     """Return what to say before the evidence when it supports no verdict."""
-    return "" if outcome(facts) in JUDGED else "What the finished runs show so far is no finding:"
+    return "" if outcome(facts) in DECIDED else "What the finished runs show so far is no finding:"
 
 
 def how_sure(facts: Facts) -> list[str]:
@@ -82,7 +82,7 @@ def _seed_by_seed(facts: Facts) -> Iterator[str]:
             continue
         below = sum(own[seed] < other[seed] for seed in shared)
         text = f"{facts.leading} ended below {against.rival} in {below} of {len(shared)} seeds"
-        if against.chance_better is not None and outcome(facts) in JUDGED:
+        if against.chance_better is not None and outcome(facts) in DECIDED:
             text += f"; the chance that it would in a further seed is put at {_in_words(against.chance_better)}"
         yield text + "."
 
@@ -94,12 +94,12 @@ def _in_words(chance: float) -> str:
 def _losses(facts: Facts, arm: str) -> dict[int, float]:
     row = facts.arm_by_name[arm].row if arm in facts.arm_by_name else {}
     pairs = zip(row.get("seeds") or (), row.get("losses") or (), strict=False)
-    return {int(seed): loss for seed, value in pairs if (loss := number(value)) is not None}
+    return {int(seed): loss for seed, value in pairs if (loss := finite(value)) is not None}
 
 
 def _resampled_seeds(facts: Facts) -> Iterator[str]:
     share = facts.decided.best_shares.get(facts.leading or "")
-    if share is not None and outcome(facts) in JUDGED:
+    if share is not None and outcome(facts) in DECIDED:
         yield f"Resampling the seeds, {facts.leading} has the lowest mean in {_in_words(share)} of the draws."
 
 
@@ -113,12 +113,12 @@ def _resampled_documents(facts: Facts) -> Iterator[str]:
         yield f"Resampling the exam's documents leaves its lead over {written.listed(settled)} standing."
     if open_rivals:
         rivals = written.listed(open_rivals)
-        yield f"Resampling the exam's documents leaves room for no lead over {rivals}: that one holds on this exam."
+        yield f"Resampling the exam's documents leaves room for no lead over {rivals}: it is one on this exam."
 
 
 def _equivalence(facts: Facts) -> Iterator[str]:
-    margin = number(facts.verdict.get("margin"))
-    if margin is not None and outcome(facts) in JUDGED:
+    margin = finite(facts.verdict.get("margin"))
+    if margin is not None and outcome(facts) in DECIDED:
         yield f"Differences inside ±{written.loss(margin)} count as negligible."
 
 
@@ -131,14 +131,17 @@ def _common_context(facts: Facts) -> Iterator[str]:
 
 
 def _more_seeds(facts: Facts) -> Iterator[str]:
-    needed = number(facts.verdict.get("seeds_needed"))
-    if needed is not None and outcome(facts) in ("undecided", "exploratory"):
-        yield f"About {written.plural(round(needed), 'confirm seed')} per arm in all would be needed to settle it."
+    needed = finite(facts.verdict.get("seeds_needed"))
+    if needed is not None and outcome(facts) == "undecided":
+        looks = facts.decided.looks
+        seeds = written.plural(round(needed), "confirm seed" if looks.used < looks.planned else "more confirm seed")
+        in_all = " in all" if looks.used < looks.planned else ""
+        yield f"About {seeds} per arm{in_all} would be needed to settle it, were the means what they seem."
 
 
 def _looks(facts: Facts) -> Iterator[str]:
     looks = mapping(facts.verdict.get("looks"))
-    planned, used = number(looks.get("planned")), number(looks.get("used"))
+    planned, used = finite(looks.get("planned")), finite(looks.get("used"))
     if planned is not None and used is not None and (planned > 1 or used > planned):
         yield f"{written.plural(round(used), 'look')} at the judged runs so far, {round(planned)} planned."
 
@@ -159,8 +162,8 @@ def seen_from(pair: Mapping[str, Any], arm: str | None) -> Against | None:
     a, b = str(pair.get("a")), str(pair.get("b"))
     if arm not in (a, b):
         return None
-    difference, low, high = (number(pair.get(key)) for key in ("difference", "ci_low", "ci_high"))
-    chance = number(pair.get("probability_a_better"))
+    difference, low, high = (finite(pair.get(key)) for key in ("difference", "ci_low", "ci_high"))
+    chance = finite(pair.get("probability_a_better"))
     if arm == a:
         return Against(rival=b, difference=difference, low=low, high=high, chance_better=chance)
     return Against(
@@ -182,6 +185,10 @@ def cost(facts: Facts) -> list[tuple[str, str]]:
     ]
     if facts.wall_time_s is not None:
         found.append(("Wall time, first to last work", written.duration(facts.wall_time_s)))
+    whole = facts.results.sittings
+    if len(whole) == 1 and not whole[0]["interrupted"] and whole[0]["first_estimate_s"] is not None:
+        off = whole[0]["first_estimate_s"] / whole[0]["wall_s"] - 1
+        found.append(("First estimate", f"{written.duration(whole[0]['first_estimate_s'])} ({off:+.0%} of the truth)"))
     if facts.tokens_not_spent:
         share = facts.tokens_not_spent / (facts.tokens_not_spent + facts.tokens_trained)
         found.append(
@@ -202,7 +209,7 @@ def commands(facts: Facts) -> list[Command]:
     if facts.decided.command and all(facts.decided.command != command.line for command in found):
         found.append(Command(line=facts.decided.command, purpose="bring what the verdict is missing"))
     elif not facts.outcomes["unfinished"]:
-        seeds = max((len(arm.row.get("seeds") or ()) for arm in facts.arms), default=0)
+        seeds = len({result.cell.seed for result in facts.cells("confirm")})
         found.append(Command(line=f"sweeps extend {name} --seeds {seeds + 3}", purpose="judge again on fresh seeds"))
     found.append(Command(line=f"sweeps verdict {name}", purpose="decide again from the ledger"))
     if any(result.outcome == "completed" for result in facts.cells("confirm")):
@@ -238,7 +245,7 @@ def _sentence(text: str, facts: Facts) -> str:
 
 def arms_note(facts: Facts) -> str:
     """Return the sentence above the table of arms: what was judged, or that nothing was."""
-    judged = [arm for arm in facts.arms if number(arm.row.get("mean")) is not None]
+    judged = [arm for arm in facts.arms if finite(arm.row.get("mean")) is not None]
     if not judged:
         return "No confirm cell has been scored yet, so there is nothing to compare."
     seeds = {len(arm.row.get("losses") or ()) for arm in judged}

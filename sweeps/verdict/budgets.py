@@ -50,18 +50,27 @@ def schedule_label(results: SweepResults, tokens: float) -> str:
     return "undecayed" if tokens <= decay_from else "decaying"
 
 
-def by_budget(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> dict[str, Any]:
-    """Return the arms at equal tokens, in equal time and at equal updates; None for a view that was not measured."""
+def by_budget(
+    results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float, *, is_judged: bool
+) -> dict[str, Any]:
+    """Return the arms at equal tokens, in equal time and at equal updates; None for a view that was not measured.
+
+    No view names a winner where the verdict may not (``is_judged``).
+    """
     own = confirmed.losses(seeds)
     tokens = None
     if own is not None:
         tokens = {"budget_tokens": results.budget_tokens, **_view(confirmed.arms, own, alpha)}
         tokens["to_target"] = tokens_to_target(results, confirmed, seeds)
-    return {
+    views = {
         "tokens": tokens,
         "time": _equal_time(results, confirmed, alpha),
         "updates": _equal_updates(results, confirmed, seeds, alpha),
     }
+    for view in views.values():
+        if view is not None and "winner" in view and not is_judged:
+            view["winner"] = None
+    return views
 
 
 def tokens_to_target(
@@ -78,7 +87,7 @@ def tokens_to_target(
         return None
     means = dict(zip(confirmed.arms, own.mean(axis=0), strict=True))
     leader = min(means, key=lambda arm: means[arm])
-    shorter = [r for r in results.of("time", leader) if r.cell.budget_tokens < results.budget_tokens]
+    shorter = [r for r in _timed(results, confirmed, leader) if r.cell.budget_tokens < results.budget_tokens]
     losses = [loss for r in shorter if (loss := test_loss(r)) is not None]
     if not losses:
         return None
@@ -97,12 +106,11 @@ def tokens_to_target(
 
 def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> dict[str, Any] | None:
     """The time view: an arm without time cells had the full budget as its own."""
-    if not any(results.of("time", arm) for arm in confirmed.arms):
+    planned = [arm for arm in confirmed.arms if results.of("time", arm)]
+    timed = {arm: {r.cell.seed: r for r in _timed(results, confirmed, arm)} for arm in planned}
+    if not timed or not all(timed.values()):
         return None
-    cells: dict[str, Mapping[int, CellResult]] = {}
-    for arm in confirmed.arms:
-        timed = {result.cell.seed: result for result in results.of("time", arm)}
-        cells[arm] = timed or confirmed.cells[arm]
+    cells: Mapping[str, Mapping[int, CellResult]] = {**confirmed.cells, **timed}
     shared = [s for s in confirmed.planned_seeds if all(test_loss(cells[arm].get(s)) is not None for arm in cells)]
     budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
     entry: dict[str, Any] = {"budgets_tokens": budgets, "seeds": shared, "comparable": equally_packed(cells.values())}
@@ -114,6 +122,11 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> di
         if not entry["comparable"]:
             entry["winner"] = None
     return entry
+
+
+def _timed(results: SweepResults, confirmed: Confirmed, arm: str) -> list[CellResult]:
+    """An arm's time cells at the rate at which it is judged: after an extension that may be another one."""
+    return [result for result in results.of("time", arm) if confirmed.at_judged_rate(result)]
 
 
 def equally_packed(cells_of_arms: Any) -> bool:

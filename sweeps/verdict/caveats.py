@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from sweeps import written
 from sweeps.ledger.results import SweepResults, finite
-from sweeps.verdict.confirmed import Confirmed, Looks
+from sweeps.verdict.confirmed import DECIDED, Confirmed, Looks
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.selection import Choice, choose
 
@@ -134,7 +135,7 @@ def _rates(found: Findings) -> Iterator[str]:
 def _better_if_carried(choice: Choice) -> float | None:
     """A rate that early stopping ended, whose guessed final loss is below the chosen rate's."""
     lowest = min(range(len(choice.curve.losses)), key=lambda place: choice.curve.losses[place])
-    return None if lowest == choice.curve.chosen else float(f"{2.718281828459045 ** choice.curve.log_lrs[lowest]:.6g}")
+    return None if lowest == choice.curve.chosen else float(f"{math.exp(choice.curve.log_lrs[lowest]):.6g}")
 
 
 def _context(found: Findings) -> Iterator[str]:
@@ -149,7 +150,7 @@ def _context(found: Findings) -> Iterator[str]:
 def _controls(found: Findings) -> Iterator[str]:
     lengths = {arm.seq_len for arm in found.results.arms if arm.seq_len}
     if not found.controls:
-        if len(lengths) > 1 and found.outcome in ("wins", "tie", "undecided"):
+        if len(lengths) > 1 and found.outcome in DECIDED:
             yield (
                 "no control was run (`controls = true`): what length does and what the diversity of a batch does are "
                 "not separated"
@@ -157,14 +158,22 @@ def _controls(found: Findings) -> Iterator[str]:
         return
     for entry in found.controls:
         share = entry.get("diversity_share")
-        if share is not None:
-            yield (
-                f"{written.share(share)} of {entry['a']}'s lead over {entry['b']} goes with the diversity of its "
-                "batches (it vanishes with grouped windows), the rest with length; the split says no more than that"
-            )
+        if share is not None and entry["lead"] > 0:
+            yield _split(f"{entry['a']}'s lead over {entry['b']}", share)
         choice = choose(found.results, str(entry["a"]), "grouped")
         if choice is not None and choice.at_edge:
             yield f"the control of {entry['a']} was judged at a rate at the edge of its grid ({choice.lr:g})"
+
+
+def _split(lead: str, share: float) -> str:
+    if share <= 0:
+        return f"none of {lead} goes with the diversity of its batches: it does not shrink with grouped windows"
+    if share >= 1:
+        return f"all of {lead} goes with the diversity of its batches: nothing of it is left with grouped windows"
+    return (
+        f"{written.share(share)} of {lead} goes with the diversity of its batches (it vanishes with grouped windows), "
+        "the rest with length; the split says no more than that"
+    )
 
 
 def _time_and_memory(found: Findings) -> Iterator[str]:
@@ -187,8 +196,8 @@ def _time_and_memory(found: Findings) -> Iterator[str]:
         yield f"arms do not fill the same memory ({counts}): no claim is made about equal memory"
     time = found.by_budget.get("time")
     if time is not None and not time["comparable"]:
-        yield "trials shared the machine unequally, so the view at equal time names no arm"
-    elif time is not None and time.get("winner") != found.winner:
+        yield "trials are not known to have shared the machine equally, so the view at equal time names no arm"
+    elif time is not None and found.outcome in DECIDED and time.get("winner") != found.winner:
         other = f"{time['winner']} wins" if time.get("winner") else "no arm wins"
         yield f"at equal time {other}"
 

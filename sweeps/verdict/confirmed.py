@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite, seeds_of
-from sweeps.verdict.selection import Choice
+from sweeps.verdict.selection import Choice, same_rate
 from sweeps.verdict.statistics import Floats
 
 DECIDED = ("wins", "tie", "undecided")
@@ -58,6 +58,11 @@ class Confirmed:
     def planned_seeds(self) -> tuple[int, ...]:
         """Every seed that any arm's confirm cells have, ascending."""
         return seeds_of(result for found in self.cells.values() for result in found.values())
+
+    def at_judged_rate(self, result: CellResult) -> bool:
+        """Whether a cell of any phase was trained at the rate at which its arm is judged."""
+        cell = result.cell
+        return same_rate((cell.lr, cell.adamw_lr), self.rates.get(cell.strategy, (None, None)))
 
     def fresh(self, arm: str) -> tuple[int, ...]:
         """Return an arm's planned seeds that chose no rate, whatever became of them."""

@@ -19,7 +19,7 @@ import numpy as np
 from sweeps.ledger.results import Arm, CellResult, SweepResults, finite
 from sweeps.verdict.budgets import by_budget, by_rung
 from sweeps.verdict.caveats import Findings, caveats
-from sweeps.verdict.confirmed import DECIDED, Confirmed, Looks, count_looks, gather, test_loss
+from sweeps.verdict.confirmed import DECIDED, FEWEST_SEEDS, Confirmed, Looks, count_looks, gather, test_loss
 from sweeps.verdict.leads import context_identity, context_used, controls, document_intervals, view_leader
 from sweeps.verdict.margin import Margin, margin_of
 from sweeps.verdict.objections import Objection, command_for, objections
@@ -35,6 +35,7 @@ from sweeps.verdict.statistics import (
     paired_t,
     probability_better,
     seeds_needed,
+    tie_p,
     tied,
     winner,
 )
@@ -130,9 +131,10 @@ def decide(results: SweepResults) -> Verdict:
         objections=against,
         command=command,
         seeds_needed=needed,
+        tie_p=_tie_p(losses, margin, looks) if outcome == "tie" else None,
         other_views=views,
     )
-    budgets = by_budget(results, confirmed, seeds, looks.alpha)
+    budgets = by_budget(results, confirmed, seeds, looks.alpha, is_judged=outcome in DECIDED)
     rungs = by_rung(results, confirmed, seeds, looks.alpha)
     split = controls(results, confirmed, seeds, looks.alpha)
     found = Findings(
@@ -161,7 +163,7 @@ def decide(results: SweepResults) -> Verdict:
         budget_tokens=results.budget_tokens,
         strategies=tuple(_strategy_row(arm, chosen, confirmed, looks) for arm in results.arms),
         pairs=pairs,
-        seeds_needed=needed.seeds if needed else (3 if outcome == "exploratory" else None),
+        seeds_needed=needed.seeds if needed else _fewest(against),
         looks=looks,
         context=context_identity(confirmed, seeds, looks.alpha),
         controls=split,
@@ -194,6 +196,11 @@ def _outcome(
     return "undecided", best
 
 
+def _tie_p(losses: Floats | None, margin: Margin | None, looks: Looks) -> float:
+    assert losses is not None and margin is not None, "a tie has losses and a margin"
+    return float(tie_p(losses, margin.value, looks.alpha))
+
+
 def _pairs(
     arms: tuple[str, ...], losses: Floats | None, alpha: float, outcome: str, best: str | None
 ) -> tuple[dict[str, Any], ...]:
@@ -223,7 +230,7 @@ def _pairs(
                 p_value=float(test.p_value),
                 p_adjusted=float(p_adjusted),
                 probability_a_better=probability_better(column[a] - column[b]),
-                decision=decision if outcome in ("wins", "tie", "undecided") else NOT_JUDGED,
+                decision=decision if outcome in DECIDED else NOT_JUDGED,
             )
         )
     return tuple(rows)
@@ -302,6 +309,11 @@ def _needed(outcome: str, losses: Floats | None, margin: Margin | None, looks: L
     return seeds_needed(losses, margin.value if margin else None, next_alpha)
 
 
+def _fewest(against: tuple[Objection, ...]) -> int | None:
+    """The seeds that an exploratory verdict is short of, None where seeds are not what is missing."""
+    return FEWEST_SEEDS if against and against[0].outcome == "exploratory" and against[0].extend else None
+
+
 def _command(results: SweepResults, needed: SeedsNeeded | None, looks: Looks, n_seeds: int) -> str | None:
     """The command that would settle an undecided verdict; a look that was not planned needs its seeds on top."""
     if needed is None or results.folder is None:
@@ -331,7 +343,7 @@ def _strategy_row(arm: Arm, chosen: Mapping[str, Choice], confirmed: Confirmed, 
     cells = confirmed.cells[arm.name]
     own = [s for s in confirmed.fresh(arm.name) if s not in looks.seen_seeds and test_loss(cells[s]) is not None]
     judged = [cells[seed] for seed in sorted(own)]
-    losses = [float(result.score(METRIC) or math.nan) for result in judged]
+    losses = [loss for result in judged if (loss := test_loss(result)) is not None]
     mean, low, high = mean_interval(np.asarray(losses), looks.alpha) if losses else (math.nan,) * 3
     choice = chosen.get(arm.name)
     return {

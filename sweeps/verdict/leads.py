@@ -16,7 +16,7 @@ import numpy as np
 from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.confirmed import Confirmed, test_loss
 from sweeps.verdict.selection import choose
-from sweeps.verdict.statistics import Floats, document_interval, mean_interval, winner
+from sweeps.verdict.statistics import Floats, mean_interval, resampled_documents, winner
 
 BOOTSTRAP_SEED = 20_260_711
 
@@ -56,9 +56,10 @@ def context_identity(confirmed: Confirmed, seeds: tuple[int, ...], alpha: float)
 def view_leader(confirmed: Confirmed, seeds: tuple[int, ...], view: str, alpha: float) -> tuple[str, bool] | None:
     """Return the arm of lowest mean in one view of the exam and whether it wins there, or None without that view."""
     losses = confirmed.losses(seeds, view)
-    if losses is None or len(seeds) < 2:
+    if losses is None:
         return None
-    return confirmed.arms[int(losses.mean(axis=0).argmin())], bool(winner(losses, alpha) >= 0)
+    wins = len(seeds) > 1 and bool(winner(losses, alpha) >= 0)
+    return confirmed.arms[int(losses.mean(axis=0).argmin())], wins
 
 
 def context_used(
@@ -89,12 +90,14 @@ def controls(
 ) -> list[dict[str, Any]] | None:
     """Return per short arm how its lead over the longest arm splits into batch diversity and length, else None.
 
+    None too where lengths are not known: nothing says which arm is the long one.
+
     The control is the short arm on windows that stay grouped as in the long arm's blocks, at the best rate of its own
     search. Diversity is what the short arm loses by grouping; length is the rest: the grouped arm's lead over the
     long one, whose windows are such blocks.
     """
     with_control = [arm for arm in results.arms if results.of("control", arm.name, "grouped")]
-    if not with_control:
+    if not with_control or any(arm.seq_len is None for arm in results.arms):
         return None
     long = max(results.arms, key=lambda arm: arm.seq_len or 0).name
     entries: list[dict[str, Any]] = []
@@ -134,17 +137,17 @@ def document_intervals(
     Empty where losses by document were not recorded, or where the exam has fewer than two documents.
     """
     sums = {arm: _document_sums([confirmed.cells[arm][seed] for seed in seeds]) for arm in confirmed.arms}
-    if not seeds or any(not found for found in sums.values()):
+    if len(sums) < 2 or not seeds or any(not found for found in sums.values()):
         return {}
     documents = sorted(set.intersection(*(set(found) for found in sums.values())))
     if len(documents) < 2:
         return {}
-    found: dict[tuple[str, str], tuple[float, float]] = {}
-    for a, b in combinations(confirmed.arms, 2):
-        loss_D = np.asarray([sums[a][document][0] - sums[b][document][0] for document in documents])
-        tokens_D = np.asarray([sums[a][document][1] for document in documents])
-        found[a, b] = document_interval(loss_D, tokens_D, alpha, np.random.default_rng(BOOTSTRAP_SEED))
-    return found
+    pairs = list(combinations(confirmed.arms, 2))
+    column = {arm: np.asarray([found[document][0] for document in documents]) for arm, found in sums.items()}
+    loss_sums_DP = np.stack([column[a] - column[b] for a, b in pairs], axis=1)
+    tokens_D = np.asarray([sums[confirmed.arms[0]][document][1] for document in documents])
+    low_P, high_P = resampled_documents(loss_sums_DP, tokens_D, alpha, np.random.default_rng(BOOTSTRAP_SEED))
+    return {pair: (float(low), float(high)) for pair, low, high in zip(pairs, low_P, high_P, strict=True)}
 
 
 def _document_sums(cells: Sequence[CellResult]) -> dict[str, tuple[float, float]]:

@@ -66,7 +66,8 @@ def _too_few_seeds(results: SweepResults, confirmed: Confirmed, looks: Looks) ->
     fewest = min(planned.values(), default=0)
     if fewest < FEWEST_SEEDS:
         counts = ", ".join(f"{arm} {number}" for arm, number in planned.items())
-        have = f"too few confirm seeds ({counts})" if any(planned.values()) else "no confirm seeds"
+        none = "no confirm seeds at the chosen rates" if confirmed.elsewhere else "no confirm seeds"
+        have = f"too few confirm seeds ({counts})" if any(planned.values()) else none
         text = f"{have}, where a verdict needs {FEWEST_SEEDS} in every arm"
         yield Objection(outcome="exploratory", text=text, extend=(f"--seeds {FEWEST_SEEDS}",))
         return
@@ -97,7 +98,7 @@ def _no_choice(results: SweepResults, chosen: Mapping[str, Choice]) -> Iterator[
         explored = results.of("explore", arm)
         if arm not in chosen and explored and all(result.outcome is not None for result in explored):
             outcomes = written.listed(sorted({str(result.outcome) for result in explored}))
-            text = f"no explore cell of {arm} reached the full budget (outcomes: {outcomes})"
+            text = f"no explore cell of {arm} has a validation loss at the full budget (outcomes: {outcomes})"
             retry = any(result.outcome in ("failed", "oom") for result in explored)
             yield Objection(outcome="withheld", text=text, resume="--retry-failed" if retry else None)
 
@@ -127,8 +128,9 @@ def _diverged(confirmed: Confirmed) -> Iterator[Objection]:
 
 def _missing(confirmed: Confirmed) -> Iterator[Objection]:
     by_fate: dict[tuple[str, str], list[int]] = {}
+    at_another_rate = {r.cell.strategy for r in confirmed.elsewhere if not confirmed.cells[r.cell.strategy]}
     for arm, seed, fate in confirmed.missing():
-        if fate not in ("diverged", "unfinished"):
+        if fate not in ("diverged", "unfinished") and arm not in at_another_rate:
             by_fate.setdefault((arm, fate), []).append(seed)
     for (arm, fate), seeds in by_fate.items():
         words = {"oom": "ran out of memory on", "failed": "failed on", "missing": "was not trained on"}

@@ -84,7 +84,8 @@ def results_of(
     cells = tuple(_cell(row, budget) for row in rows)
     rules = {"alpha": alpha, "looks": 1, **({} if margin is None else {"margin": margin})}
     beginning = {"space": {"budget_tokens": budget, "verdict": rules}}
-    return SweepResults(name=name, beginning=beginning, cells=cells, findings=tuple(_unequal_tokens(cells)))
+    findings = (*_unknown_tokens(cells), *_unequal_tokens(cells))
+    return SweepResults(name=name, beginning=beginning, cells=cells, findings=findings)
 
 
 def _columns_of(rows: Sequence[Mapping[str | None, Any]]) -> list[str]:
@@ -183,6 +184,13 @@ def _cell(row: Mapping[str | None, Any], budget: int) -> CellResult:
         val_loss=_finite(row["val_loss"]),
         test_loss=_finite(row["test_loss"]),
     )
+
+
+def _unknown_tokens(cells: Sequence[CellResult]) -> Iterator[str]:
+    """A completed cell whose tokens are null may have seen any number of them."""
+    silent = sum(r.outcome == "completed" and not r.tokens_seen for r in cells)
+    if silent:
+        yield f"{written.plural(silent, 'finished cell')} without tokens_seen: that all saw equal tokens is not shown"
 
 
 def _unequal_tokens(cells: Sequence[CellResult]) -> Iterator[str]:

@@ -21,8 +21,8 @@ OPTUNA_EDGE_SHARE = 0.05
 """A searched rate within this share of the range's width (in the logarithm) of a bound counts as an edge."""
 DEFAULT_GRID_RATIO = 2.0
 """The step of widening where a grid of one rate has no ratio of its own."""
-EVIDENCE = ("completed", "stopped_early", "diverged")
-"""Outcomes that say how a rate did; a cell that failed or ran out of memory says nothing about its rate."""
+UNFINISHED_EVIDENCE = ("stopped_early", "diverged")
+"""Outcomes that say how a rate did without its final loss; one that failed or ran out of memory says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,17 @@ class Choice:
 
     def is_rate_of(self, result: CellResult) -> bool:
         """Whether a cell was trained at the chosen rate."""
-        same_lr = result.cell.lr is not None and math.isclose(result.cell.lr, self.lr, rel_tol=1e-9)
-        if self.adamw_lr is None or result.cell.adamw_lr is None:
-            return same_lr
-        return same_lr and math.isclose(result.cell.adamw_lr, self.adamw_lr, rel_tol=1e-9)
+        return same_rate((result.cell.lr, result.cell.adamw_lr), (self.lr, self.adamw_lr))
+
+
+def same_rate(one: tuple[float | None, float | None], other: tuple[float | None, float | None]) -> bool:
+    """Whether two pairs of ``lr`` and AdamW's rate are the same point; an AdamW rate that is not known is no other."""
+    (lr, adamw_lr), (other_lr, other_adamw_lr) = one, other
+    if lr is None or other_lr is None:
+        return lr is other_lr
+    if not math.isclose(lr, other_lr, rel_tol=1e-9):
+        return False
+    return adamw_lr is None or other_adamw_lr is None or math.isclose(adamw_lr, other_adamw_lr, rel_tol=1e-9)
 
 
 def choose(results: SweepResults, strategy: str, arrangement: str = "shuffled") -> Choice | None:
@@ -152,7 +159,7 @@ def _edges_of(
         next_rate = float(f"{next_rate:.4g}")
         return Edge(strategy=strategy, arrangement=arrangement, rate=rate, side=side, best=value, next_rate=next_rate)
 
-    evidence = [rate for rate in tried if any(outcome in EVIDENCE for outcome in rate.outcomes)]
+    evidence = [rate for rate in tried if rate.losses or any(o in UNFINISHED_EVIDENCE for o in rate.outcomes)]
     search = results.space.get("search")
     if isinstance(search, Mapping) and search.get("kind") == "optuna":
         added = [rate.lr for rate in evidence]
@@ -193,7 +200,8 @@ def _bound_sides(value: float, low: float, high: float) -> Iterable[Side]:
 def _curve(cells: tuple[CellResult, ...], best: TriedRate, finalists: list[TriedRate]) -> RateCurve:
     """Loss against ``lr``, AdamW's rate following: at the chosen ratio, at the chosen rate, or the best of each lr."""
     known = {rate.lr: rate.mean for rate in sorted(finalists, key=lambda r: -(r.mean or 0.0)) if rate.mean is not None}
-    known[best.lr] = best.mean or math.nan
+    if best.mean is not None:
+        known[best.lr] = best.mean
     stopped: dict[float, float] = {}
     for lr, loss in _carried_to_budget(cells).items():
         if lr not in known:

@@ -53,6 +53,8 @@ class Case:
     objections: tuple[Objection, ...] = ()
     command: str | None = None
     seeds_needed: SeedsNeeded | None = None
+    tie_p: float | None = None
+    """The p-value of two one-sided tests for the two arms of lowest mean, where there is a margin."""
     other_views: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     """By the words that name a view of the exam: its arm of lowest mean, and whether that arm wins there."""
 
@@ -87,7 +89,8 @@ def _tie(case: Case) -> str:
     closest = case.closest
     clauses = [
         f"Tie: {case.best} and {closest.rival}{_after(case)} differ by {_nats(closest.lead)} "
-        f"({_evidence(closest, case)}), within the margin of {_nats(case.margin.value)} over {_seeds(case)}",
+        f"({_evidence(closest, case)}), within the margin of {_nats(case.margin.value)} (two one-sided tests, "
+        f"{_p(case.tie_p)}) over {_seeds(case)}",
         *_views(case),
         *_scale(case.results),
     ]
@@ -185,9 +188,13 @@ def _evidence(lead: Lead, case: Case) -> str:
     level = f"{100 * (1 - case.looks.alpha):.3g}%"
     parts = [f"{level} interval {written.signed(lead.low)} to {written.signed(lead.high)}"]
     if lead.p_value is not None:
-        value = written.p_value(lead.p_value)
-        parts.append(f"p {value}" if value.startswith("<") else f"p = {value}")
+        parts.append(_p(lead.p_value))
     return ", ".join(parts)
+
+
+def _p(p_value: float | None) -> str:
+    value = written.p_value(p_value)
+    return f"p {value}" if value.startswith("<") else f"p = {value}"
 
 
 def _after(case: Case) -> str:

@@ -90,12 +90,27 @@ def tost_p(differences_S: Floats, margin: float) -> Floats:
     return np.asarray(stats.t.sf(t_value, n_seeds - 1))
 
 
+def tie_p(losses_SA: Floats, margin: float, alpha: float) -> Floats:
+    """Return the p-value [...] of a tie within ``margin`` between the two arms of lowest mean, from [..., S, A].
+
+    Of several rivals the nearest one was picked by the same losses, so its p-value is multiplied by the number of
+    rivals that are not shown, each at ``alpha``, to lie beyond the margin. Without that a tie with one of two rivals at
+    the margin itself is claimed in up to 8% of sweeps, with one of nine in 20% (see sweeps.verdict.calibration).
+    """
+    order = losses_SA.mean(axis=-2).argsort(axis=-1)
+    ordered_AS = np.swapaxes(np.take_along_axis(losses_SA, order[..., None, :], axis=-1), -1, -2)
+    p_A = tost_p(ordered_AS[..., 1:, :] - ordered_AS[..., :1, :], margin)
+    return np.asarray(np.minimum(1.0, p_A[..., 0] * _within_reach(p_A, alpha)))
+
+
+def _within_reach(p_A: Floats, alpha: float) -> NDArray[np.int64]:
+    """How many rivals may lie inside the margin, from their p-values of two one-sided tests; the nearest always may."""
+    return np.asarray(np.maximum(1, (p_A < 1 - alpha).sum(axis=-1)))
+
+
 def tied(losses_SA: Floats, margin: float, alpha: float) -> NDArray[np.bool_]:
     """Return whether the two arms of lowest mean are equivalent within ``margin`` at ``alpha``, from [..., S, A]."""
-    order = losses_SA.mean(axis=-2).argsort(axis=-1)
-    first_S = np.take_along_axis(losses_SA, order[..., None, :1], axis=-1)[..., 0]
-    second_S = np.take_along_axis(losses_SA, order[..., None, 1:2], axis=-1)[..., 0]
-    return np.asarray(tost_p(first_S - second_S, margin) <= alpha)
+    return np.asarray(tie_p(losses_SA, margin, alpha) <= alpha)
 
 
 def holm(p_values: Floats) -> Floats:
@@ -166,13 +181,15 @@ def seeds_needed(losses_SA: Floats, margin: float | None, alpha: float) -> Seeds
     """
     seeds_N = np.arange(3, MOST_SEEDS + 1)
     order = losses_SA.mean(axis=0).argsort()
-    rivals = [paired_t(losses_SA[:, order[0]] - losses_SA[:, rival], alpha) for rival in order[1:]]
+    differences_AS = (losses_SA[:, order[:1]] - losses_SA[:, order[1:]]).T
+    rivals = [paired_t(differences_S, alpha) for differences_S in differences_AS]
     win_N = 1 - sum(
         (1 - win_power(float(r.mean), float(r.sd), seeds_N, alpha) for r in rivals), np.zeros(seeds_N.shape)
     )
     answers = [SeedsNeeded(seeds=int(seeds_N[win_N >= POWER][0]), settles="wins")] if (win_N >= POWER).any() else []
     if margin is not None:
-        tie_N = tie_power(float(rivals[0].mean), float(rivals[0].sd), margin, seeds_N, alpha)
+        shared_alpha = alpha / int(_within_reach(tost_p(differences_AS, margin), alpha))
+        tie_N = tie_power(float(rivals[0].mean), float(rivals[0].sd), margin, seeds_N, shared_alpha)
         if (tie_N >= POWER).any():
             answers.append(SeedsNeeded(seeds=int(seeds_N[tie_N >= POWER][0]), settles="tie"))
     return min(answers, key=lambda answer: answer.seeds, default=None)
@@ -187,22 +204,23 @@ def smallest_detectable(sd: float, n_seeds: int, alpha: float) -> float:
     return sd * float(TTestPower().solve_power(nobs=n_seeds, alpha=alpha, power=POWER, alternative="two-sided"))
 
 
-def document_interval(
-    loss_sums_D: Floats, tokens_D: Floats, alpha: float, rng: np.random.Generator, *, resamples: int = 2_000
-) -> tuple[float, float]:
-    """Return the percentile interval of a mean difference per token under resampling of the exam's documents.
+def resampled_documents(
+    loss_sums_DP: Floats, tokens_D: Floats, alpha: float, rng: np.random.Generator, *, resamples: int = 2_000
+) -> tuple[Floats, Floats]:
+    """Return the ends [P] of percentile intervals of mean differences per token under resampling of the documents.
 
-    ``loss_sums_D`` are summed loss differences per document, ``tokens_D`` its scored tokens (Efron and Tibshirani
-    1993, the ratio estimator: documents are drawn, their sums divided by their tokens).
+    ``loss_sums_DP`` are summed loss differences per document and pair, ``tokens_D`` a document's scored tokens (Efron
+    and Tibshirani 1993, the ratio estimator: documents are drawn, their sums divided by their tokens). All pairs share
+    the draws.
     """
     n_documents = tokens_D.shape[0]
     means: list[Floats] = []
     for start in range(0, resamples, 250):  # a few megabytes of weights at a time
         n_draws = min(250, resamples - start)
         weights_RD = rng.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=n_draws)
-        means.append((weights_RD @ loss_sums_D) / (weights_RD @ tokens_D))
-    low, high = np.quantile(np.concatenate(means), [alpha / 2, 1 - alpha / 2])
-    return float(low), float(high)
+        means.append((weights_RD @ loss_sums_DP) / (weights_RD @ tokens_D)[:, None])
+    low_P, high_P = np.quantile(np.concatenate(means), [alpha / 2, 1 - alpha / 2], axis=0)
+    return low_P, high_P
 
 
 def best_shares(losses_SA: Floats, rng: np.random.Generator, *, resamples: int = 2_000) -> Floats:

@@ -64,6 +64,15 @@ def test_true_ties_inside_a_wide_margin_are_mostly_called_ties_and_others_are_no
     assert calibration.tie_rates(apart, 2 * difference_sd, 2_000, rng)["tie"] <= 0.05 + 0.015
 
 
+@pytest.mark.parametrize("arms", [3, 6])
+def test_several_rivals_at_the_margin_make_no_tie_more_often_than_one(arms: int) -> None:
+    difference_sd = math.sqrt(2)
+    means = (0.0, *[difference_sd] * (arms - 1))
+    setting = Setting(means=means, noise=(1.0,) * arms, correlation=0.0, seeds=5)
+    rates = calibration.tie_rates(setting, difference_sd, 4_000, np.random.default_rng(6))
+    assert rates["tie"] <= 0.05 + 0.007  # two standard errors of 4,000 repeats
+
+
 def test_extending_until_it_wins_is_held_to_twice_alpha_where_pooling_is_not() -> None:
     setting = Setting(means=(0.0, 0.0, 25.0), noise=NOISES[0], correlation=0.0, seeds=5)
     rates = calibration.repeated_extensions(setting, 4, 4_000, np.random.default_rng(3))

@@ -100,6 +100,25 @@ def test_the_control_splits_a_lead_into_diversity_and_length() -> None:
     assert not any("no control was run" in caveat for caveat in verdict.caveats)
 
 
+@pytest.mark.parametrize(
+    ("lift", "words"), [(-0.2, "none of large_batch's lead over long_seq"), (0.3, "all of large_batch's lead")]
+)
+def test_a_control_below_nothing_or_beyond_all_of_a_lead_gives_no_odd_percentages(lift: float, words: str) -> None:
+    cells = [
+        replace(found, test_loss=(found.test_loss or 0.0) + lift) if found.cell.phase == "control" else found
+        for found in grouped()
+    ]
+    assert any(words in caveat for caveat in judged([*confirm(), *cells]).caveats)
+
+
+def test_a_short_arm_that_is_behind_has_no_lead_to_divide() -> None:
+    behind = {**CLEAR_WIN, "large_batch": tuple(loss + 1 for loss in CLEAR_WIN["large_batch"])}
+    verdict = judged([*confirm(behind), *grouped()])
+    assert verdict.controls is not None
+    assert verdict.controls[0]["lead_ci_high"] < 0
+    assert not any("large_batch's lead" in caveat for caveat in verdict.caveats)
+
+
 def test_a_control_judged_at_the_edge_of_its_own_grid_says_so_without_withholding_the_verdict() -> None:
     verdict = judged([*confirm(), *grouped(lr=0.04)])
     assert verdict.outcome == "wins"
@@ -126,6 +145,12 @@ def test_a_lead_that_a_few_documents_make_is_stated_as_on_this_exam() -> None:
     low, high = even.document_intervals["large_batch", "balanced"]
     assert (low, high) == pytest.approx((-0.2, -0.2))
     assert "on this exam" not in even.statement
+
+
+def test_documents_of_one_arm_alone_are_no_pair() -> None:
+    cells = scored(confirm({"balanced": CLEAR_WIN["balanced"]}), loss_by_document=by_document(0.3))
+    alone = replace(sweep(cells), beginning={"space": {"budget_tokens": BUDGET}})
+    assert decide(alone).document_intervals == {}
 
 
 def curves(final: float, drop: float) -> tuple[dict[str, Any], ...]:
@@ -170,6 +195,28 @@ def test_equal_time_takes_each_arms_own_budget_and_only_comparable_trials_name_a
     verdict = judged([*alone(), *timed({"large_batch": 600}, 0.3, trials=2.0)])
     assert (verdict.by_budget["time"]["comparable"], verdict.by_budget["time"]["winner"]) == (False, None)
     assert any("equal time names no arm" in caveat for caveat in verdict.caveats)
+
+
+def test_time_cells_at_a_rate_that_is_no_longer_judged_are_not_compared() -> None:
+    better = [cell("large_batch", 0.015, 1, loss=4.3)]
+    again = [replace(found, cell=replace(found.cell, lr=0.015, adamw_lr=0.0045)) for found in alone()]
+    cells = [found for found in again if found.cell.strategy == "large_batch"]
+    others = [found for found in alone() if found.cell.strategy != "large_batch"]
+    verdict = judged([*better, *cells, *others, *timed({"large_batch": 600}, 0.3)])
+    assert verdict.outcome == "wins"
+    assert verdict.by_budget["time"] is None
+    assert verdict.by_budget["tokens"]["to_target"] is None
+
+
+def test_no_view_names_a_winner_where_the_verdict_may_not() -> None:
+    cells = [*alone(), *timed({"large_batch": 600}, 0.3)]
+    open_cell = cell("balanced", 0.03, 1, outcome=None)
+    verdict = judged([*cells, open_cell])
+    assert verdict.outcome == "withheld"
+    assert [verdict.by_budget[view]["winner"] for view in ("tokens", "time")] == [None, None]
+    assert not any("at equal time" in caveat for caveat in verdict.caveats)
+    judged_views = judged(cells).by_budget
+    assert [judged_views[view]["winner"] for view in ("tokens", "time")] == ["large_batch", "balanced"]
 
 
 def test_tokens_to_target_come_from_decayed_runs_only() -> None:

@@ -72,6 +72,15 @@ def test_a_best_rate_at_the_edge_is_flagged(facts: Facts) -> None:
     assert "best, at the edge" in drawn["rates"]
 
 
+def test_the_fitted_optimum_is_marked_in_every_arm_that_has_one(facts: Facts, pictures: dict[str, Picture]) -> None:
+    fitted = [name for name, optimum in facts.optima.items() if optimum.lr is not None]
+    assert fitted
+    for name in fitted:
+        assert (
+            f'data-tip="{name}: fitted optimum {facts.optima[name].lr:.4g}, interval ' in pictures["rates"].inline_wide
+        )
+
+
 def test_drawing_leaves_the_settings_of_matplotlib_alone(facts: Facts) -> None:
     before = dict(mpl.rcParams)
     with drawing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,6 +139,36 @@ def test_explore_and_confirm_at_different_budgets_are_withheld(tmp_path: Path) -
     verdict = decide_file(write(tmp_path, rows))
     assert verdict.outcome == "withheld"
     assert "did not see equal tokens" in verdict.statement
+
+
+@pytest.mark.parametrize("silent", ["confirm", "e"])
+def test_finished_cells_that_do_not_say_how_many_tokens_they_saw_are_withheld(tmp_path: Path, silent: str) -> None:
+    rows = [row.replace(",1000,", ",,") if silent in row else row for row in planted_rows()]
+    verdict = decide_file(write(tmp_path, rows))
+    assert verdict.outcome == "withheld"
+    assert f"{15 if silent == 'confirm' else 27} finished cells without tokens_seen" in verdict.statement
+
+
+def test_a_loss_of_zero_is_a_number(tmp_path: Path) -> None:
+    rows = [row.replace("4.4,4.4", "0,0").replace("1000,4.4,", "1000,0,") for row in planted_rows()]
+    verdict = decide_file(write(tmp_path, rows)).as_dict()
+    assert verdict["strategies"][0]["losses"][0] == 0.0
+    json.dumps(verdict, allow_nan=False)
+
+
+def test_controls_say_nothing_where_no_length_is_known(tmp_path: Path) -> None:
+    grouped = [
+        f"{arm},0.02,{101 + i},control,completed,1000,4.5,4.7" for arm in ("large_batch", "balanced") for i in range(5)
+    ]
+    verdict = decide_file(write(tmp_path, [*planted_rows(), *grouped]))
+    assert verdict.controls is None
+    assert not any("diversity" in caveat for caveat in verdict.caveats)
+
+
+def test_rows_do_not_say_what_load_they_ran_under_so_equal_time_names_no_arm(tmp_path: Path) -> None:
+    timed = [f"large_batch,0.02,{101 + i},time,completed,600,4.9,4.9" for i in range(5)]
+    verdict = decide_file(write(tmp_path, [*planted_rows(), *timed]))
+    assert any("not known to have shared the machine equally" in caveat for caveat in verdict.caveats)
 
 
 def test_a_file_that_is_missing_empty_or_not_text_is_a_problem_and_no_traceback(tmp_path: Path) -> None:

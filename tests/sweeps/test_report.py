@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import time
 from dataclasses import replace
@@ -17,9 +18,10 @@ from sweeps.report.compare import agreement, compare_report, shared_pairs
 from sweeps.report.facts import Facts, worked
 from sweeps.report.fairness import fairness_ledger
 from sweeps.report.html import render, write_report
-from sweeps.report.tables import cell_rows
+from sweeps.report.tables import cell_rows, length_table
 from sweeps.report.why import from_ahead, why_groups
 from sweeps.report.words import commands, headline, how_sure
+from tests.sweeps import planted_sweep as planted
 from tests.sweeps.report_data import ARMS, BUDGET, RUNGS, changed, many_cells, results, verdict_of
 
 
@@ -157,7 +159,7 @@ def test_records_from_a_file_give_a_report_without_shapes_or_curves(finished: Sw
     page = page_of(replace(bare, beginning={}), tmp_path)
     assert 'id="plot-confirm"' in page
     assert 'id="plot-curves"' not in page
-    assert "common context has" not in page
+    assert "common context of all arms" not in page
 
 
 def test_what_a_sweep_does_not_have_is_not_mentioned(finished: SweepResults) -> None:
@@ -165,6 +167,21 @@ def test_what_a_sweep_does_not_have_is_not_mentioned(finished: SweepResults) -> 
     assert "Loss by position" not in page
     assert "How much of a lead is context" not in page
     assert "no view at common context" in page
+
+
+def test_cells_of_a_single_record_give_a_report_without_curves(finished: SweepResults, tmp_path: Path) -> None:
+    page = page_of(changed(finished, lambda r: replace(r, records=r.records[:1])), tmp_path)
+    assert 'id="plot-throughput"' in page
+    assert not any(f'id="plot-{name}"' in page for name in ("curves", "progress", "experts"))
+
+
+def test_records_without_a_finite_training_loss_draw_no_empty_pictures(finished: SweepResults, tmp_path: Path) -> None:
+    def blind(result: CellResult) -> CellResult:
+        return replace(result, records=tuple({**record, "train_loss": math.nan} for record in result.records))
+
+    page = page_of(changed(finished, blind), tmp_path)
+    assert 'id="plot-experts"' in page
+    assert not any(f'id="plot-{name}"' in page for name in ("curves", "progress"))
 
 
 def test_one_seed_or_one_arm_gives_a_report(tmp_path: Path) -> None:
@@ -202,6 +219,87 @@ def test_no_chances_are_told_from_too_few_seeds() -> None:
     sentences = how_sure(Facts(sweep, verdict_of(sweep)))
     assert sentences[0] == "balanced ended below large_batch in 2 of 2 seeds."
     assert not any("%" in sentence for sentence in sentences)
+
+
+NOISY = {"large_batch": (4.40, 4.51, 4.39, 4.41, 4.39), "balanced": (4.50, 4.41, 4.59, 4.40, 4.40)}
+
+
+def undecided(looks: int = 1) -> SweepResults:
+    rules = {"alpha": 0.05, "margin": 0.0001, "looks": looks}
+    return planted.sweep(planted.explore() + planted.confirm({**planted.CLEAR_WIN, **NOISY}), verdict=rules)
+
+
+@pytest.mark.parametrize(
+    ("looks", "words"), [(1, "more confirm seeds per arm would"), (2, "seeds per arm in all would")]
+)
+def test_seeds_that_would_settle_it_are_counted_as_the_statement_counts_them(looks: int, words: str) -> None:
+    facts = Facts(undecided(looks), verdict_of(undecided(looks)))
+    needed = facts.verdict["seeds_needed"]
+    assert any(s.startswith(f"About {needed} ") and words in s for s in how_sure(facts))
+    assert f"about {needed} {'fresh seeds' if looks == 1 else 'seeds in all'}" in facts.verdict["statement"]
+
+
+def test_an_extension_is_suggested_beyond_all_confirm_seeds_and_not_only_the_judged_ones() -> None:
+    first = undecided()
+    later = [replace(r, cell=replace(r.cell, seed=r.cell.seed + 5)) for r in planted.confirm()]
+    extended = replace(first, cells=(*first.cells, *later), earlier_verdicts=(verdict_of(first),))
+    facts = Facts(extended, verdict_of(extended))
+    assert facts.verdict["outcome"] == "wins"
+    assert "sweeps extend planted --seeds 13" in [command.line for command in commands(facts)]
+    (statistics,) = (entry for entry in fairness_ledger(facts) if entry.rule == 9)
+    assert statistics.level == "warn"  # an unplanned look has a rule of its own
+
+
+def test_the_view_at_common_context_is_read_from_one_seed_too() -> None:
+    sweep = results(seeds=1)
+
+    def turn(result: CellResult) -> CellResult:
+        ahead = result.cell.strategy == "long_seq"
+        return replace(result, scores={**(result.scores or {}), "common_context_loss": 3.0 if ahead else 5.0})
+
+    sentences = how_sure(judged(changed(sweep, lambda r: turn(r) if r.cell.phase == "confirm" else r)))
+    assert "Read on the common context of 64 tokens, long_seq has the lowest mean instead." in sentences
+
+
+def test_the_arm_in_front_is_the_one_that_the_statement_names() -> None:
+    cells = [
+        replace(result, outcome=None, test_loss=None) if fate else result
+        for result in planted.confirm({**planted.CLEAR_WIN, "balanced": (4.30, 4.31, 5.0, 5.1, 5.2)})
+        for fate in [result.cell.strategy == "large_batch" and result.cell.seed > 102]
+    ]
+    facts = judged(planted.sweep(planted.explore() + cells))
+    assert "so far balanced has the lowest mean test loss (2 complete seeds)" in facts.verdict["statement"]
+    assert facts.leading == "balanced"
+
+
+def test_confirm_cells_at_a_rate_that_is_no_longer_chosen_are_not_mixed_with_the_judged_ones(
+    finished: SweepResults,
+) -> None:
+    def at_another_rate(result: CellResult) -> CellResult | None:
+        if result.cell.phase != "confirm" or result.cell.strategy != "balanced":
+            return None
+        lengths = [{"eval_len": 64, "loss": 99.0, "extrapolation": False}]
+        scores = {**(result.scores or {}), "loss_by_length": lengths, "sliding_own_loss": 99.0}
+        return replace(result, cell=replace(result.cell, lr=0.04, adamw_lr=0.012), test_loss=99.0, scores=scores)
+
+    old = changed(finished, at_another_rate).cells
+    facts = judged(replace(finished, cells=(*finished.cells, *old)))
+    assert {result.cell.lr for result in facts.cells("confirm", arm="balanced")} == {0.01, 0.04}
+    assert {result.cell.lr for result in facts.confirmed("balanced")} == {0.01}
+    lengths, before = length_table(facts), length_table(judged(finished))
+    assert lengths == before
+    assert "99.0000" not in str(why_groups(facts))
+    text = next(
+        check.text for entry in fairness_ledger(facts) for check in entry.checks if "confirm seeds per" in check.text
+    )
+    assert text == "5 finished confirm seeds per arm"
+
+
+def test_rungs_at_which_nothing_is_ranked_are_no_rungs(finished: SweepResults) -> None:
+    space = {**finished.beginning["space"], "early_stopping": {"kind": "none"}}
+    without = replace(finished, beginning={**finished.beginning, "space": space})
+    assert Facts(finished, {}).rungs_tokens == RUNGS
+    assert Facts(without, {}).rungs_tokens == ()
 
 
 def test_an_unfinished_sweep_is_told_how_to_go_on(finished: SweepResults) -> None:
@@ -310,6 +408,11 @@ def test_a_pair_of_two_sweeps_is_opposite_when_both_are_clear_and_differ(finishe
     assert [pair.agreement for pair in pairs] == ["opposite"] * len(pairs)
 
 
+def test_a_pair_is_agreed_on_only_where_every_sweep_has_a_verdict(finished: SweepResults) -> None:
+    pairs = shared_pairs([judged(finished), judged(finished, outcome="withheld", winner=None)])
+    assert {pair.agreement for pair in pairs} == {"not judged in all"}
+
+
 def test_a_comparison_is_written_with_what_was_different(finished: SweepResults, tmp_path: Path) -> None:
     other = results(dict(list(ARMS.items())[:2]), seeds=3, name="<b>other</b>")
     space = {**other.beginning["space"], "corpus": {"kind": "hub", "dataset": "novels"}}
@@ -320,6 +423,19 @@ def test_a_comparison_is_written_with_what_was_different(finished: SweepResults,
     assert "corpus.dataset" in page
     assert "novels" in files.markdown.read_text()
     assert [path.name for path in files.plots] == ["pairs.png", "pairs.svg"]
+
+
+def test_a_comparison_of_many_arms_draws_the_pairs_of_the_leading_one(
+    finished: SweepResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.report.compare.MAX_DRAWN_PAIRS", 2)
+    verdict = verdict_of(finished)
+    page = compare_report((finished, verdict), (finished, verdict), folder=tmp_path).html.read_text()
+    picture = page.partition("<figure")[2].partition("</figure")[0]
+    assert "balanced − large_batch" not in picture
+    assert "large_batch − balanced" in picture
+    assert "large_batch − long_seq" not in picture
+    assert "large_batch − long_seq" in page
 
 
 @pytest.mark.slow

@@ -79,6 +79,12 @@ def test_a_rate_that_diverged_or_was_stopped_beyond_the_best_shows_that_the_best
     assert [edge.side for edge in edges(sweep([*inside, failed]))] == ["high"]
 
 
+def test_a_finished_rate_without_a_loss_shows_nothing_about_the_edge() -> None:
+    silent = cell("balanced", 0.04, 1, loss=None)
+    inside = explore({"balanced": {0.005: 4.9, 0.01: 4.8, 0.02: 4.6}})
+    assert [edge.side for edge in edges(sweep([*inside, silent]))] == ["high"]
+
+
 def test_no_edge_is_reported_while_an_arm_still_explores() -> None:
     running = cell("balanced", 0.04, 1, outcome=None)
     assert not edges(sweep([*explore({"balanced": {0.01: 4.8, 0.02: 4.6}}), running]))

@@ -84,6 +84,27 @@ def test_undecided_names_the_seeds_that_would_settle_it_and_the_command() -> Non
     assert "`sweeps extend planted --seeds " in text
 
 
+def test_a_tie_quotes_the_test_that_shows_it() -> None:
+    tied = {**CLEAR_WIN, "balanced": (4.402, 4.408, 4.391, 4.404, 4.397)}
+    text = statement(sweep(explore() + confirm(tied)))
+    assert text.startswith("Tie: large_batch and balanced after 1,000 tokens differ by 0.0004 nats")
+    assert "within the margin of 0.0300 nats (two one-sided tests, p < 0.001) over 5 fresh seeds" in text
+
+
+def test_confirm_seeds_at_another_rate_are_not_said_to_be_missing() -> None:
+    assert "no confirm seeds at the chosen rates" in statement(
+        sweep(explore() + confirm(lr=0.01), seeds={"explore": 1, "confirm": 0})
+    )
+    text = statement(sweep(explore(), seeds={"explore": 1, "confirm": 0}))
+    assert "no confirm seeds, where" in text
+
+
+def test_an_arm_whose_finished_cells_have_no_loss_is_not_said_to_be_short_of_the_budget() -> None:
+    silent = [replace(found, val_loss=None) if found.cell.strategy == "balanced" else found for found in explore()]
+    text = statement(sweep(silent + confirm()))
+    assert "no explore cell of balanced has a validation loss at the full budget (outcomes: completed)" in text
+
+
 def test_no_verdict_says_which_arm_is_lowest_so_far_and_that_it_is_no_finding() -> None:
     text = statement(sweep(explore()))
     assert "the lowest loss of explore is large_batch's (4.4000), which is no finding" in text

@@ -12,13 +12,14 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from sweeps.verdict.statistics import (
     best_shares,
-    document_interval,
     holm,
     mean_interval,
     paired_t,
     probability_better,
+    resampled_documents,
     seeds_needed,
     smallest_detectable,
+    tie_p,
     tie_power,
     tied,
     tost_p,
@@ -113,6 +114,15 @@ def test_a_tie_is_between_the_two_best_arms_only() -> None:
     assert not bool(tied(losses, 0.001, 0.05))
 
 
+def test_a_tie_with_the_nearest_of_several_rivals_counts_those_that_could_have_been_nearest() -> None:
+    base = np.array([0.0, 0.01, -0.01, 0.005, -0.005])
+    near, nearer, far = 4.02 + base[::-1], 4.018 + base[[2, 0, 1, 4, 3]], 4.5 + base
+    alone = float(tie_p(np.stack([4.0 + base, nearer], axis=1), 0.03, 0.05))
+    assert alone == pytest.approx(float(tost_p(nearer - 4.0 - base, 0.03)))
+    assert float(tie_p(np.stack([4.0 + base, nearer, far], axis=1), 0.03, 0.05)) == pytest.approx(alone)
+    assert float(tie_p(np.stack([4.0 + base, near, nearer, far], axis=1), 0.03, 0.05)) == pytest.approx(2 * alone)
+
+
 def test_probability_of_superiority_is_that_of_one_more_seed() -> None:
     differences = np.array([-0.2, 0.1, -0.3, -0.1, 0.0])
     found = probability_better(differences)
@@ -162,6 +172,16 @@ def test_seeds_needed_see_a_tie_where_arms_hardly_differ_and_nothing_beyond_200(
     assert seeds_needed(losses, None, 0.05) is None
 
 
+def test_seeds_needed_for_a_tie_count_the_rivals_that_it_may_be_with() -> None:
+    spread = np.array([-1.0, 1.0, -0.5, 0.5])
+    two = np.stack([0 * spread, 0.01 + spread], axis=1)
+    three = np.stack([0 * spread, 0.01 + spread, 0.02 - spread], axis=1)
+    alone, one_of_two = seeds_needed(two, 2.0, 0.05), seeds_needed(three, 2.0, 0.05)
+    assert alone is not None
+    assert one_of_two is not None
+    assert one_of_two.seeds > alone.seeds
+
+
 def test_the_smallest_detectable_difference_is_found_with_the_stated_power() -> None:
     effect = smallest_detectable(0.5, 5, 0.05)
     assert float(win_power(effect, 0.5, np.array([5]), 0.05)[0]) == pytest.approx(0.8, abs=1e-3)
@@ -179,9 +199,11 @@ def test_the_document_bootstrap_covers_like_the_normal_theory_of_a_mean() -> Non
     rng = np.random.default_rng(5)
     tokens = np.full(400, 64.0)
     per_token = rng.normal(0.02, 0.1, size=400)
-    low, high = document_interval(per_token * tokens, tokens, 0.05, rng)
+    sums = per_token * tokens
+    (low, turned_low), (high, turned_high) = resampled_documents(np.stack([sums, -sums], axis=1), tokens, 0.05, rng)
     centre, reach = per_token.mean(), 1.96 * per_token.std(ddof=1) / 20
     assert (low, high) == pytest.approx((centre - reach, centre + reach), abs=0.1 * reach)  # 2,000 resamples: 4% each
+    assert (turned_low, turned_high) == pytest.approx((-high, -low))  # all pairs share the draws
 
 
 def test_best_shares_sum_to_one_and_follow_the_means() -> None:

@@ -119,6 +119,7 @@ def test_fewer_than_three_confirm_seeds_are_exploratory_whatever_they_say(seeds:
     verdict = decide(sweep(explore() + confirm(few), seeds={"explore": 1, "confirm": seeds}))
     assert (verdict.outcome, verdict.winner) == ("exploratory", None)
     assert verdict.command == "sweeps extend planted --seeds 3"
+    assert verdict.seeds_needed == 3
     assert all(pair["decision"] == "not_judged" for pair in verdict.pairs)
 
 
@@ -183,6 +184,7 @@ def test_confirm_cells_at_a_rate_that_explore_no_longer_chooses_are_not_judged()
     verdict = decide(sweep([*explore(), *better, *confirm()]))
     assert verdict.outcome == "withheld"
     assert "the confirm seeds of balanced ran at 0.02, and explore now chooses 0.015" in verdict.statement
+    assert "balanced was not trained" not in verdict.statement
     assert verdict.command == "sweeps resume planted"
 
 
@@ -277,6 +279,7 @@ def test_an_arm_of_one_sweep_alone_is_exploratory() -> None:
     verdict = decide(alone)
     assert verdict.outcome == "exploratory"
     assert "fewer than two arms" in verdict.statement
+    assert verdict.seeds_needed is None  # more seeds would not help
 
 
 def test_ten_thousand_cells_are_decided_in_under_five_seconds() -> None:

@@ -1,0 +1,107 @@
+"""The README's own commands, one after another in a clone, as a newcomer types them.
+
+What would take minutes runs at smoke size; the environment is this one's, and what the tests are part of (`make test`,
+`make bench`) is only looked up by make.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not (ROOT / ".venv" / ".ready-dev").exists(), reason="no program .venv made by make"),
+]
+
+TINY = "--set budget_tokens=65536 --set rungs_tokens=[32768] --set early_stopping.keep=[2] --set seeds.confirm=1"
+SMALLER = {
+    "make sweep": "make sweep PRESET=smoke",
+    "make sweep SPACE=my-space.toml": f"make sweep SPACE=my-space.toml ARGS='{TINY}'",
+}
+LOOKED_UP = re.compile(r"make (check|test|bench)")
+ELSEWHERE = re.compile(r"git clone|RAY_ADDRESS=")
+"""What needs a place that the README can only hint at; tests/integration/test_cluster_job.py has the second."""
+
+
+def commands() -> list[str]:
+    """Every line of the README's fenced blocks without its comment."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not ELSEWHERE.search(line)]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The tracked files as they are in the working tree, this environment as theirs, and some text of the user's."""
+    folder = tmp_path_factory.mktemp("clone")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+            os.utime(folder / name, (0, 0))  # older than the environment, so that make finds it ready
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    texts = folder / "path" / "to" / "texts"
+    texts.mkdir(parents=True)
+    rows = [{"text": f"Chapter {row}. " + " ".join(f"word{row * n % 977}" for n in range(3000))} for row in range(120)]
+    (texts / "mine.jsonl.xz").write_bytes(lzma.compress("\n".join(map(json.dumps, rows)).encode()))
+    yield folder
+
+
+def typed(command: str, clone: Path) -> subprocess.Popen[str]:
+    """The command in a shell of its own, with the clone's sources."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
+    return subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {command}"],
+        cwd=clone,
+        env={**kept, "PYTHONPATH": str(clone)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(command: str, clone: Path) -> str:
+    said, _ = (process := typed(command, clone)).communicate(timeout=300)
+    assert process.returncode == 0, f"{command}\n{said}"
+    return said
+
+
+def test_every_command_of_the_readme_does_what_it_says(clone: Path) -> None:
+    for command in commands():
+        if LOOKED_UP.match(command):
+            run(f"make -n {command.removeprefix('make ')}", clone)
+        elif command.startswith("make ui"):
+            ends_with_ctrl_c(command, clone)
+        else:
+            run(SMALLER.get(command, command), clone)
+    assert json.loads((clone / "runs" / "first" / "verdict.json").read_text())["strategies"][0]["seeds"] == [
+        101,
+        102,
+        103,
+    ], "the README extends its sweep to three seeds"
+
+
+def ends_with_ctrl_c(command: str, clone: Path) -> None:
+    """A server: it prints its address and ends when it is interrupted."""
+    process = typed(command, clone)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "http://127.0.0.1:" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode is not None
