@@ -1,6 +1,7 @@
-"""What MLflow costs: a wake-up, a pass of the background thread, and a large sweep projected at once (sqlite).
+"""What MLflow costs: a wake-up, a pass of the background thread, a large sweep projected at once, and the speed of a
+trial beside a driver that projects without a pause (sqlite).
 
-    python bench/tracking.py [--runs 3000] [--points 20]
+    python bench/tracking.py [--runs 3000] [--points 20] [--pairs 5]
 
 writes ``bench/tracking.json``.
 """
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +25,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from search_spaces import Cell  # noqa: E402
+from search_spaces import Cell, parse_space, preset_text  # noqa: E402
+from sweeps.cluster.gpu_experiments import Laboratory  # noqa: E402
+from sweeps.cluster.gpu_trial import TrialOrder  # noqa: E402
 from sweeps.ledger.results import CellResult, SweepResults  # noqa: E402
 from sweeps.tracking.projection import SweepView, cell_points  # noqa: E402
 from sweeps.tracking.projector import Projector, sync  # noqa: E402
@@ -33,6 +37,8 @@ from sweeps.tracking.thread import TrackingThread  # noqa: E402
 STRATEGIES = ("large_batch", "long_seq", "balanced")
 TOKENS_PER_POINT = 26_214
 STARTED_S = 1_760_000_000.0
+TRIAL_STEPS = 100  # some eight seconds of the laptop preset, so that several passes fall into it
+LOOK_EVERY_S = 2.0  # as often as a sweep may at most
 
 
 def made_up_view(n_runs: int, n_points: int, *, running: bool) -> SweepView:
@@ -107,6 +113,48 @@ def measure(n_runs: int, n_points: int) -> dict[str, Any]:
     }
 
 
+def measure_training(pairs: int) -> dict[str, Any]:
+    """Tokens per second of one trial in a process of its own, in turn without tracking and beside a driver's thread.
+
+    The thread finds a new record in each of its passes.
+    """
+    space = parse_space(preset_text("laptop"))
+    order = TrialOrder(
+        space=space.resolved(), arm=space.strategies[0].name, precision="fp32", steps=TRIAL_STEPS, lr=0.01
+    )
+    alone, tracked = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        laboratory = Laboratory(Path(folder))
+
+        def tokens_per_s() -> float:
+            [facts] = laboratory.run([order])
+            if facts.error is not None:
+                raise RuntimeError(facts.error)
+            return facts.tokens_per_s
+
+        views = [made_up_view(60, 20, running=True)]
+
+        def read() -> SweepView:
+            views.append(with_one_more_record(views[-1]))
+            return views[-1]
+
+        for _ in range(pairs):
+            alone.append(tokens_per_s())
+            thread = TrackingThread(
+                Projector(tracking_store(folder, {})), read, print, min_interval_s=0.0, look_every_s=LOOK_EVERY_S
+            ).start()
+            tracked.append(tokens_per_s())
+            assert thread.close(60)
+    ratios = [one / other for one, other in zip(tracked, alone, strict=True)]
+    return {
+        "pairs": pairs,
+        "tokens_per_s_alone": [round(rate) for rate in alone],
+        "tokens_per_s_tracked": [round(rate) for rate in tracked],
+        "median_ratio": round(statistics.median(ratios), 4),
+        "passes": len(views) - 1,
+    }
+
+
 def _cell(number: int, n_points: int, *, finished: bool) -> CellResult:
     budget_tokens = n_points * TOKENS_PER_POINT
     cell = Cell(
@@ -158,9 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3_000)
     parser.add_argument("--points", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    figures = measure(options.runs, options.points)
+    figures = {"training": measure_training(options.pairs), **measure(options.runs, options.points)}
     options.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 

@@ -31,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except OSError as error:
+        print(f"error: {error}; check the paths of the command and the space on their disks", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        resume = "the same command resumes from its last report" if getattr(options, "out", None) else "nothing is kept"
+        resumable = options.command == "train" and options.out is not None
+        resume = "the same command resumes from its last report" if resumable else "nothing is kept"
         print(f"interrupted; {resume}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DONE
@@ -66,7 +70,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--micro-batch-size", type=int, default=8, help="windows of one forward and backward")
     shape.add_argument("--seq-len", type=int, default=256, help="tokens of one window")
     shape.add_argument("--grad-accum-steps", type=int, default=1, help="micro-steps of one optimizer step")
-    shape.add_argument("--block-len", type=int, help="length of the exam's rows; default: seq-len")
+    shape.add_argument("--block-len", type=int, help="tokens of an exam row, a multiple of seq-len; default: seq-len")
     shape.add_argument("--document-attention", action="store_true", help="no attention from one document to another")
     model = parser.add_argument_group("model")
     for name, default in (

@@ -142,22 +142,24 @@ def _overlap(rows: ExamRows, train: TokenFile, *, run_len: int, limit: float) ->
 
 def _common_run(held_out: TokenFile, other: TokenFile, *, run_len: int, limit: int) -> Finding:
     runs = common_runs(held_out, other, at_least=run_len)
-    length = runs[0].length if runs else 0
+    # Together these runs cover all that is shared, but each may be understated: one that is too long is asked for.
+    too_long = common_runs(held_out, other, at_least=limit) if sum(run.length for run in runs) >= limit else []
+    longest = max([*too_long, *runs], key=lambda run: run.length, default=None)
+    length = longest.length if longest else 0
     message = f"no run of {run_len} tokens stands in both {held_out.split} and {other.split}"
-    if runs:
-        longest = runs[0]
+    if longest:
         # A run may begin with the separator of the document before: its middle says whose it is.
         name = _name_at(held_out, longest.start + length // 2)
         other_name = _name_at(other, longest.other_start + length // 2)
         message = f"a run of {length} tokens stands in both {held_out.split} ({name}) and {other.split} ({other_name})"
-        refused = {_name_at(held_out, run.start + run.length // 2) for run in runs if run.length >= limit}
+        refused = {_name_at(held_out, run.start + run.length // 2) for run in too_long}
         message += _others_named(refused - {name})
     return _finding(
         "common_run_tokens",
         f"{held_out.split}/{other.split}",
         length,
         limit,
-        "refuse" if length >= limit else "ok",
+        "refuse" if too_long else "ok",
         f"{message}; {limit} and more are refused",
         remedy=f"{_SEPARATE}, or accept shared boilerplate of that length with corpus.max_common_run_tokens",
     )
@@ -204,8 +206,10 @@ def _packing(exam: Exam) -> Finding:
 
 
 def straddling_share(train: TokenFile, *, block_len: int, seq_len: int) -> float:
-    """Share of all windows of ``seq_len`` that hold tokens of more than one document."""
+    """Share of all windows of ``seq_len`` that hold tokens of more than one document; 0 where there is no window."""
     blocks = np.arange(train.n_tokens // (block_len + 1), dtype=np.int64) * (block_len + 1)
+    if not blocks.size:
+        return 0.0
     starts = (blocks[:, None] + np.arange(0, block_len, seq_len)).ravel()
     return float(np.mean(train.documents_of(starts) != train.documents_of(starts + seq_len)))
 
@@ -242,5 +246,6 @@ def _epochs(train: TokenFile, block_len: int, budget_tokens: int, config: Corpus
         f"(limit {config.max_epochs:g})"
     )
     most = targets if level == "warn" else int(config.max_epochs * targets)
-    remedy = f"choose a budget <= {most} tokens or a larger corpus"
+    shorter = f"a budget <= {most} tokens" if targets else f"a longest seq_len < {train.n_tokens} tokens"
+    remedy = f"choose {shorter} or a larger corpus"
     return _finding("epochs", "train", epochs, config.max_epochs, level, message, remedy=remedy)

@@ -14,6 +14,7 @@ from moe.errors import ConfigError
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 Arrangement = Literal["shuffled", "grouped"]
+_SEEDS_BELOW = 2**63  # what both torch's and numpy's generators take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +120,14 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ConfigError: it cannot; the message names every problem at once.
     """
+    shape = ("micro_batch_size", "seq_len", "grad_accum_steps")
+    no_step = [*_below_one(config.batch, shape), *_below_one(config, ("block_len",))]
     problems = [
         *_problems_of_model(config.model),
-        *_problems_of_batch(config.batch, config.block_len),
         *_problems_of_optimizer(config.optimizer),
+        *_problems_of_reports_and_seed(config),
+        *(no_step or [*_problems_of_blocks(config), *_problems_of_clock(config)]),
     ]
-    if not problems:
-        problems = _problems_of_clock(config)
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -157,31 +159,42 @@ def _problems_of_model(model: ModelConfig) -> list[str]:
         )
     if model.top_k > model.n_experts:
         problems.append(f"top_k={model.top_k} exceeds n_experts={model.n_experts}; choose top_k <= n_experts")
-    for name in ("lb_loss_coef", "z_loss_coef"):
-        if not 0.0 <= getattr(model, name) < math.inf:
-            problems.append(
-                f"{name}={getattr(model, name)} must be finite and not negative; choose 0.0 to switch it off"
-            )
-    return problems
+    problems += _not_positive(model, {"rope_theta": "10000.0", "norm_eps": "1e-06", "init_std": "0.02"})
+    return problems + _negative(model, ("lb_loss_coef", "z_loss_coef"))
 
 
-def _problems_of_batch(batch: BatchConfig, block_len: int) -> list[str]:
-    problems = _below_one(batch, ("micro_batch_size", "seq_len", "grad_accum_steps"))
-    if not problems and (block_len < 1 or block_len % batch.seq_len):
-        problems.append(
-            f"block_len={block_len} is not a multiple of seq_len={batch.seq_len}; choose seq_len that divides block_len"
-        )
-    return problems
+def _not_positive(holder: Any, examples: dict[str, str]) -> list[str]:
+    return [
+        f"{name}={getattr(holder, name)} must be finite and above 0; choose one such as {example}"
+        for name, example in examples.items()
+        if not 0.0 < getattr(holder, name) < math.inf
+    ]
+
+
+def _negative(holder: Any, names: tuple[str, ...]) -> list[str]:
+    return [
+        f"{name}={getattr(holder, name)} must be finite and not negative; choose 0.0 to switch it off"
+        for name in names
+        if not 0.0 <= getattr(holder, name) < math.inf
+    ]
+
+
+def _problems_of_blocks(config: TrainConfig) -> list[str]:
+    if config.block_len % config.batch.seq_len == 0:
+        return []
+    return [
+        f"block_len={config.block_len} is not a multiple of seq_len={config.batch.seq_len}; "
+        "choose seq_len that divides block_len"
+    ]
 
 
 def _problems_of_optimizer(optimizer: OptimizerConfig) -> list[str]:
-    problems = [
-        f"{name}={getattr(optimizer, name)} must be finite and above 0; choose a rate such as 0.01"
-        for name in ("lr", "adamw_lr")
-        if not 0.0 < getattr(optimizer, name) < math.inf
-    ]
+    problems = _not_positive(optimizer, {"lr": "0.01", "adamw_lr": "0.003", "adamw_eps": "1e-08"})
+    problems += _negative(optimizer, ("muon_weight_decay", "adamw_weight_decay"))
     if not 0.0 <= optimizer.muon_momentum < 1.0:
         problems.append(f"muon_momentum={optimizer.muon_momentum} is not in [0, 1); choose one such as 0.95")
+    if not all(0.0 <= beta < 1.0 for beta in optimizer.adamw_betas):
+        problems.append(f"adamw_betas={optimizer.adamw_betas} are not in [0, 1); choose some such as (0.9, 0.95)")
     if not optimizer.clip_grad_norm > 0.0:
         problems.append(f"clip_grad_norm={optimizer.clip_grad_norm} must be above 0; choose inf to never clip")
     return problems
@@ -190,10 +203,13 @@ def _problems_of_optimizer(optimizer: OptimizerConfig) -> list[str]:
 def _problems_of_clock(config: TrainConfig) -> list[str]:
     step, schedule = config.batch.tokens_per_step, config.schedule
     points = {"budget_tokens": schedule.budget_tokens}
-    points |= {f"exam_at_tokens[{i}]": point for i, point in enumerate(config.exam_at_tokens)}
+    points |= {
+        f"exam_at_tokens[{i}]": point
+        for i, point in enumerate(config.exam_at_tokens)
+        if point != schedule.budget_tokens  # what is wrong with the budget is said once
+    }
     problems = [
-        f"{name}={point} is not a positive multiple of the {step} tokens of a step; "
-        f"choose {max(point // step, 1) * step} or {max(point // step + 1, 1) * step}"
+        f"{name}={point} is not a positive multiple of the {step} tokens of a step; choose {_nearest(point, step)}"
         for name, point in points.items()
         if point < 1 or point % step
     ]
@@ -209,8 +225,20 @@ def _problems_of_clock(config: TrainConfig) -> list[str]:
             f"warmup_tokens={schedule.warmup_tokens} and decay_tokens={schedule.decay_tokens} must not be negative and "
             f"must fit into budget_tokens={schedule.budget_tokens} together; shorten one of them"
         )
+    return problems
+
+
+def _nearest(point: int, step: int) -> str:
+    below = point // step * step
+    return f"{below} or {below + step}" if below > 0 else str(step)
+
+
+def _problems_of_reports_and_seed(config: TrainConfig) -> list[str]:
+    problems = []
     if config.report_every_tokens < 1:
         problems.append(
             f"report_every_tokens={config.report_every_tokens} must be at least 1; choose one such as 65536"
         )
+    if not 0 <= config.seed < _SEEDS_BELOW:
+        problems.append(f"seed={config.seed} is not from 0 to 2^63 - 1; choose one such as 1")
     return problems

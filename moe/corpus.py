@@ -76,6 +76,8 @@ def _problems(config: CorpusConfig) -> list[str]:
         problems.append(f"max_common_run_tokens={config.max_common_run_tokens} must be at least 64; 128 is the default")
     if not 0.0 <= config.max_overlap_share <= 1.0:
         problems.append(f"max_overlap_share={config.max_overlap_share} must lie between 0 and 1; 0.02 is the default")
+    if not config.max_epochs > 0.0:
+        problems.append(f"max_epochs={config.max_epochs} must be above 0; 4.0 is the default")
     return problems
 
 

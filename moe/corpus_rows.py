@@ -51,10 +51,9 @@ class RowReader:
                     f"{where}: column {self._config.text_column!r} holds {type(text).__name__}, not text; "
                     "name another with `--set corpus.text_column=...`"
                 )
-            group = None
-            if self._config.group_column is not None:
-                group = str(_column(row, self._config.group_column, where, setting="group_column"))
-            yield Document(name=_name(row, where), text=text, split=self._split(row, where), group=group)
+            yield Document(
+                name=_name(row, where), text=text, split=self._split(row, where), group=self._group(row, where)
+            )
 
     def _choose_split_column(self, row: Mapping[str, Any]) -> str | None:
         column = self._config.split_column
@@ -64,6 +63,13 @@ class RowReader:
             return column
         value = row.get(AUTO_SPLIT_COLUMN)
         return AUTO_SPLIT_COLUMN if isinstance(value, str) and value.strip().lower() in SPLIT_WORDS else None
+
+    def _group(self, row: Mapping[str, Any], where: str) -> str | None:
+        """The row's group; rows without a value are each on their own."""
+        if self._config.group_column is None:
+            return None
+        value = _column(row, self._config.group_column, where, setting="group_column")
+        return None if value is None else str(value)
 
     def _split(self, row: Mapping[str, Any], where: str) -> SplitName | None:
         if self._split_column is None:

@@ -7,13 +7,19 @@ from typing import Literal
 
 import torch
 
-from moe.errors import DeviceMissing
+from moe.errors import ConfigError, DeviceMissing
 
 # Matrix units for bf16 came with compute capability 8.0 (NVIDIA, "CUDA C++ Programming Guide", arithmetic throughput).
 BF16_COMPUTE_CAPABILITY = (8, 0)
 
-# What torch's CPU allocator says where CUDA raises OutOfMemoryError (c10/core/impl/alloc_cpu.cpp).
-_CPU_ALLOCATOR_MESSAGES = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAllocator: can't allocate memory")
+# What is said where no OutOfMemoryError is raised: by torch's CPU allocator (c10/core/impl/alloc_cpu.cpp), by CUDA
+# outside of torch's allocator (cudaErrorMemoryAllocation), and by cuBLAS, which allocates for its handle.
+_OUT_OF_MEMORY_MESSAGES = (
+    "DefaultCPUAllocator: not enough memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +39,10 @@ class Device:
 
         Raises:
             DeviceMissing: ``cuda`` was asked for and torch sees no CUDA device.
-            ValueError: ``name`` is none of the three.
+            ConfigError: ``name`` is none of the three.
         """
         if name not in {"auto", "cpu", "cuda"}:
-            raise ValueError(f"device={name!r} is unknown; choose auto, cpu or cuda")
+            raise ConfigError(f"device={name!r} is unknown; choose auto, cpu or cuda")
         if name == "cpu" or not torch.cuda.is_available():
             if name == "cuda":
                 raise DeviceMissing(
@@ -73,20 +79,20 @@ class Device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out: CUDA's error, Python's, or torch's CPU allocator's."""
+    """Whether ``error`` says that memory ran out: torch's own error, Python's, CUDA's, cuBLAS's or the CPU's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in _CPU_ALLOCATOR_MESSAGES)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _OUT_OF_MEMORY_MESSAGES)
 
 
 def set_threads(n_threads: int) -> None:
     """Sets torch's CPU threads for one operation. The same count must be kept for bitwise equal numbers.
 
     Raises:
-        ValueError: ``n_threads`` is below one.
+        ConfigError: ``n_threads`` is below one.
     """
     if n_threads < 1:
-        raise ValueError(f"threads={n_threads} must be at least 1; choose the cores that one trial may use")
+        raise ConfigError(f"threads={n_threads} must be at least 1; choose the cores that one trial may use")
     torch.set_num_threads(n_threads)
 
 

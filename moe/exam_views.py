@@ -211,7 +211,8 @@ def sliding_losses(
 ) -> Losses:
     """As `target_losses`, with windows that overlap by half: all but a row's first see at least half a window."""
     half = max(1, window_len // 2)
-    starts = np.arange(0, rows.block_len - window_len + 1, half)
+    last = rows.block_len - window_len
+    starts = np.unique([*range(0, last, half), last])
     losses = _window_losses(
         model,
         rows,
@@ -220,9 +221,11 @@ def sliding_losses(
         micro_batch_rows=micro_batch_rows,
         document_attention=document_attention,
     )
-    first = losses[:, 0, :]
-    later = losses[:, 1:, window_len - half :].reshape(rows.n_rows, -1)
-    return np.concatenate([first, later], axis=1)
+    sliding_RS = np.empty((rows.n_rows, rows.block_len))
+    sliding_RS[:, :window_len] = losses[:, 0]
+    for window, start in enumerate(starts[1:], start=1):
+        sliding_RS[:, start + window_len - half : start + window_len] = losses[:, window, window_len - half :]
+    return sliding_RS
 
 
 def _window_losses(

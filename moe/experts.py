@@ -22,7 +22,7 @@ from moe.matmul import compute_dtype
 
 
 class Dispatch(NamedTuple):
-    """Which row holds which token. Rows that pad hold token 0, and no slot points at them."""
+    """Which row holds which token. Rows that pad name token 0, and no slot points at them."""
 
     token_R: Tensor  # int64, a row's token
     row_NK: Tensor  # int64, the row of a token's k-th slot
@@ -47,6 +47,19 @@ def dispatch(experts_NK: Tensor, counts_E: Tensor, *, row_multiple: int, least_r
     return Dispatch(token_R, row_NK, ends_E.to(torch.int32))
 
 
+def _rows_of(x_ND: Tensor, plan: Dispatch) -> Tensor:
+    """Inputs sorted by expert [R, D].
+
+    In fp16 the rows that pad are zeros: an expert that token 0 does not go to may overflow on it, and its gradient, a
+    sum over all rows, would hold 0 * inf.
+    """
+    x_RD = x_ND.index_select(0, plan.token_R)
+    if x_RD.dtype == torch.float16:
+        padding_R = torch.ones_like(plan.token_R, dtype=torch.bool).index_fill_(0, plan.row_NK.flatten(), False)
+        x_RD.masked_fill_(padding_R[:, None], 0.0)
+    return x_RD
+
+
 def _sum_of_rows(rows_RD: Tensor, row_NK: Tensor, weights_NK: Tensor | None) -> Tensor:
     return functional.embedding_bag(row_NK, rows_RD, mode="sum", per_sample_weights=weights_NK)
 
@@ -65,7 +78,7 @@ class _MixtureOfExperts(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         cast_ND, weights = x_ND.to(dtype), Weights(gate_up_EHD.to(dtype), down_EDF.to(dtype))
-        rows = SortedRows(cast_ND.index_select(0, plan.token_R), plan.ends_E)
+        rows = SortedRows(_rows_of(cast_ND, plan), plan.ends_E)
         out_RD, hidden_RH = products.forward(rows, weights)
         if keep:
             ctx.save_for_backward(cast_ND, weights_NK, *weights, *plan, out_RD, hidden_RH)
@@ -80,7 +93,7 @@ class _MixtureOfExperts(torch.autograd.Function):
         x_ND, weights_NK, gate_up, down, *plan_parts, out_RD, hidden_RH = ctx.saved_tensors  # type: ignore[attr-defined]
         products: ExpertProducts = ctx.products  # type: ignore[attr-defined]
         plan, slots = Dispatch(*plan_parts), plan_parts[1].flatten()
-        rows = SortedRows(x_ND.index_select(0, plan.token_R), plan.ends_E)
+        rows = SortedRows(_rows_of(x_ND, plan), plan.ends_E)
         grad_RD = grad_ND.to(x_ND.dtype).index_select(0, plan.token_R)
         grad_weight_R = (grad_RD * out_RD).sum(dim=1, dtype=weights_NK.dtype)
         weight_R = weights_NK.new_zeros(len(grad_RD)).scatter_(0, slots, weights_NK.flatten())

@@ -34,10 +34,7 @@ class NearDuplicate:
 def near_duplicates(
     held_out: TokenFile, other: TokenFile, *, shingle_tokens: int = SHINGLE_TOKENS
 ) -> list[NearDuplicate]:
-    """Each document of ``held_out`` that shares anything with one of ``other``, with its closest, the closest first.
-
-    ``shingle_tokens`` is a power of two.
-    """
+    """Each document of ``held_out`` that shares anything with one of ``other``, with its closest, the closest first."""
     hashes, documents = _distinct(*_sampled(held_out, 0, held_out.n_tokens, shingle_tokens))
     sizes = np.bincount(documents, minlength=held_out.n_documents)
     shared: dict[tuple[int, int], int] = {}

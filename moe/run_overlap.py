@@ -1,8 +1,8 @@
 """Runs of tokens that two texts have in common, found by hashing every position.
 
-The hash of a run of 2n tokens is made from the hashes of its two halves, so that all runs of 64 tokens cost six
-passes of whole-array arithmetic. What is reported is compared token by token: a collision can hide nothing and
-invent nothing.
+The hash of a run is made from the hashes of two runs of half its length, which overlap where it is no power of two,
+so that all runs of 64 tokens cost six passes of whole-array arithmetic. What is reported is compared token by token: a
+collision can hide nothing and invent nothing.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class CommonRun:
 
 
 def run_hashes(tokens: Tokens, run_len: int) -> Hashes:
-    """uint64 hash of the run of ``run_len`` (a power of two) tokens that begins at each position; run_len - 1 fewer."""
-    assert run_len & (run_len - 1) == 0
+    """uint64 hash of the run of ``run_len`` tokens that begins at each position; run_len - 1 fewer."""
     hashes = _mixed(tokens.astype(np.uint64) + np.uint64(1))
     width = 1
     while width < run_len and hashes.size:
-        hashes = _mixed(hashes[:-width] * _LEFT + hashes[width:] * _RIGHT)
-        width *= 2
+        step = min(width, run_len - width)
+        hashes = _mixed(hashes[:-step] * _LEFT + hashes[step:] * _RIGHT)
+        width += step
     return hashes
 
 
@@ -102,9 +102,10 @@ def _hashes_by_chunk(tokens: Tokens, run_len: int) -> Iterator[tuple[int, Hashes
 
 
 def common_runs(file: TokenFile, other: TokenFile, *, at_least: int) -> list[CommonRun]:
-    """Runs of ``at_least`` tokens (a power of two) and more that ``file`` and ``other`` share, the longest first.
+    """Runs of ``at_least`` tokens and more that ``file`` and ``other`` share, the longest first.
 
-    Each is followed to its end in one place of ``other``; a stretch of ``file`` is reported once.
+    None is missed. Each is followed to its end in one place of ``other``, and a stretch of ``file`` is reported once:
+    a run that begins inside a reported one, and is longer in another place, may be reported shorter than it is.
     """
     found, where = RunIndex(file.tokens, run_len=at_least).found_in(other.tokens)
     runs: list[CommonRun] = []

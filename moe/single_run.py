@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.checkpoint import STATE_FILE, read_model
-from moe.config import BatchConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from moe.config import BatchConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, check_config
 from moe.corpus import CorpusConfig
 from moe.device import set_threads
 from moe.errors import CheckpointError, ConfigError
@@ -30,9 +30,11 @@ _BAR_WIDTH = 40
 
 def train(options: Namespace) -> None:
     """Trains to the end of the budget, from the newest checkpoint of ``options.out`` where there is one."""
+    _require_sound(options)
     set_threads(options.threads)
     corpus, tokenizer = parse_corpus(options.corpus), parse_tokenizer(options.tokenizer)
-    block_len = options.block_len or options.seq_len
+    # All but the vocabulary can be checked before a corpus is read, which may take minutes.
+    check_config(config_from(options, vocab_size=1))
     tokenized = prepare(
         corpus,
         tokenizer,
@@ -41,7 +43,7 @@ def train(options: Namespace) -> None:
         held_out_tokens_needed=options.exam_tokens,
         on_progress=_print_progress,
     )
-    config = config_from(options, vocab_size=tokenized.vocab_size, block_len=block_len)
+    config = config_from(options, vocab_size=tokenized.vocab_size)
     trainer = Trainer(config, _data(tokenized, config, options.exam_tokens))
     _print_beginning(trainer, tokenized)
     if options.out is not None:
@@ -69,7 +71,23 @@ def export(options: Namespace) -> None:
     print(f"wrote {options.out} from {checkpoint}")
 
 
-def config_from(options: Namespace, *, vocab_size: int, block_len: int) -> TrainConfig:
+def _require_sound(options: Namespace) -> None:
+    """Raises `ConfigError` for options that are no part of a config, or that none can be made of."""
+    problems = [
+        f"{name}={getattr(options, name)} must be at least 1; choose a positive integer"
+        for name in ("threads", "exam_tokens")
+        if getattr(options, name) < 1
+    ]
+    problems += [
+        f"{name}={getattr(options, name)} must lie between 0 and 1; choose one such as 0.1"
+        for name in ("warmup_share", "decay_share")
+        if not 0.0 <= getattr(options, name) <= 1.0
+    ]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def config_from(options: Namespace, *, vocab_size: int) -> TrainConfig:
     """The config that the command line asks for; exams at each quarter of the budget."""
     batch = BatchConfig(
         micro_batch_size=options.micro_batch_size,
@@ -84,7 +102,7 @@ def config_from(options: Namespace, *, vocab_size: int, block_len: int) -> Train
             d_model=options.d_model,
             n_layers=options.n_layers,
             n_heads=options.n_heads,
-            n_kv_heads=options.n_kv_heads or options.n_heads,
+            n_kv_heads=options.n_heads if options.n_kv_heads is None else options.n_kv_heads,
             d_expert=options.d_expert,
             n_experts=options.n_experts,
             top_k=options.top_k,
@@ -92,14 +110,16 @@ def config_from(options: Namespace, *, vocab_size: int, block_len: int) -> Train
             z_loss_coef=options.z_loss_coef,
         ),
         batch=batch,
-        optimizer=OptimizerConfig(lr=options.lr, adamw_lr=options.adamw_lr or _ADAMW_RATIO * options.lr),
+        optimizer=OptimizerConfig(
+            lr=options.lr, adamw_lr=_ADAMW_RATIO * options.lr if options.adamw_lr is None else options.adamw_lr
+        ),
         schedule=ScheduleConfig(
             budget_tokens=budget,
             warmup_tokens=int(options.warmup_share * budget),
             decay_tokens=int(options.decay_share * budget),
         ),
         seed=options.seed,
-        block_len=block_len,
+        block_len=options.seq_len if options.block_len is None else options.block_len,
         precision=options.precision,
         device=options.device,
         document_attention=options.document_attention,
@@ -125,7 +145,7 @@ def parse_corpus(text: str) -> CorpusConfig:
 def parse_tokenizer(text: str) -> TokenizerConfig:
     """The tokenizer that ``bpe:VOCAB``, ``bytes``, ``directory:PATH`` or ``hub:ID`` stands for."""
     kind, _, rest = text.partition(":")
-    if kind == "bpe" and rest.isdigit():
+    if kind == "bpe" and rest.isdecimal():
         return TokenizerConfig(kind="bpe", vocab_size=int(rest))
     if kind == "bytes" and not rest:
         return TokenizerConfig(kind="bytes")
@@ -184,6 +204,8 @@ def _begin_or_resume(trainer: Trainer, folder: Path, tokenizer_dir: Path) -> Non
         for record in trainer.records:
             print(report_line(Report(**record), vocab_size=trainer.config.model.vocab_size))
         print(f"resumed at {trainer.tokens_seen:,} tokens")
+    elif folder.is_file():
+        raise CheckpointError(f"{folder} is a file; choose another --out")
     elif folder.exists() and any(folder.iterdir()) and not (folder / _RUN_FILE).exists():
         raise CheckpointError(f"{folder} is not empty and is no training run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +227,9 @@ def _keep(trainer: Trainer, folder: Path) -> None:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the most tokens in a run's folder, or None."""
     complete = [path.parent for path in folder.glob(f"{_CHECKPOINT_PREFIX}*/{STATE_FILE}")]
-    return max(complete, key=lambda path: int(path.name.removeprefix(_CHECKPOINT_PREFIX)), default=None)
+    tokens_of = {path: path.name.removeprefix(_CHECKPOINT_PREFIX) for path in complete}
+    ours = [path for path in complete if tokens_of[path].isdecimal()]
+    return max(ours, key=lambda path: int(tokens_of[path]), default=None)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -204,7 +204,7 @@ def _read_sidecar(folder: Path) -> dict[str, Any]:
     try:
         sidecar: dict[str, Any] = json.loads((folder / SIDECAR).read_bytes())
         stated = sidecar.pop("sidecar")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CorpusError(f"the token cache {folder} is damaged: {SIDECAR} cannot be read") from error
     if _hash(sidecar) != stated:
         raise CorpusError(f"the token cache {folder} is damaged: the content of {SIDECAR} does not match its hash")

@@ -42,7 +42,7 @@ class TokenFile:
             tokens=tokens,
             document_starts=np.load(folder / f"{split}.document_starts.npy"),
             document_bytes=np.load(folder / f"{split}.document_bytes.npy"),
-            document_names=tuple(json.loads((folder / f"{split}.document_names.json").read_text())),
+            document_names=tuple(json.loads((folder / f"{split}.document_names.json").read_bytes())),
         )
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:

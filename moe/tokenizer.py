@@ -143,14 +143,20 @@ def load_pretrained(id_: str, *, revision: str | None) -> TextTokenizer:
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         return _from_auto(id_, shown=id_, options={**options, "local_files_only": True})
-    except (OSError, ValueError) as error:
-        if isinstance(error, CorpusError):
-            raise
+    except CorpusError:
+        raise
+    except (OSError, ValueError):
+        pass  # not in the local cache: the hub is asked, and its answer is what is said
     require_hub(id_, kind="tokenizer", revision=revision)
     try:
         return _from_auto(id_, shown=id_, options=options)
-    except OSError as error:
-        raise CorpusError(f"tokenizer {id_} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    except CorpusError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CorpusError(
+            f"tokenizer {id_} cannot be read: {' '.join(str(error).split())[:300]}; choose another one, or train one "
+            "with `--set tokenizer=bpe:8192`"
+        ) from error
 
 
 def make_tokenizer(config: TokenizerConfig, train_texts: Iterable[str]) -> TextTokenizer:

@@ -95,7 +95,7 @@ class Trainer:
         Due are multiples of ``report_every_tokens``, ``exam_at_tokens`` (with validation losses) and the end. Between
         two reports the state is consistent: save it, or cease to iterate and the run stops there. A point that is no
         multiple of the tokens of a step is met by the first step that reaches it. Where reports lie far apart,
-        ``pause`` is asked after every other step: once it says yes the run ends there, to be saved and run on.
+        ``pause`` is asked after each step without one: once it says yes the run ends there, to be saved and run on.
 
         Raises:
             ConfigError: ``until_tokens`` lies beyond the budget, where the schedule has no rate.
@@ -279,7 +279,7 @@ class Trainer:
     def load(self, folder: Path) -> None:
         """Takes over the state that ``save`` wrote: training goes on to the last bit as if it had not stopped.
 
-        That holds on one device kind and thread count.
+        That holds on a CPU with one thread count; a GPU sums in no fixed order.
 
         Raises:
             CheckpointError: there is none, it is damaged, or another config, precision or data made it (all

@@ -57,7 +57,7 @@ def extended_space(
         SpaceErrors: every reason why the extension cannot be.
     """
     arms = [arm.model_dump() if isinstance(arm, Strategy) else dict(arm) for arm in strategies]
-    problems = [*_rate_problems("--lr", lr), *_adamw_problems(space, adamw_lr), *_seed_problems(space, confirm_seeds)]
+    problems = [*_lr_problems(space, lr), *_adamw_problems(space, adamw_lr), *_seed_problems(space, confirm_seeds)]
     for arm in arms:
         problems += _arm_problems(space, arm)
     table = space.resolved()
@@ -133,6 +133,20 @@ def _rate_problems(option: str, rates: Sequence[float]) -> list[Problem]:
         for rate in rates
         if not _is_rate(rate)
     ]
+
+
+def _lr_problems(space: Space, lr: Sequence[float]) -> list[Problem]:
+    problems = _rate_problems("--lr", lr)
+    if lr and isinstance(space.search, OptunaSearch) and space.search.searches_adamw_ratio:
+        problems.append(
+            Problem(
+                where="--lr",
+                value=as_toml(lr),
+                rule="has no AdamW rate to go with, since the search draws the ratio of the two",
+                remedy="start a sweep under another name with wider search.lr_low and search.lr_high",
+            )
+        )
+    return problems
 
 
 def _adamw_problems(space: Space, adamw_lr: Sequence[float]) -> list[Problem]:

@@ -50,8 +50,8 @@ def extend_plan(
     adamw_lr: Sequence[float] = (),
     strategies: Sequence[Strategy] = (),
     confirm_seeds: int | None = None,
-) -> int:
-    """Write an extension to the plan; returns how many explore cells it adds (confirm cells follow from results).
+) -> None:
+    """Write an extension with its explore cells to the plan; confirm cells follow from results.
 
     Raises SpaceErrors for what does not fit the frozen exam, blocks and budget, BadInputError where nothing is asked.
     """
@@ -78,7 +78,6 @@ def extend_plan(
         "confirm_seeds": confirm_seeds,
     }
     ledger.add_cells(added, because="extension", extension=wish)
-    return len(added)
 
 
 def _added_rates(space: Space, lr: Sequence[float], adamw_lr: Sequence[float]) -> list[Rate]:

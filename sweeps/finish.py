@@ -13,12 +13,14 @@ from search_spaces import OptunaSearch
 from sweeps.export import best_cell
 from sweeps.extension import current_space
 from sweeps.ledger.reading import LedgerReader
-from sweeps.ledger.results import SweepResults
+from sweeps.ledger.results import RETRIED_OUTCOMES, SweepResults
 from sweeps.ledger.sweep_folder import Ledger
 
 if TYPE_CHECKING:
     from sweeps.plan.segments import Plan
     from sweeps.tracking.projection import LiveState, SweepView
+
+_SHAPE = ("micro_batch_size", "seq_len", "grad_accum_steps")
 
 Keep = Literal["best", "all"]
 
@@ -75,29 +77,33 @@ def write_search_study(ledger: Ledger, results: SweepResults) -> None:
 
 
 def keep_needed_weights(ledger: Ledger, results: SweepResults, keep: Keep) -> None:
-    """With ``best`` only the best confirm cell of each arm keeps its checkpoint; a resume may have changed the wish."""
+    """With ``best`` only the best confirm cell of each arm keeps its checkpoint, and what a retry would go on from.
+
+    A resume may have changed the wish.
+    """
     if keep == "all":
         return
     best = {str(cell.cell.cell_id) for arm in results.arm_names if (cell := best_cell(results, arm)) is not None}
     for result in results.cells:
         cell_id = str(result.cell.cell_id)
-        if result.outcome is not None and cell_id not in best:
+        if result.outcome not in (None, *RETRIED_OUTCOMES) and cell_id not in best:
             ledger.cell_folder(cell_id).checkpoints.delete_all()
 
 
 def show_verdict(verdict: dict[str, Any], console: Console) -> None:
     """The table of arms and the statement."""
+    from rich.text import Text
+
     from sweeps.terminal import plain_table
 
-    level = 100 * (1 - verdict["alpha"] / verdict["looks"]["planned"])
-    numbers = ("best lr", "seeds", f"test loss ({level:.3g}% CI)", "tokens/s")
+    numbers = ("best lr", "seeds", "test loss ± interval", "tokens/s")
     table = plain_table("Verdict", texts=("arm", "shape"), numbers=numbers)
     for arm in verdict["strategies"]:
         half = None if arm["ci_low"] is None else (arm["ci_high"] - arm["ci_low"]) / 2
         mean = "" if arm["mean"] is None else f"{arm['mean']:.4f}"
         table.add_row(
-            arm["name"],
-            "x".join(str(arm[key]) for key in ("micro_batch_size", "seq_len", "grad_accum_steps")),
+            Text(arm["name"]),
+            "" if None in (shape := [arm[key] for key in _SHAPE]) else "x".join(map(str, shape)),
             "" if arm["best_lr"] is None else f"{arm['best_lr']:g}{' (edge)' if arm['best_lr_at_edge'] else ''}",
             str(len(arm["seeds"])),
             mean if half is None else f"{mean} ± {half:.4f}",

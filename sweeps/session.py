@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -71,6 +71,25 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     if runs.is_local:
         require_folder(runs.path, "--runs-dir")
     ledger = Ledger(runs, name)
+    _require_new(ledger)
+    material = _material(space, console, sitting, expected=None)
+    space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
+    for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
+        _say(console, sitting, f"note: {warning}")
+    require_room(runs, space, vocab_size=material.tokens.vocab_size)
+    audit = audit_table(space, material)
+    peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
+    if os.environ.get("RAY_ADDRESS") is None:
+        packing_for(space, peaks)  # what this machine can never run is refused before a sweep exists
+    with Lease(ledger.storage, LEASE) as lease:
+        _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
+        begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
+        return _sit(ledger, lease, space, material, peaks, sitting, console)
+
+
+def _require_new(ledger: Ledger) -> None:
+    """Raises BadInputError where a sweep of this name is there, or what is left of one."""
+    name = ledger.name
     if ledger.exists():
         raise BadInputError(
             f"a sweep named {name!r} is there already and is never overwritten; `sweeps resume {name}` goes on, "
@@ -82,18 +101,6 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
             f"{ledger.storage.uri} holds no sweep and is not empty ({', '.join(sorted(strangers)[:5])}); "
             "a deletion may have been cut short: remove the rest of it, or choose another --name"
         )
-    material = _material(space, console, sitting, expected=None)
-    space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
-    for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
-        _say(console, sitting, f"note: {warning}")
-    require_room(runs, space, vocab_size=material.tokens.vocab_size)
-    audit = audit_table(space, material)
-    peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
-    if os.environ.get("RAY_ADDRESS") is None:
-        packing_for(space, peaks)  # what this machine can never run is refused before a sweep exists
-    with Lease(ledger.storage, LEASE):
-        begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
-        return _sit(ledger, space, material, peaks, sitting, console)
 
 
 def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledger], object] | None = None) -> int:
@@ -124,7 +131,7 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
         peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
-        return _sit(ledger, space, material, peaks, sitting, console)
+        return _sit(ledger, lease, space, material, peaks, sitting, console)
     finally:
         lease.release()
 
@@ -167,9 +174,9 @@ def remove(ledger: Ledger, sitting: Sitting, console: Console) -> None:
     try:
         unregister(store, ledger.name, sweep_id)
         count = delete_runs(store, sweep_id=sweep_id, experiment=ledger.name)
+        ledger.storage.delete("sweep.json")  # first, so that a half-deleted sweep is none that could be resumed
     finally:
         lease.release()
-    ledger.storage.delete("sweep.json")  # first, so that a half-deleted sweep is none
     ledger.storage.delete("")
     _say(console, sitting, f"deleted {ledger.storage.uri} and {count} runs in MLflow")
 
@@ -189,6 +196,7 @@ def is_finished(ledger: Ledger) -> bool:
 
 def _sit(
     ledger: Ledger,
+    lease: Lease,
     space: Space,
     material: Material,
     peaks_gib: Mapping[str, float],
@@ -219,6 +227,7 @@ def _sit(
             watcher=watch,
             checkpoint_every_s=sitting.checkpoint_every_s,
             wake_tracking=tracked.wake,
+            require_held=lease.require_held,
         )
         tracked.plan = driver.plan
         began_s = time.time()
@@ -320,15 +329,22 @@ def _tracked(ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[_T
 
 @contextmanager
 def _resumable(name: str) -> Iterator[None]:
-    """Whatever ends a sitting from outside ends it with the command that goes on."""
+    """Whatever ends a sitting from outside, SIGTERM like SIGINT, ends it with the command that goes on."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except DamagedError:
         raise  # a person must mend it first, and the message says so
     except WorldError as error:
         raise WorldError(f"{error}\nWhat is durable is kept. Go on with: sweeps resume {name}") from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray, once it runs, makes the latter of a SIGTERM
         raise WorldError(f"interrupted; what is durable is kept. Go on with: sweeps resume {name}") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -336,17 +352,20 @@ def _signals(driver: Driver, console: Console) -> Iterator[None]:
     """The first SIGINT or SIGTERM ends the sitting in order, a second one at once."""
 
     def at_once() -> None:
-        console.show_cursor()
-        print(f"\nleft at once; go on with: sweeps resume {driver.ledger.name}", file=sys.stderr, flush=True)
-        os._exit(EXIT_RESUMABLE)
+        try:
+            console.show_cursor()
+            print(f"\nleft at once; go on with: sweeps resume {driver.ledger.name}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(EXIT_RESUMABLE)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         if driver.stopping:
             at_once()
-        driver.watcher.say("stopping: running trials save and return (again to leave at once)")
         timer = threading.Timer(GRACE_S, at_once)  # before the storage is asked for anything: it may not answer
         timer.daemon = True
         timer.start()
+        with suppress(RuntimeError):  # a line that was being printed when the signal came cannot be printed into
+            driver.watcher.say("stopping: running trials save and return (again to leave at once)")
         driver.stop()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

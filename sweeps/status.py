@@ -129,10 +129,13 @@ def _seconds_left(space: Space, plan: Plan, newest: Mapping[str, Mapping[str, An
 
 def _plan_of(ledger: Ledger) -> tuple[Plan, dict[str, dict[str, Any]]]:
     space = current_space(ledger)
-    plan = Plan(stopping_rule(space), ledger.planned_cells())
-    newest: dict[str, dict[str, Any]] = {}
+    planned = ledger.planned_cells()
+    plan = Plan(stopping_rule(space), planned)
+    newest: dict[str, dict[str, Any]] = {entry.cell_id: {} for entry in planned}
     for result in LedgerReader(ledger).results().cells:
         cell_id = str(result.cell.cell_id)
+        if cell_id not in newest:
+            continue  # the driver that runs the sweep has just added it
         plan.ended(cell_id, progress_of(result))
         newest[cell_id] = dict(result.records[-1]) if result.records else {}
         if result.outcome is None and living_holder(ledger.cell_folder(cell_id).storage, CELL_LEASE):

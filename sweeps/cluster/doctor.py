@@ -279,7 +279,7 @@ def _ray_address_rows(address: str) -> list[Row]:
     from urllib.parse import urlsplit
 
     parts = urlsplit(address if "://" in address else f"ray://{address}")
-    host, port = parts.hostname or "localhost", parts.port or (8265 if parts.scheme == "http" else 6379)
+    host, port = parts.hostname or "localhost", parts.port or {"http": 80, "https": 443}.get(parts.scheme, 6379)
     try:
         socket.create_connection((host, port), timeout=3.0).close()
     except OSError as error:

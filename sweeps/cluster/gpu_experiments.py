@@ -24,7 +24,8 @@ LOSS_TOLERANCE = 5e-3
 batch or restored state shows as 0.05 and more."""
 
 SHORTAGE = 0.75
-"""Of the memory that the trial reserved alone: less than its peak, more than half micro-batches need."""
+"""Of the peak that the trial had alone. Not of what was reserved then, which may exceed the peak so far that nothing
+would have to be split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +135,11 @@ def packing(laboratory: Laboratory, order: TrialOrder, alone: TrialFacts) -> tup
 def memory_shortage(
     laboratory: Laboratory, order: TrialOrder, alone: TrialFacts
 ) -> tuple[list[TrialFacts], list[Check]]:
-    """A limit below the peak and above what halved micro-batches need: the trial must split them and go on."""
+    """A limit below the peak: the trial must split its micro-batches until they fit, and go on with equal losses."""
     what = f"{order.arm} short of memory"
-    if alone.gpu_gib is None or alone.reserved_gib is None:
+    if alone.gpu_gib is None:
         return [], [Check(what=what, found="no allocator that can be limited: not measured", held=None)]
-    [facts] = laboratory.run([replace(order, gpu_share=SHORTAGE * alone.reserved_gib / alone.gpu_gib)])
+    [facts] = laboratory.run([replace(order, gpu_share=SHORTAGE * alone.peak_gib / alone.gpu_gib)])
     if facts.error is not None:
         return [facts], [Check(what=what, found=facts.error, held=False)]
     apart = _largest_difference(facts.losses, alone.losses)

@@ -161,7 +161,7 @@ def _checkpoint(order: TrialOrder) -> Path:
 
 
 def main(order_file: str, facts_file: str) -> None:
-    """Read an order, train, write the facts; an error of training is a fact too."""
+    """Read an order, train, write the facts; without them, the last line of the log says why."""
     order = TrialOrder(**json.loads(Path(order_file).read_text()))
     Path(facts_file).write_text(json.dumps(asdict(train(order))))
 

@@ -153,7 +153,7 @@ def _submit(client: Any, request: JobRequest, staged: Path, constraints: Path, e
     }
     if request.installs_constraints:
         runtime_env["pip"] = {"packages": pinned_requirements(constraints), "pip_check": False}
-    entrypoint = shlex.join([_interpreter(client), "-m", "sweeps", *arguments, "--runs-dir", request.runs_uri])
+    entrypoint = f"{_interpreter(client)} {shlex.join(['-m', 'sweeps', *arguments, '--runs-dir', request.runs_uri])}"
     metadata = {"sweep": request.sweep or "", "runs_uri": request.runs_uri}
     try:
         return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata))
@@ -162,8 +162,13 @@ def _submit(client: Any, request: JobRequest, staged: Path, constraints: Path, e
 
 
 def _interpreter(client: Any) -> str:
-    """This very Python where the cluster is this machine (``python`` may be another one), else ``python``."""
-    return sys.executable if urlsplit(client.get_address()).hostname in LOCAL_HOSTS else "python"
+    """Words of the shell for this very Python where the cluster is this machine, else for ``python``.
+
+    A local address may also be a tunnel's end, so the job itself looks whether this Python is there.
+    """
+    if urlsplit(client.get_address()).hostname not in LOCAL_HOSTS:
+        return "python"
+    return f"$(command -v {shlex.quote(sys.executable)} || echo python)"
 
 
 def _follow(client: Any, job_id: str) -> int:

@@ -104,8 +104,9 @@ def sources_fingerprint(packages: Sequence[str] = SHIPPED_PACKAGES) -> str:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             return "missing"
-        for source in sorted(Path(spec.origin).parent.glob("*.py")):
-            digest.update(f"{package}/{source.name}\n".encode())
+        folder = Path(spec.origin).parent
+        for source in sorted(folder.rglob("*.py")):
+            digest.update(f"{package}/{source.relative_to(folder).as_posix()}\n".encode())
             digest.update(source.read_bytes())
     return digest.hexdigest()[:8]
 

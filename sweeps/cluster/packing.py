@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from search_spaces import Space, Strategy
 from sweeps.bridge import any_cell, train_config
-from sweeps.cluster.facts import local_facts
+from sweeps.cluster.facts import cluster_has_gpu, local_facts
 from sweeps.cluster.fit_memory import fit_memory
 from sweeps.cluster.resources import ClusterFacts, ResourcePlan, plan_resources
 from sweeps.engine.driver import Packing
@@ -16,11 +17,13 @@ from sweeps.errors import BadInputError
 
 if TYPE_CHECKING:
     from moe.config import PrecisionName
+    from moe.device import Device
 
 
 def predicted_peaks(space: Space, *, vocab_size: int, precision: PrecisionName | None = None) -> dict[str, float]:
-    """Peak GiB of tensors of each arm's training, predicted before it runs."""
-    return {arm.name: _predicted_gib(space, arm, vocab_size, precision) for arm in space.strategies}
+    """Peak GiB of tensors of each arm's training, predicted before it runs, where it will run."""
+    device = training_device()
+    return {arm.name: _predicted_gib(space, arm, vocab_size, precision, device) for arm in space.strategies}
 
 
 def fit_arms(space: Space, *, vocab_size: int, precision: PrecisionName | None = None) -> tuple[Space, tuple[str, ...]]:
@@ -28,10 +31,12 @@ def fit_arms(space: Space, *, vocab_size: int, precision: PrecisionName | None =
     if not space.needs_fitting:
         return space, ()
 
+    device = training_device()
+
     def predict(micro_batch_size: int, seq_len: int) -> float:
         arm = next(arm for arm in space.strategies if arm.seq_len == seq_len)
         tried = arm.model_copy(update={"micro_batch_size": micro_batch_size, "grad_accum_steps": 1})
-        return _predicted_gib(space, tried, vocab_size, precision)
+        return _predicted_gib(space, tried, vocab_size, precision, device)
 
     fit = fit_memory(space, predict)
     shapes = ", ".join(
@@ -40,15 +45,29 @@ def fit_arms(space: Space, *, vocab_size: int, precision: PrecisionName | None =
     return fit.space, (f"arms made to fill {space.fit_memory_gib:g} GiB: {shapes}", *fit.warnings)
 
 
-def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, precision: PrecisionName | None) -> float:
-    from moe.device import Device
+def training_device() -> Device:
+    """The device that trials will train on: this machine's, or a GPU of the cluster where this machine has none.
+
+    What that GPU can do is not known here. bf16 and fp16 take the same memory, so one that can do bf16 stands for all.
+    """
+    from moe.device import BF16_COMPUTE_CAPABILITY, Device
+
+    here = Device.resolve()
+    if here.kind == "cpu" and os.environ.get("RAY_ADDRESS") and cluster_has_gpu():
+        return Device(kind="cuda", name="a GPU of the cluster", compute_capability=BF16_COMPUTE_CAPABILITY)
+    return here
+
+
+def _predicted_gib(
+    space: Space, arm: Strategy, vocab_size: int, precision: PrecisionName | None, device: Device
+) -> float:
     from moe.memory import predict_peak_gib
     from moe.precision import resolve_precision
 
-    used = precision or resolve_precision(space.precision, Device.resolve()).name
+    used = precision or resolve_precision(space.precision, device).name
     shaped = space.model_copy(update={"strategies": (arm,), "budget_tokens": arm.tokens_per_step, "rungs_tokens": ()})
     config = replace(train_config(shaped, any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len)
-    return predict_peak_gib(config, precision=used)
+    return predict_peak_gib(config, precision=used, device=device)
 
 
 def resource_plan(

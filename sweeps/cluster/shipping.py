@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.errors import BadInputError
+from sweeps.tracking.store import without_credentials
 
 SHIPPED_PACKAGES = ("search_spaces", "moe", "sweeps")
 
 FORWARDED_PREFIXES = ("SWEEPS_", "MLFLOW_", "HF_", "AWS_", "GOOGLE_")
 
-SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "ACCESS_KEY", "CREDENTIALS")
+SECRET_WORDS = ("PASS", "TOKEN", "SECRET", "KEY", "CREDENTIALS")
 """Ray's dashboard shows a job's variables to everyone who can open it: secrets travel only when they are named."""
 
 UPLOAD_EXCLUDES = ("__pycache__", "*.pyc", ".*")
@@ -69,12 +70,13 @@ def stage(folder: Path, arguments: Sequence[str], constraints: Path) -> tuple[st
 def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that travel.
 
-    Settings of this project, of MLflow, the hub and the storage, without secrets; ``SWEEPS_JOB_ENV`` names further
-    ones (``AWS_SECRET_ACCESS_KEY,HF_TOKEN``), secrets included, which the Ray dashboard then shows.
+    Settings of this project, of MLflow, the hub and the storage, without secrets, and addresses without user and
+    password; ``SWEEPS_JOB_ENV`` names those that travel as they are (``AWS_SECRET_ACCESS_KEY,HF_TOKEN``), which the
+    Ray dashboard then shows.
     """
     named = [name.strip() for name in environment.get("SWEEPS_JOB_ENV", "").split(",") if name.strip()]
     found = {
-        name: value
+        name: without_credentials(value)
         for name, value in environment.items()
         if name.startswith(FORWARDED_PREFIXES) and not any(word in name for word in SECRET_WORDS)
     }

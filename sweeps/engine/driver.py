@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol
 from search_spaces import Identity, OptunaSearch, Space
 from sweeps.engine.ray_engine import Share, Trainable, run_trials
 from sweeps.engine.trainable import STOP_WISH, SegmentJob, run_segment
-from sweeps.errors import StorageError, WorldError
+from sweeps.errors import StorageError, SweepHeldError, WorldError
 from sweeps.ledger.reading import LedgerReader, progress_of, read_cell
+from sweeps.ledger.results import RETRIED_OUTCOMES
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.plan.phases import next_cells
 from sweeps.plan.segments import Dropped, Plan, Segment, StoppingRule
@@ -57,7 +58,11 @@ class Watcher(Protocol):
 
 @dataclass(kw_only=True)
 class Driver:
-    """One run or resume of one sweep. ``wake_tracking`` is called when the ledger has changed."""
+    """One run or resume of one sweep.
+
+    ``wake_tracking`` is called when the ledger has changed; ``require_held`` raises SweepHeldError once another driver
+    has taken the sweep: from then on nothing is written.
+    """
 
     ledger: Ledger
     space: Space
@@ -67,6 +72,7 @@ class Driver:
     checkpoint_every_s: float
     wake_tracking: Callable[[], None]
     trainable: Trainable = run_segment
+    require_held: Callable[[], None] = lambda: None
     plan: Plan = field(init=False)
     stopping: bool = field(init=False, default=False)
     _world_error: WorldError | None = field(init=False, default=None)
@@ -121,11 +127,20 @@ class Driver:
             self._world_error = error
             self._ask_to_save()
 
+    def _is_lost(self) -> bool:
+        """Whether another driver has the sweep; the segments that still run here are not asked to save for it."""
+        try:
+            self.require_held()
+        except SweepHeldError as error:
+            self._world_error = self._world_error or WorldError(str(error))
+            return True
+        return False
+
     # What the engine asks and tells.
 
     def take(self) -> SegmentJob | Literal["wait", "finished"]:
         """The next segment for a free worker of the group that runs now."""
-        if self.stopping or self._world_error:
+        if self.stopping or self._world_error or self._is_lost():
             return "finished"
         segment = self.plan.next(self._group)
         if not isinstance(segment, Segment):
@@ -156,6 +171,8 @@ class Driver:
 
         Raises nothing for a storage that fails: Ray would wrap it into an error of its own.
         """
+        if self._is_lost():
+            return
         planned = self.plan.planned(cell_id)
         how = "worker_died" if result is None else str(result.get("ended"))
         self.plan.ended(cell_id, self.plan.progress(cell_id))
@@ -167,6 +184,7 @@ class Driver:
             if how in ("worker_died", "error") and not self.stopping:
                 self._note_failure(planned, how, result)
             self._refresh(planned)
+            self._give_back(planned)
             self._settle()
         except StorageError as error:
             self._end_with(error)
@@ -174,6 +192,8 @@ class Driver:
 
     def _note_failure(self, planned: PlannedCell, how: str, result: Mapping[str, Any] | None) -> None:
         folder = self.ledger.cell_folder(planned.cell_id)
+        if folder.outcome() is not None:
+            return  # it died after the last thing that it had to do
         reason = "the worker process died (killed, or its node was lost)" if result is None else str(result["reason"])
         folder.add_attempt(how, reason, None if result is None else result.get("traceback"))
         since = folder.attempts_here()
@@ -189,6 +209,12 @@ class Driver:
         result = read_cell(planned, self.ledger.cell_folder(planned.cell_id))
         self._cells[planned.cell_id] = result
         self.plan.ended(planned.cell_id, progress_of(result))
+
+    def _give_back(self, planned: PlannedCell) -> None:
+        """With ``keep = best`` an explore cell that has ended needs its checkpoints no more, and the storage does."""
+        outcome = self.plan.progress(planned.cell_id).outcome
+        if self.space.keep == "best" and planned.cell.phase == "explore" and outcome not in (None, *RETRIED_OUTCOMES):
+            self.ledger.cell_folder(planned.cell_id).checkpoints.delete_all()
 
     def _settle(self) -> None:
         """Write what follows from the losses recorded so far: drops, then cells that can now be planned."""
@@ -247,6 +273,6 @@ def failed_cells(ledger: Ledger) -> Sequence[tuple[PlannedCell, Mapping[str, Any
     found = []
     for planned in ledger.planned_cells():
         outcome = ledger.cell_folder(planned.cell_id).outcome()
-        if outcome is not None and outcome["outcome"] in ("failed", "oom"):
+        if outcome is not None and outcome["outcome"] in RETRIED_OUTCOMES:
             found.append((planned, outcome))
     return found

@@ -6,6 +6,7 @@ looks for the driver's wish to end (an object in the sweep's folder), saves, and
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ def run_segment(config: dict[str, Any]) -> None:
     """
     from ray import tune
 
-    from moe.errors import CheckpointError
+    from moe.errors import CheckpointError, CorpusError
 
     job = SegmentJob.from_config(config)
     try:
@@ -65,7 +66,8 @@ def run_segment(config: dict[str, Any]) -> None:
             on_note=lambda line: tune.report({"note": line, "ended": None}),
         )
         tune.report({"ended": ended})
-    except (StorageError, CheckpointError, SweepHeldError, BadInputError, OSError) as error:  # OSError: a full /tmp
+    except (StorageError, CheckpointError, CorpusError, SweepHeldError, BadInputError, OSError) as error:
+        # of the world, not of this cell: OSError is a full /tmp, CorpusError a node that lacks the text
         tune.report({"ended": "stop_sweep", "reason": str(error)})
     except Exception as error:  # noqa: BLE001 - one bad cell must not end the sweep; the driver decides on a retry
         reason = f"{type(error).__name__}: {error}"
@@ -88,7 +90,7 @@ def train_segment(
     lease.acquire(wait_s=ORPHAN_WAIT_S)
     try:
         trainer = build_trainer(ledger, planned, job)
-        segment = _Segment(ledger, folder, trainer, job, on_note)
+        segment = _Segment(ledger, folder, trainer, job, on_note, require_held=lease.require_held)
         segment.restore()
         try:
             return segment.train(planned, on_report)
@@ -124,13 +126,20 @@ class _Segment:
     """One stretch of one cell: restore, train, make durable points, finish."""
 
     def __init__(
-        self, ledger: Ledger, folder: CellFolder, trainer: Trainer, job: SegmentJob, note: Callable[[str], None]
+        self,
+        ledger: Ledger,
+        folder: CellFolder,
+        trainer: Trainer,
+        job: SegmentJob,
+        note: Callable[[str], None],
+        require_held: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._folder = folder
         self._trainer = trainer
         self._job = job
         self._note = note
+        self._require_held = require_held
         self._durable_tokens = 0
         self._durable_records = 0
         self._stop_wished = False
@@ -185,16 +194,24 @@ class _Segment:
         self._durable_records = len(self._trainer.records)
 
     def write_records(self) -> None:
-        """Write the records since the last durable point."""
+        """Write the records since the last durable point; raises SweepHeldError where another worker has the cell."""
+        self._require_held()
         fresh = self._trainer.records[self._durable_records :]
         if fresh:
             self._folder.write_segment(self._durable_tokens, int(fresh[-1]["tokens_seen"]), fresh)
 
     def _complete(self, planned: PlannedCell) -> None:
-        """Sit the test exam where the cell's phase asks for it, then write checkpoint and outcome."""
+        """Sit the test exam where the cell's phase asks for it, then write checkpoint and outcome.
+
+        Raises Diverged where the test loss is not finite.
+        """
+        from moe.errors import Diverged
+
         facts: dict[str, Any] = {}
         if planned.cell.phase != "explore":
             scores = self._trainer.test_scores()
+            if not math.isfinite(scores.test_loss):
+                raise Diverged(self._trainer.tokens_seen, f"the test loss is {scores.test_loss}")
             facts = {"test_loss": scores.test_loss, "scores": scores.as_dict()}
             self._trainer.records[-1]["test_loss"] = scores.test_loss
             self._trainer.records[-1]["exam_time_s"] = self._trainer.exam_time_s  # the test exam is an exam too

@@ -28,8 +28,11 @@ class Checkpoints:
         self._storage = storage
 
     def save(self, tokens: int, write: Callable[[Path], None]) -> None:
-        """Let ``write`` fill a folder and store it as the checkpoint at ``tokens``; older than the last two go."""
-        name = f"{_PREFIX}{tokens:015d}"
+        """Let ``write`` fill a folder and store it as the checkpoint at ``tokens``.
+
+        Older ones than the last two go, and so do those that were cut short; one that was set aside stays.
+        """
+        name = _folder(tokens)
         with tempfile.TemporaryDirectory(prefix="moe-sweeps-") as folder:
             write(Path(folder))
             files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
@@ -41,7 +44,8 @@ class Checkpoints:
             for file_name, data in files.items()
         }
         self._storage.write_json(f"{name}/{_MANIFEST}", {"schema": 1, "tokens_seen": tokens, "files": manifest})
-        for old in self.complete()[:-KEPT]:
+        cut_short = [other for other in self._all() if not self._storage.exists(f"{_folder(other)}/{_MANIFEST}")]
+        for old in [*self.complete()[:-KEPT], *cut_short]:
             self.delete(old)
 
     def complete(self) -> list[int]:
@@ -57,7 +61,7 @@ class Checkpoints:
 
     def load(self, tokens: int, read: Callable[[Path], None]) -> None:
         """Give ``read`` a folder with the checkpoint's files; raises DamagedError where it is damaged."""
-        name = f"{_PREFIX}{tokens:015d}"
+        name = _folder(tokens)
         manifest = self._storage.read_json(f"{name}/{_MANIFEST}")
         with tempfile.TemporaryDirectory(prefix="moe-sweeps-") as folder:
             for file_name, expected in manifest["files"].items():
@@ -75,11 +79,11 @@ class Checkpoints:
 
     def set_aside(self, tokens: int, reason: str) -> None:
         """Mark a damaged checkpoint, so that the one before it serves."""
-        self._storage.write_json(f"{_PREFIX}{tokens:015d}/{_DAMAGED}", {"reason": reason})
+        self._storage.write_json(f"{_folder(tokens)}/{_DAMAGED}", {"reason": reason})
 
     def delete(self, tokens: int) -> None:
         """Delete a checkpoint; the manifest goes first, so that a half-deleted one is not complete."""
-        name = f"{_PREFIX}{tokens:015d}"
+        name = _folder(tokens)
         self._storage.delete(f"{name}/{_MANIFEST}")
         self._storage.delete(name)
 
@@ -93,5 +97,9 @@ class Checkpoints:
         return sorted(int(name.removeprefix(_PREFIX)) for name in names)
 
     def _is_complete(self, tokens: int) -> bool:
-        name = f"{_PREFIX}{tokens:015d}"
+        name = _folder(tokens)
         return self._storage.exists(f"{name}/{_MANIFEST}") and not self._storage.exists(f"{name}/{_DAMAGED}")
+
+
+def _folder(tokens: int) -> str:
+    return f"{_PREFIX}{tokens:015d}"

@@ -18,12 +18,15 @@ BYTES_OF_REPORT: Final = 4_000_000
 
 
 def bytes_needed(space: Space, *, vocab_size: int) -> int:
-    """Bytes that a sweep may come to hold at once: checkpoints of every explore cell that waits, records, report."""
+    """Bytes that a sweep may come to hold at once: checkpoints, records, report.
+
+    With ``keep = best`` an arm's explore cells have given their checkpoints back before its confirm cells begin.
+    """
     from moe.flops import total_parameters
 
     cells = planned_cells(space)
     explore = sum(cell.phase == "explore" for cell in cells)
-    held = explore if space.keep == "best" else len(cells)
+    held = max(explore, len(cells) - explore) if space.keep == "best" else len(cells)
     checkpoint = total_parameters(model_config(space, vocab_size=vocab_size)) * BYTES_PER_PARAMETER
     return held * KEPT * checkpoint + len(cells) * BYTES_OF_RECORDS_PER_CELL + BYTES_OF_REPORT
 

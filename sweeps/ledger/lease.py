@@ -2,7 +2,8 @@
 
 A lease is stale when its process is gone (same host: looked up by pid and start time) or when its heartbeat has been
 silent for ``STALE_AFTER_S`` (another host). A stale lease is taken over. Two takers at one moment are told apart by
-reading back what was written: the last writer holds it.
+reading back what was written: the last writer holds it. Who finds at a heartbeat that somebody else holds the lease (it
+was asleep, or its storage away, for too long) has lost it, and ``require_held`` says so.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Lease:
         self._name = name
         self._token = secrets.token_hex(8)
         self._ended = threading.Event()
+        self._taken_by: Holder | None = None
         self._thread: threading.Thread | None = None
 
     def acquire(self, *, wait_s: float = 0.0) -> Holder | None:
@@ -78,6 +80,14 @@ class Lease:
                     "wait until that one ends, or end it"
                 )
             time.sleep(0.2)
+
+    def require_held(self) -> None:
+        """Raises SweepHeldError, naming host and pid, where the newest heartbeat found that somebody took the lease."""
+        if self._taken_by is not None:
+            raise SweepHeldError(
+                f"{self._storage.uri} was taken over by {self._taken_by} while this process (pid {os.getpid()} on "
+                f"{socket.gethostname()}) was silent for more than {STALE_AFTER_S:.0f} s; leave it to that one"
+            )
 
     def release(self) -> None:
         """Give the lease back; a lease that somebody else took over meanwhile is left alone."""
@@ -111,6 +121,10 @@ class Lease:
     def _keep_beating(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
+                holder = read_holder(self._storage, self._name)
+                if holder is not None and holder.token != self._token:
+                    self._taken_by = holder
+                    return
                 self._beat()
             except StorageError:
                 continue  # a missed beat is not a lost lease: the next one may land, and work goes on

@@ -11,6 +11,8 @@ from typing import Any
 from search_spaces import Cell
 
 FINAL_OUTCOMES = ("completed", "stopped_early", "diverged", "oom", "failed")
+RETRIED_OUTCOMES = ("failed", "oom")
+"""What ``--retry-failed`` runs again, from the newest checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

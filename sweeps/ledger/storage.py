@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from sweeps.errors import BadInputError, DamagedError, StorageError
 
@@ -28,12 +29,15 @@ class Storage:
     """A folder at ``uri``; names inside it are relative, with ``/`` between their parts."""
 
     def __init__(self, uri: str) -> None:
-        """Take a path or a URI; a path is made absolute. Nothing is created before the first write.
+        """Take a path or a URI; a path, ``file://`` before it or not, is made absolute.
 
-        Raises BadInputError for a URI that names nothing behind its scheme, or holds a password or options.
+        Nothing is created before the first write. Raises BadInputError for a URI that names nothing behind its scheme,
+        or holds a password or options.
         """
         if uri.endswith("://"):
             raise BadInputError(f"{uri} names no bucket or folder; give a path, s3://bucket/folder or gs://...")
+        if uri.startswith("file://"):
+            uri = _path_of(uri)
         self.uri = _plain_uri(uri).rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
 
     def __repr__(self) -> str:
@@ -166,6 +170,14 @@ def _plain_uri(uri: str) -> str:
         plain = uri.partition("?")[0]
         raise BadInputError(f"{plain}?... has options; set them by the environment (AWS_ENDPOINT_URL, AWS_REGION)")
     return uri
+
+
+def _path_of(uri: str) -> str:
+    """The path of a ``file://`` URI; raises BadInputError where it names another machine."""
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise BadInputError(f"{uri} names the machine {parts.netloc!r}; write file:///FOLDER, or the path alone")
+    return unquote(parts.path)
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -182,12 +182,12 @@ class Ledger:
     def add_cells(
         self, cells: Iterable[PlannedCell], *, because: str, extension: Mapping[str, Any] | None = None
     ) -> None:
-        """Append cells to the plan, leaving out those that already stand in it.
+        """Append cells to the plan, each once, leaving out those that already stand in it.
 
         ``extension`` is what the user asked the space to be extended by; it is kept although no cell is new.
         """
         known = {planned.cell_id for planned in self.planned_cells()}
-        fresh = [planned for planned in cells if planned.cell_id not in known]
+        fresh = list({planned.cell_id: planned for planned in cells if planned.cell_id not in known}.values())
         if not fresh and extension is None:
             return
         number = len(self.storage.names("plan")) + 1

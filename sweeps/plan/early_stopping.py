@@ -80,14 +80,16 @@ def decide_in_turn(
     """Decisions for cells that come one after another, as a search suggests them: nobody waits for one to come.
 
     A cell goes on from a rung when it is among the best of those that came before it, in the share that the rung keeps
-    of all ``expected`` ones (the stopping form of ASHA). What is decided of a cell depends on earlier ones alone.
+    of all ``expected`` ones (the stopping form of ASHA). What is decided of a cell depends on earlier ones alone. One
+    that ended badly stands in nobody's way, so that the first that does not reaches the full budget.
     """
     decisions: dict[tuple[str, int], Decision] = {}
     for place, contender in enumerate(bracket):
         for rung in rungs:
             if rung.tokens not in contender.losses:
                 break
-            earlier = [other.losses[rung.tokens] for other in bracket[:place] if rung.tokens in other.losses]
+            sound = [other for other in bracket[:place] if not other.ended_badly]
+            earlier = [other.losses[rung.tokens] for other in sound if rung.tokens in other.losses]
             rank = sum(loss <= contender.losses[rung.tokens] for loss in earlier)
             keep = max(1, round((len(earlier) + 1) * rung.keep / expected))
             decisions[contender.cell_id, rung.tokens] = "promote" if rank < keep else "drop"

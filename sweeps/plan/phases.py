@@ -55,20 +55,23 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
         explored = results.of("explore", strategy, arrangement)
         if any(result.outcome is None for result in explored):
             continue
-        suggested = _suggestion(space, identity, strategy, arrangement, explored)
+        n_suggested = sum(e.reason == "suggestion" and _is_of(e.cell, strategy, arrangement) for e in planned)
+        suggested = _suggestion(space, identity, strategy, arrangement, explored, n_suggested)
         if suggested:
             cells += suggested
             continue
         choice = choose(results, strategy, arrangement)
         if choice is None:
             continue
-        times = len({entry.cell.lr for entry in widened if _is_of(entry.cell, strategy, arrangement)})
-        new = list(_after(space, identity, choice, may_widen=times < space.rates.max_widenings))
-        fresh = [entry for entry in new if entry.cell_id not in known]
+        times = len({entry.cell.rate for entry in widened if _is_of(entry.cell, strategy, arrangement)})
+        wider = _widening(space, identity, choice) if times < space.rates.max_widenings else ()
+        fresh = [entry for entry in wider if entry.cell_id not in known]
+        if not fresh:  # nothing to widen by, or only rates whose cells failed, which say nothing
+            fresh = [entry for entry in _judging(space, identity, choice) if entry.cell_id not in known]
         if fresh:
             cells += fresh
             reasons.append(_because(fresh, choice))
-    timed = [entry for entry in _time_cells(space, identity, results) if entry.cell_id not in known]
+    timed = [] if cells else _time_cells(space, identity, results)  # which starts from none: all of them are new
     if timed:
         cells += timed
         reasons.append(f"equal time: {len(timed)} cells with the tokens that each arm trains while the fastest ends")
@@ -76,13 +79,20 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
 
 
 def _suggestion(
-    space: Space, identity: Identity, strategy: str, arrangement: Arrangement, explored: Sequence[CellResult]
+    space: Space,
+    identity: Identity,
+    strategy: str,
+    arrangement: Arrangement,
+    explored: Sequence[CellResult],
+    n_suggested: int,
 ) -> tuple[PlannedCell, ...]:
-    """The next suggested rate of an arm on its explore seeds, while a search has trials left for it."""
+    """The next suggested rate of an arm on its explore seeds, while a search has trials left for it.
+
+    All that was explored is told to the search, rates that the user added too; these take no trial from it.
+    """
     if not isinstance(space.search, OptunaSearch):
         return ()
-    seeds = space.seeds.explore
-    if len(explored) >= space.search.trials_per_arm * seeds:
+    if n_suggested >= space.search.trials_per_arm * space.seeds.explore:
         return ()
     from sweeps.plan.search import suggest
 
@@ -102,21 +112,20 @@ def _is_of(cell: Cell, strategy: str, arrangement: str) -> bool:
     return cell.strategy == strategy and cell.arrangement == arrangement
 
 
-def _after(space: Space, identity: Identity, choice: Choice, *, may_widen: bool) -> Iterator[PlannedCell]:
-    """The cells that follow an arm's explore cells: one rate beyond each edge, or its confirm cells."""
-    if choice.edges and may_widen:
-        for edge in choice.edges:
-            lr = edge.next_rate if edge.rate == "lr" else choice.lr
-            adamw_lr = edge.next_rate if edge.rate == "adamw_lr" else _adamw_lr_at(choice, lr)
-            rates = [Rate(lr=lr, adamw_lr=adamw_lr)]
-            arrangement: Arrangement = "grouped" if choice.arrangement == "grouped" else "shuffled"
-            for cell in explore_cells_at(
-                space, identity, strategy=choice.strategy, rates=rates, arrangement=arrangement
-            ):
-                yield PlannedCell(cell=cell, reason="widening", may_stop_early=False)
-        return
-    assert choice.adamw_lr is not None, "a cell in the ledger has both rates"
-    chosen = {choice.strategy: Rate(lr=choice.lr, adamw_lr=choice.adamw_lr)}
+def _widening(space: Space, identity: Identity, choice: Choice) -> Iterator[PlannedCell]:
+    """One rate beyond each edge at which the arm's best rate lies."""
+    for edge in choice.edges:
+        lr = edge.next_rate if edge.rate == "lr" else choice.lr
+        adamw_lr = edge.next_rate if edge.rate == "adamw_lr" else _adamw_lr_at(choice, lr)
+        rates = [Rate(lr=lr, adamw_lr=adamw_lr)]
+        arrangement: Arrangement = "grouped" if choice.arrangement == "grouped" else "shuffled"
+        for cell in explore_cells_at(space, identity, strategy=choice.strategy, rates=rates, arrangement=arrangement):
+            yield PlannedCell(cell=cell, reason="widening", may_stop_early=False)
+
+
+def _judging(space: Space, identity: Identity, choice: Choice) -> Iterator[PlannedCell]:
+    """The cells on which the arm is judged at its chosen rate."""
+    chosen = {choice.strategy: _rate_of(choice)}
     is_control = choice.arrangement == "grouped"
     reason: PlanReason = "control" if is_control else "confirm"
     make = control_cells if is_control else confirm_cells
@@ -142,7 +151,7 @@ def _time_cells(space: Space, identity: Identity, results: SweepResults) -> list
         return []
     fastest = max(known.values())
     slower = {arm: space.budget_tokens * speed / fastest for arm, speed in known.items() if speed < fastest}
-    chosen = {arm: rate for arm in slower if (rate := confirmed[arm][0].cell.rate) is not None}
+    chosen = {arm: _rate_of(choice) for arm in slower if (choice := choose(results, arm)) is not None}
     made = time_cells(space, identity, chosen, slower)
     return [PlannedCell(cell=cell, reason="time", may_stop_early=False) for cell in made if cell.cell_id is not None]
 
@@ -152,6 +161,11 @@ def _tokens_per_s(cells: Sequence[CellResult]) -> float | None:
     times = [(result.tokens_seen, result.last("train_time_s")) for result in cells if result.reached_budget]
     speeds = [tokens / seconds for tokens, seconds in times if seconds]
     return median(speeds) if speeds else None
+
+
+def _rate_of(choice: Choice) -> Rate:
+    assert choice.adamw_lr is not None, "a cell in the ledger has both rates"
+    return Rate(lr=choice.lr, adamw_lr=choice.adamw_lr)
 
 
 def _adamw_lr_at(choice: Choice, lr: float) -> float:

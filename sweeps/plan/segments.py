@@ -144,7 +144,7 @@ class Plan:
             Dropped(planned=self._cells[cell_id], rung_tokens=tokens, reason=self._reason(cell_id, bracket, tokens))
             for bracket in self._brackets
             for (cell_id, tokens), decision in self._decisions(bracket).items()
-            if decision == "drop" and cell_id in self._open
+            if decision == "drop" and cell_id in self._open and cell_id not in self._running
         ]
 
     def next(self, strategies: Sequence[str] | None = None) -> Segment | Waiting:

@@ -8,6 +8,7 @@ points: what was sent and not noted is sent again without harm.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from sweeps.tracking.note import parent_note
 from sweeps.tracking.projection import DesiredRun, DesiredSweep, SweepView, desired_sweep, points_digest
 from sweeps.tracking.runs import (
+    NAME_TAG,
     POINTS_TAG,
     KnownRun,
     cut,
@@ -26,6 +28,7 @@ from sweeps.tracking.runs import (
     new_params,
     new_summary,
     points_to_add,
+    set_name,
     set_status,
 )
 from sweeps.tracking.store import TrackingStore, TrackingUnavailableError, connect, without_credentials
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RUNS_PER_PAGE = 1_000
+MAX_REASON_CHARS = 200
+# urllib3 names address, path and retries before it says what happened, twice where MLflow repeats it.
+CAUSE = re.compile(r"Caused by \w+\(['\"](.+?)['\"]\)")
 
 
 class Projector:
@@ -152,13 +158,14 @@ class Projector:
         if points:
             tags[POINTS_TAG] = f"{len(points)} {points_digest(points)}"
         log(client, known, new_params(known, run.params), new, tags)
+        set_name(client, known, run)
         set_status(client, known, run)
         known.mark = mark
 
     def _create(self, client: MlflowClient, run: DesiredRun, extra_tags: Mapping[str, str]) -> KnownRun:
         tags = {key: cut(value) for key, value in {**run.tags, **extra_tags}.items()}
         made = client.create_run(self._experiment_id, start_time=run.start_time_ms, tags=tags, run_name=run.name)
-        return KnownRun(run_id=made.info.run_id, status=made.info.status, tags=tags)
+        return KnownRun(run_id=made.info.run_id, status=made.info.status, tags={**tags, NAME_TAG: run.name})
 
 
 def sync(view: SweepView, store: TrackingStore) -> None:
@@ -219,9 +226,11 @@ def is_outage(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of ``error``, short and without credentials."""
+    """Return the first line of ``error``, or the cause that it names at its end, short and without credentials."""
     lines = without_credentials(str(error)).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "..."
+    caused = CAUSE.search(lines[0])
+    reason = caused[1] if caused else lines[0]
+    return reason if len(reason) <= MAX_REASON_CHARS else reason[:MAX_REASON_CHARS] + "..."
 
 
 def _search(client: MlflowClient, experiment_id: str, sweep_id: str) -> list[Run]:

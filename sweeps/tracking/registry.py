@@ -72,7 +72,7 @@ def register_champion(
         version = _registered_before(client, sweep, facts)
         is_new = version is None
         if version is None:
-            model = _log_model(client, run, checkpoint, sweep, facts)
+            model = _logged_before(client, run, facts) or _log_model(client, run, checkpoint, sweep, facts)
             # A local registry looks up `models:/ID` in the process's global store, which is nobody's here; a server
             # accepts nothing else.
             source = f"models:/{model.model_id}" if store.is_server else str(model.artifact_location)
@@ -116,9 +116,21 @@ def _versions(client: MlflowClient, name: str) -> list[Any]:
 
 
 def _registered_before(client: MlflowClient, name: str, facts: Mapping[str, str]) -> str | None:
-    wanted = {key: facts[key] for key in ("sweep_id", "cell_id", DIGEST_TAG)}
+    wanted = _identity(facts)
     found = [version.version for version in _versions(client, name) if wanted.items() <= version.tags.items()]
     return str(max(found, key=int)) if found else None
+
+
+def _identity(facts: Mapping[str, str]) -> dict[str, str]:
+    return {key: facts[key] for key in ("sweep_id", "cell_id", DIGEST_TAG)}
+
+
+def _logged_before(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> LoggedModel | None:
+    """A model that was uploaded whole and not registered, because the store went away in between."""
+    of_the_run = f"source_run_id = '{run.info.run_id}'"
+    found = client.search_logged_models([run.info.experiment_id], filter_string=of_the_run)
+    whole = [model for model in found if model.status == "READY"]
+    return next((model for model in whole if _identity(facts).items() <= model.tags.items()), None)
 
 
 def _log_model(client: MlflowClient, run: Run, checkpoint: Path, sweep: str, facts: Mapping[str, str]) -> LoggedModel:

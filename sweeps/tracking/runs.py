@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # MLflow's UI hides tags that begin with "mlflow.": these are bookkeeping.
 POINTS_TAG = "mlflow.ledger.points"
 ARTIFACTS_TAG = "mlflow.ledger.artifacts"
+NAME_TAG = "mlflow.runName"
 MAX_POINTS_PER_BATCH = 1_000  # MLflow's limit on the metrics of one log_batch
 MAX_TAG_CHARS = 8_000
 TERMINAL = ("FINISHED", "FAILED", "KILLED")
@@ -130,6 +131,13 @@ def set_status(client: MlflowClient, known: KnownRun, run: DesiredRun) -> None:
     else:
         client.update_run(known.run_id, status=run.status)
     known.status = run.status
+
+
+def set_name(client: MlflowClient, known: KnownRun, run: DesiredRun) -> None:
+    """Rename a run whose name no longer tells it apart, as when an extension adds a second AdamW rate to its rate."""
+    if known.tags.get(NAME_TAG) != run.name:
+        client.update_run(known.run_id, name=run.name)
+        known.tags[NAME_TAG] = run.name
 
 
 def log_artifacts(client: MlflowClient, known: KnownRun, attachments: Mapping[str, bytes]) -> None:

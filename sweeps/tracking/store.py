@@ -34,7 +34,9 @@ QUIET_ENVIRONMENT: Mapping[str, str] = {
 }
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+# User and password, whatever signs the password holds, and a password among the parameters of a database's address.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/@:\s]*:\S*|[^/\s]*)@")
+_SECRET_PARAMETERS = re.compile(r"(?i)(?<=[?&])(\w*(?:password|token|secret)\w*=)[^&\s]+")
 
 
 class TrackingUnavailableError(WorldError):
@@ -96,8 +98,8 @@ def impossible_store(uri: str) -> str | None:
 
 
 def without_credentials(text: str) -> str:
-    """Return ``text`` with ``user:password@`` cut out of every address in it."""
-    return _CREDENTIALS.sub("", text)
+    """Return ``text`` with ``user:password@`` cut out of every address in it, and the value of ``password=``."""
+    return _SECRET_PARAMETERS.sub(r"\1", _CREDENTIALS.sub("", text))
 
 
 def quiet_mlflow() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from sweeps.tracking.projection import SweepView
@@ -10,10 +11,12 @@ from sweeps.tracking.projector import Projector, is_outage, reason_of
 
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
+LOOK_EVERY_S = 30.0
+"""A cell that trains for hours between two rungs writes durable records about once a minute, and wakes nobody."""
 
 
 class TrackingThread:
-    """Reads the ledger and projects it whenever it was woken, at most once in ``min_interval_s``.
+    """Reads the ledger and projects it when woken, at most once in ``min_interval_s``, and every ``look_every_s``.
 
     ``wake`` sets a flag and returns: a hundred wake-ups while MLflow is slow or away are one pass when it is back,
     because a pass always shows the newest state. Nothing queues up, so nothing is lost by a full queue.
@@ -26,6 +29,7 @@ class TrackingThread:
         say: Callable[[str], None],
         *,
         min_interval_s: float = 2.0,
+        look_every_s: float = LOOK_EVERY_S,
         first_retry_s: float = FIRST_RETRY_S,
         sync_command: str = "sweeps sync",
     ) -> None:
@@ -37,6 +41,7 @@ class TrackingThread:
         self._read = read
         self._say = say
         self._min_interval_s = min_interval_s
+        self._look_every_s = look_every_s
         self._first_retry_s = first_retry_s
         self._sync_command = sync_command
         self._retry_s = first_retry_s
@@ -73,10 +78,13 @@ class TrackingThread:
         return up_to_date
 
     def _run(self) -> None:
+        looked_s = time.monotonic()
         while True:
             closing = self._closing.is_set()
-            if not closing and not self._dirty.wait(timeout=0.5):
+            woken = closing or self._dirty.wait(timeout=min(0.5, self._look_every_s))
+            if not woken and time.monotonic() - looked_s < self._look_every_s:
                 continue
+            looked_s = time.monotonic()
             self._dirty.clear()
             if closing and self._was_down:  # a late answer to a request given up on could have doubled a run
                 self._projector.forget()
@@ -91,10 +99,12 @@ class TrackingThread:
                 self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
 
     def _attempt(self) -> bool:
+        view = None
         try:
-            self._projector.apply(self._read())
+            view = self._read()
+            self._projector.apply(view)
         except Exception as error:  # noqa: BLE001 - a sweep never ends because its view cannot be drawn
-            self._tell_down(error)
+            self._tell_down(error, is_ours=view is None or not is_outage(error))
             return False
         if self._is_down:
             self._is_down = False
@@ -102,10 +112,10 @@ class TrackingThread:
         self._retry_s = self._first_retry_s
         return True
 
-    def _tell_down(self, error: Exception) -> None:
+    def _tell_down(self, error: Exception, *, is_ours: bool) -> None:
         if self._is_down:
             return
         self._is_down = self._was_down = True
-        what = "does not answer" if is_outage(error) else f"cannot follow: {type(error).__name__}"
+        what = f"cannot follow: {type(error).__name__}" if is_ours else "does not answer"
         where = self._projector.store.label
         self._say(f"MLflow at {where} {what} ({reason_of(error)}); the sweep goes on and the view catches up later")

@@ -70,6 +70,13 @@ def test_the_ray_job_resumes_the_sweep_that_it_began() -> None:
     assert len(re.findall("sweeps (?:status|resume|run)", entrypoint)) == 3
 
 
+def test_the_database_password_stands_in_no_address_that_its_signs_could_break() -> None:
+    services = parsed("mlflow-compose.yaml")["services"]
+    server, database = services["server"]["environment"], services["database"]["environment"]
+    assert "PASSWORD" not in server["MLFLOW_BACKEND_STORE_URI"]
+    assert server["PGPASSWORD"] in database["POSTGRES_PASSWORD"].replace(":?set MLFLOW_DB_PASSWORD", "")
+
+
 @pytest.mark.filterwarnings("ignore")  # what mlflow's own import says
 def test_every_option_of_the_mlflow_command_is_one_that_mlflow_knows() -> None:
     from mlflow.cli import server

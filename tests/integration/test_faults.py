@@ -78,6 +78,7 @@ def wait_until_begun(sweeps: Sweeps, process: subprocess.Popen[str]) -> None:
 def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
     rng = random.Random(11)
     words = ["run", "--space", "slow.toml", "--name", "first"]
+    strikes = []
     for _ in range(MOMENTS):
         process = sweeps.start(*words)
         wait_until_begun(sweeps, process)
@@ -85,11 +86,13 @@ def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str
         if process.poll() is not None:
             process.communicate()
             break
-        before, tokens = durable_files(sweeps.runs, "first"), durable_tokens(sweeps.runs, "first")
+        strikes.append((durable_files(sweeps.runs, "first"), durable_tokens(sweeps.runs, "first")))
         end_with_children(process)
         words = ["resume", "first"]
+    assert strikes, "the sweep was over before anything struck it"
     sweeps("resume", "first")
-    not_written_again(before, tokens)
+    for before, tokens in strikes:
+        not_written_again(before, tokens)
     assert losses(sweeps.outcomes("first")) == reference
 
 
@@ -229,7 +232,34 @@ def test_a_read_only_folder_is_named(sweeps: Sweeps, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
 
 
-def test_a_cell_that_always_fails_ends_as_failed_and_the_others_go_on(sweeps: Sweeps) -> None:
+def test_a_cell_whose_worker_always_dies_ends_as_failed_and_the_others_go_on(sweeps: Sweeps) -> None:
+    process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
+    cells = sweeps.runs / "first" / "cells"
+    victim = next(cells.glob("*/lease.json"))
+    killed: set[int] = set()
+    while len(killed) < 3 and process.poll() is None:
+        try:
+            pid = json.loads(victim.read_text())["pid"]
+            if pid not in killed:
+                psutil.Process(pid).kill()
+                killed.add(pid)
+        except (psutil.NoSuchProcess, FileNotFoundError):
+            pass
+        time.sleep(0.01)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 3, said
+    assert "failed: the worker process died (killed, or its node was lost)" in said
+    assert "Run them again with: sweeps resume first --retry-failed" in said
+    outcomes = {cell: found["outcome"] for cell, found in sweeps.outcomes("first").items()}
+    assert [cell for cell, outcome in outcomes.items() if outcome == "failed"] == [victim.parent.name]
+    assert len(list((victim.parent / "attempts").glob("*.json"))) == 3
+    sweeps("resume", "first", "--retry-failed")
+    assert "failed" not in {found["outcome"] for found in sweeps.outcomes("first").values()}
+
+
+def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(
+    sweeps: Sweeps, reference: dict[str, tuple[object, ...]]
+) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     pages = [json.loads(page.read_text()) for page in (sweeps.runs / "first" / "plan").glob("*.json")]
     cells = [cell for page in pages for cell in page["cells"]]
@@ -243,3 +273,4 @@ def test_a_cell_that_always_fails_ends_as_failed_and_the_others_go_on(sweeps: Sw
     assert "is not a segment of this program" in said
     (blocked / "not-a-segment.json").unlink()
     sweeps("resume", "first")
+    assert losses(sweeps.outcomes("first")) == reference

@@ -13,11 +13,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SEARCH = ["--set", "search=optuna", "--set", "search.trials_per_arm=4", "--set", "resources.workers=1"]
 
 
-def suggestions(sweeps: Sweeps, name: str) -> list[tuple[str, float]]:
-    """Explored (strategy, lr) in the order in which they stand in the plan."""
+def suggestions(sweeps: Sweeps, name: str) -> dict[str, list[float]]:
+    """The rates that each arm explored, in the order in which they stand in the plan."""
     pages = sorted((sweeps.runs / name / "plan").glob("*.json"))
     cells = [cell for page in pages for cell in json.loads(page.read_text())["cells"]]
-    return sorted((cell["strategy"], cell["lr"]) for cell in cells if cell["phase"] == "explore")
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell["phase"] == "explore":
+            found.setdefault(cell["strategy"], []).append(cell["lr"])
+    assert {len(rates) for rates in found.values()} == {4}
+    return found
 
 
 def test_an_interrupted_search_suggests_what_an_uninterrupted_one_does(sweeps: Sweeps) -> None:

@@ -96,6 +96,25 @@ def test_interrupted_in_explore_and_in_confirm_it_ends_as_if_it_had_not_been(swe
     assert losses(after) == losses(sweeps.outcomes("undisturbed"))
 
 
+def test_an_extension_runs_new_cells_alone_and_keeps_the_verdict_before_it(sweeps: Sweeps) -> None:
+    sweeps("run", "--space", "space.toml", "--name", "first")
+    before = {cell_id: found["ended_s"] for cell_id, found in sweeps.outcomes("first").items()}
+    verdict = json.loads((sweeps.runs / "first" / "verdict.json").read_text())
+    sweeps("extend", "first", "--lr", "0.04", "--seeds", "5")
+    after = sweeps.outcomes("first")
+    assert {cell_id: after[cell_id]["ended_s"] for cell_id in before} == before
+    new = [found for cell_id, found in after.items() if cell_id not in before]
+    assert sorted((c["strategy"], c["lr"]) for c in new if c["phase"] == "explore") == [("long", 0.04), ("short", 0.04)]
+    assert {found["outcome"] for found in new} == {"completed"}, "added rates run to the full budget"
+    judged = json.loads((sweeps.runs / "first" / "verdict.json").read_text())
+    assert {arm["name"]: arm["seeds"] for arm in judged["strategies"]} == {
+        "short": [101, 102, 103, 104, 105],
+        "long": [101, 102, 103, 104, 105],
+    }
+    kept = sorted((sweeps.runs / "first" / "verdicts").glob("*.json"))
+    assert [json.loads(path.read_text()) for path in kept] == [verdict, judged]
+
+
 @pytest.mark.faults
 def test_a_second_driver_is_refused_with_the_first_ones_host_and_pid(sweeps: Sweeps) -> None:
     process = sweeps.start("run", "--space", "slow.toml", "--name", "first")

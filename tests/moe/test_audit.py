@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.audit import audit, straddling_share
+from moe.audit import _common_run, audit, straddling_share
 from moe.config import BatchConfig
 from moe.corpus import CorpusConfig
 from moe.errors import CorpusError
@@ -141,6 +141,32 @@ def test_a_share_of_overlap_above_the_limit_is_refused_and_below_it_a_caveat():
     assert found(refused, "overlap_share", "test").value == pytest.approx((17 + 37) / 528)
     with pytest.raises(CorpusError, match=r"10\.23% of the 64-token runs of the test exam stand in train"):
         refused.require_fit()
+
+
+def test_a_run_that_is_too_long_is_refused_where_a_shorter_one_of_another_place_begins_before_it():
+    splits = {
+        "train": token_file([500] * 40),
+        "validation": token_file([300] * 20, split="validation", seed=1),
+        "test": token_file([300] * 60, split="test", seed=2),
+    }
+    # Tokens 10 to 136 of a test document in one train document, 11 to 200 in another.
+    start = int(splits["test"].document_starts[7])
+    splits["train"].tokens[1010:1137] = splits["test"].tokens[start + 10 : start + 137]
+    splits["train"].tokens[2011:2201] = splits["test"].tokens[start + 11 : start + 201]
+    finding = _common_run(splits["test"], splits["train"], run_len=64, limit=128)
+    assert finding.level == "refuse"
+    assert finding.value == 190
+    assert "(test-7)" in finding.message
+    assert "(train-4)" in finding.message
+    assert _common_run(splits["test"], splits["train"], run_len=64, limit=191).level == "ok"
+
+
+def test_a_train_split_without_a_whole_block_is_refused_with_the_length_that_fits():
+    result = audited([90], arms=ARMS)
+    finding = found(result, "epochs", "train")
+    assert finding.level == "refuse"
+    assert finding.remedy == "choose a longest seq_len < 90 tokens or a larger corpus"
+    assert found(result, "straddling_windows", "long").value == 0.0
 
 
 def test_an_audit_is_plain_data():

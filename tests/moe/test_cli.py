@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe.__main__ import main
-from moe.single_run import parse_corpus, parse_tokenizer
+from moe.single_run import newest_checkpoint, parse_corpus, parse_tokenizer
 from moe.trainer import Trainer
 
 SMALL = {
@@ -119,6 +119,63 @@ def test_all_bad_values_are_named_in_one_message(train, capsys):
     assert "top_k=9 exceeds n_experts=4" in message
     assert "d_model=16 is not a multiple of n_heads=3" in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--threads", "0"), "threads=0 must be at least 1"),
+        (("--seq-len", "0"), "seq_len=0 must be at least 1"),
+        (("--block-len", "48"), "block_len=48 is not a multiple of seq_len=32"),
+        (("--block-len", "0"), "block_len=0 must be at least 1"),
+        (("--grad-accum-steps", "0"), "grad_accum_steps=0 must be at least 1"),
+        (
+            ("--budget-tokens", "0"),
+            "budget_tokens=0 is not a positive multiple of the 128 tokens of a step; choose 128",
+        ),
+        (("--exam-tokens", "-5"), "exam_tokens=-5 must be at least 1"),
+        (("--warmup-share", "nan"), "warmup_share=nan must lie between 0 and 1"),
+        (("--adamw-lr", "0"), "adamw_lr=0.0 must be finite and above 0"),
+        (("--n-kv-heads", "0"), "n_kv_heads=0 must be at least 1"),
+        (("--seed", "-1"), "seed=-1 is not from 0 to 2^63 - 1"),
+        (("--tokenizer", "bpe:²"), "tokenizer='bpe:²' is not understood"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_before_any_text_is_read(train, tmp_path, capsys, option, message):
+    assert train(*option) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache-dir"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_path_that_is_no_folder_is_named_in_one_line(train, tmp_path, capsys, option, place):
+    (tmp_path / "file").write_text("a letter")
+    assert train(option, str(tmp_path / place)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert str(tmp_path / "file") in said
+    assert len(said.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "a letter"
+
+
+def test_an_interrupted_export_promises_no_resuming(train, tmp_path, capsys, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe.single_run.export", interrupted)
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "exported")]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing is kept\n"
+
+
+def test_folders_that_only_look_like_checkpoints_are_passed_over(tmp_path):
+    for name in ("checkpoint-64", "checkpoint-512", "checkpoint-old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.pt").touch()
+    (tmp_path / "checkpoint-1024").mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-512"
 
 
 def test_a_diverged_run_says_where_it_ended(train, capsys):

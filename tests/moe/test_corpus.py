@@ -52,11 +52,12 @@ def test_a_stated_split_is_kept():
 
 def test_all_problems_of_a_corpus_are_named_at_once():
     with pytest.raises(CorpusError) as error:
-        CorpusConfig(kind="files", validation_share=0.7, max_common_run_tokens=8)
+        CorpusConfig(kind="files", validation_share=0.7, max_common_run_tokens=8, max_epochs=0.0)
     message = str(error.value)
     assert "has no paths" in message
     assert "validation_share=0.7 must lie between 0 and 0.5" in message
     assert "max_common_run_tokens=8 must be at least 64" in message
+    assert "max_epochs=0.0 must be above 0" in message
 
 
 def test_a_hub_corpus_without_an_id_is_refused():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from moe.device import Device, is_out_of_memory, set_threads
-from moe.errors import DeviceMissing
+from moe.errors import ConfigError, DeviceMissing
 
 
 def test_auto_takes_cuda_where_there_is_one_and_the_cpu_elsewhere():
@@ -22,7 +22,7 @@ def test_cuda_asked_for_on_a_machine_without_it_names_the_remedy(monkeypatch):
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(ValueError, match="device='tpu' is unknown; choose auto, cpu or cuda"):
+    with pytest.raises(ConfigError, match="device='tpu' is unknown; choose auto, cpu or cuda"):
         Device.resolve("tpu")
 
 
@@ -38,6 +38,9 @@ def test_bf16_units_are_known_from_the_compute_capability(capability, fast):
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory: you tried"), True),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("not enough memory"), False),
     ],
@@ -53,5 +56,5 @@ def test_a_real_allocation_beyond_all_memory_is_recognised():
 
 
 def test_a_thread_count_below_one_is_refused():
-    with pytest.raises(ValueError, match="threads=0 must be at least 1"):
+    with pytest.raises(ConfigError, match="threads=0 must be at least 1"):
         set_threads(0)

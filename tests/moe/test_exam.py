@@ -155,6 +155,15 @@ def test_the_sliding_window_scores_each_target_once_with_half_a_window_of_contex
     np.testing.assert_allclose(losses_RS, context + rows.tokens_RS[:, 1:] / 1000, atol=1e-5)
 
 
+def test_a_sliding_window_of_odd_length_misses_no_target():
+    rows = exam_of(corpus_of(MANY_LONG), block_len=45, common_len=15).test
+    losses_RS = sliding_losses(CountingModel(), rows, window_len=15)
+    # Windows begin at 0, 7, 14, 21, 28 and, so that the last targets are in one, at 30.
+    later = np.arange(9, 16)
+    context = np.concatenate([np.arange(1, 16), later, later, later, later[:2], later])
+    np.testing.assert_allclose(losses_RS, context + rows.tokens_RS[:, 1:] / 1000, atol=1e-5)
+
+
 def test_scoring_is_fp32_under_autocast_and_gives_the_model_back_in_training():
     model = CountingModel()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -111,6 +111,19 @@ def test_low_precision_products_keep_fp32_outputs_and_weight_gradients(products,
 
 
 @pytest.mark.parametrize("products", PRODUCTS)
+def test_an_expert_that_would_overflow_on_a_token_it_does_not_get_has_finite_gradients(products):
+    """Rows are padded with the first token, which is beyond fp16 in the second expert alone."""
+    x_ND, gate_up = torch.ones(3, 8), torch.full((E, 16, 8), 1e-3)
+    x_ND[0] = 300.0
+    gate_up[1] = 0.2
+    inputs = (x_ND, torch.ones(3, 1), gate_up, torch.full((E, 8, 8), 0.01))
+    out, grads = run(PRODUCTS[products](), inputs, torch.tensor([[0], [1], [0]]), torch.ones(3, 8), torch.float16)
+    assert out.isfinite().all()
+    assert all(grad.isfinite().all() for grad in grads)
+    assert grads[3][1].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("products", PRODUCTS)
 def test_the_same_inputs_give_the_same_bits(products):
     inputs, experts_NK, grad_ND = make_inputs("spread")
     implementation = PRODUCTS[products]()
@@ -171,6 +184,14 @@ def test_pre_activations_reuse_the_memory_of_the_step_before():
     (kept,) = experts._pool._free
     experts(x_ND, weights_NK, experts_NK, counts_E).sum().backward()
     assert [buffer.data_ptr() for buffer in experts._pool._free] == [kept.data_ptr()]
+
+
+def test_no_buffer_is_kept_on_a_device_whose_allocator_keeps_memory_itself():
+    pool, elsewhere = BufferPool(), torch.empty(0, device="meta")
+    taken = pool.take(4, 8, elsewhere)
+    assert taken.shape == (4, 8)
+    pool.give_back(taken)
+    assert pool._free == []
 
 
 def test_backward_after_the_memory_was_given_away_is_refused():

@@ -120,8 +120,10 @@ def test_a_word_that_names_no_split_is_refused_with_its_row(tmp_path):
 
 
 def test_a_group_column_is_carried(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "author": "A"}, {"text": "y", "author": "B"}])
-    assert [document.group for document in read(tmp_path / "a.jsonl", group_column="author")] == ["A", "B"]
+    authors = ("A", "B", None)
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"{author}'s", "author": author} for author in authors])
+    # Nobody knows that all rows without an author have the same one.
+    assert [document.group for document in read(tmp_path / "a.jsonl", group_column="author")] == ["A", "B", None]
 
 
 def test_a_missing_text_column_names_the_columns_that_are_there(tmp_path):

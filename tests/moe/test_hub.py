@@ -10,6 +10,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import transformers
 
 import moe.corpus_hub
 from moe.corpus import CorpusConfig, open_corpus
@@ -132,6 +133,16 @@ def test_offline_mode_is_honoured_without_asking(monkeypatch, tmp_path):
 def test_a_tokenizer_without_network_is_named(no_network):
     with pytest.raises(CorpusError, match="tokenizer nobody/nothing cannot be had: ConnectionError: Name or service"):
         make_tokenizer(TokenizerConfig(kind="hub", id="nobody/nothing"), [])
+
+
+def test_a_tokenizer_that_the_hub_has_and_nobody_can_read_is_named(monkeypatch):
+    def unreadable(*args, **kwargs):
+        raise ValueError("Unrecognized model.\nIt needs code of its own")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreadable)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: SimpleNamespace(sha=SHA))
+    with pytest.raises(CorpusError, match=r"tokenizer some/code cannot be read: Unrecognized model\. It needs code"):
+        make_tokenizer(TokenizerConfig(kind="hub", id="some/code"), [])
 
 
 def connected(monkeypatch, rows, *, sha="0123abcd"):

@@ -140,7 +140,7 @@ def brute_force_runs(tokens, other, run_len):
     return [tuple(tokens[start : start + run_len]) in runs for start in range(tokens.size - run_len + 1)]
 
 
-@pytest.mark.parametrize("run_len", [2, 4, 8])
+@pytest.mark.parametrize("run_len", [2, 3, 4, 7, 8])
 @pytest.mark.parametrize("chunk", [2**22, 50])
 def test_common_runs_are_those_that_comparing_every_pair_finds(monkeypatch, run_len, chunk):
     monkeypatch.setattr("moe.run_overlap._CHUNK_TOKENS", chunk)

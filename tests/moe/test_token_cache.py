@@ -149,8 +149,16 @@ def cut_short(path: Path):
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def an_empty_list(path: Path):
+    path.write_text("[]")
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize("damage", [changed_byte, cut_short, Path.unlink], ids=["changed", "cut short", "missing"])
+@pytest.mark.parametrize(
+    "damage",
+    [changed_byte, cut_short, an_empty_list, Path.unlink],
+    ids=["changed", "cut short", "replaced", "missing"],
+)
 @pytest.mark.parametrize(
     "name",
     ["train.tokens", "test.tokens", "validation.document_starts.npy", "tokenizer/tokenizer.json", "sidecar.json"],
@@ -222,6 +230,25 @@ def test_a_pickled_token_file_is_a_path_and_not_a_copy(corpus, tmp_path):
     content = pickle.dumps(file)
     assert len(content) < 1000
     assert np.array_equal(pickle.loads(content).tokens, file.tokens)
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from moe.token_file import TokenFile
+print(ascii(TokenFile.open(Path(sys.argv[1]), "train", dtype="uint16").document_names[0]))
+"""
+
+
+def test_names_are_read_as_they_were_written_whatever_the_locale(tmp_path):
+    rows = rows_with_splits()
+    rows[0]["id"] = "na\u00efve"
+    folder = tokenized_rows(tmp_path, rows).folder
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", OPEN, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "'rows.jsonl row 0 (na\\xefve)'\n"
 
 
 def test_the_sidecar_names_no_place_and_no_time(corpus, tmp_path):

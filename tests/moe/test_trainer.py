@@ -197,6 +197,12 @@ def test_all_problems_of_a_config_are_reported_at_once(make_config, make_data):
             "optimizer.lr": -1.0,
             "batch.seq_len": 5,
             "model.lb_loss_coef": math.nan,
+            "model.norm_eps": 0.0,
+            "optimizer.adamw_betas": (0.9, 1.0),
+            "optimizer.muon_weight_decay": -0.1,
+            "report_every_tokens": 0,
+            "schedule.warmup_tokens": 4096,
+            "seed": -1,
         }
     )
     with pytest.raises(ConfigError) as caught:
@@ -207,6 +213,12 @@ def test_all_problems_of_a_config_are_reported_at_once(make_config, make_data):
     assert "lr=-1.0 must be finite and above 0" in message
     assert "block_len=16 is not a multiple of seq_len=5" in message
     assert "lb_loss_coef=nan must be finite" in message
+    assert "norm_eps=0.0 must be finite and above 0" in message
+    assert "adamw_betas=(0.9, 1.0) are not in [0, 1)" in message
+    assert "muon_weight_decay=-0.1 must be finite and not negative" in message
+    assert "report_every_tokens=0 must be at least 1" in message
+    assert "warmup_tokens=4096 and decay_tokens=512 must not be negative" in message
+    assert "seed=-1 is not from 0 to 2^63 - 1" in message
 
 
 @pytest.mark.parametrize(
@@ -214,8 +226,13 @@ def test_all_problems_of_a_config_are_reported_at_once(make_config, make_data):
     [
         (
             {"schedule.budget_tokens": 2000},
-            "budget_tokens=2000 is not a positive multiple of the 64 tokens of a step; ",
+            "^budget_tokens=2000 is not a positive multiple of the 64 tokens of a step; choose 1984 or 2048$",
         ),
+        (
+            {"schedule.budget_tokens": 2000, "exam_at_tokens": (2000,)},
+            "^budget_tokens=2000 is not a positive multiple of the 64 tokens of a step; choose 1984 or 2048$",
+        ),
+        ({"exam_at_tokens": (0,)}, r"exam_at_tokens\[0\]=0 is not a positive multiple .* choose 64$"),
         ({"exam_at_tokens": (100,)}, r"exam_at_tokens\[0\]=100 is not a positive multiple .* choose 64 or 128"),
         ({"exam_at_tokens": (4096,)}, r"exam_at_tokens\[0\]=4096 exceeds budget_tokens=2048"),
         ({"schedule.warmup_tokens": 1600}, "warmup_tokens=1600 and decay_tokens=512 must not be negative"),
@@ -232,11 +249,23 @@ def test_training_beyond_the_budget_is_refused(make_trainer):
         next(make_trainer().run(until_tokens=4096))
 
 
-def test_attention_within_documents_is_used_in_training_and_in_the_exam(make_trainer):
+def test_attention_within_documents_is_used_in_training_and_in_the_exam(make_trainer, monkeypatch):
     plain, bounded = (
         make_trainer(document_attention=value, block_len=16, exam_at_tokens=(64,)) for value in (False, True)
     )
+    scored = []
+    token_losses = bounded.model.token_losses
+
+    def listening(*args, document_ids_BT=None):
+        scored.append(document_ids_BT)
+        return token_losses(*args, document_ids_BT=document_ids_BT)
+
+    monkeypatch.setattr(bounded.model, "token_losses", listening)
     assert next(iter(plain.run())).train_loss != next(iter(bounded.run())).train_loss
+    n_validation = len(scored)
+    bounded.test_scores()
+    assert 0 < n_validation < len(scored)
+    assert all(ids_BT is not None for ids_BT in scored)
 
 
 def test_peak_memory_is_measured_and_holds_at_least_the_weights_and_the_optimizers_state(make_trainer):

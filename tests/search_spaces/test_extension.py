@@ -112,3 +112,10 @@ def test_resources_may_change_between_run_and_resume_and_identity_may_not(tiny: 
         "rates.adamw_ratio=unset was 0.3 when the sweep began, and decides what its cells are; "
         "leave it, extend the sweep, or start one under another name",
     ]
+
+
+def test_a_rate_for_a_search_that_draws_adamws_ratio_is_refused(tiny_text: str) -> None:
+    ratio = "search={kind='optuna', adamw_ratio_low=0.1, adamw_ratio_high=1.0}"
+    space = parse_space(tiny_text.replace("adamw_ratio = 0.3", ""), [ratio])
+    with pytest.raises(SpaceErrors, match=r"--lr=\[0.03\] has no AdamW rate to go with.*; start a sweep under another"):
+        extended_space(space, lr=[0.03])

@@ -158,6 +158,23 @@ def test_a_cluster_address_that_does_not_answer_is_bad(closed_port: int) -> None
     assert "unset RAY_ADDRESS" in row.remedy
 
 
+@pytest.mark.parametrize(
+    ("address", "port"), [("10.0.0.1", 6379), ("http://h:8265", 8265), ("http://h", 80), ("https://h", 443)]
+)
+def test_an_address_without_a_port_is_asked_where_ray_would_ask(
+    address: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def refuse(where: tuple[str, int], timeout: float) -> None:
+        asked.append(where[1])
+        raise OSError("refused")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    doctor.check_ray(address)
+    assert asked == [port]
+
+
 def test_a_tracking_server_that_answers_is_well_with_and_without_a_login(server: str) -> None:
     assert tracking_problem(server) is None
     locked = server.replace("http://", "http://me:secret@") + "/locked"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from search_spaces import Identity, explore_cells, load_space
+from search_spaces import Identity, explore_cells, load_space, with_overrides
 from sweeps.engine.driver import Driver, Packing
 from sweeps.engine.trainable import STOP_WISH, SegmentJob
-from sweeps.errors import DamagedError, StorageError
+from sweeps.errors import DamagedError, StorageError, SweepHeldError, WorldError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.phases import first_cells
@@ -116,3 +116,55 @@ def test_an_error_is_tried_again_once_and_its_traceback_is_kept(driver: Driver) 
     outcome = folder.outcome()
     assert outcome is not None
     assert (outcome["outcome"], outcome["reason"]) == ("failed", "RuntimeError: bug")
+
+
+def test_a_worker_that_dies_again_and_again_is_not_replaced_for_ever(driver: Driver) -> None:
+    cell_id = taken(driver).cell_id
+    for _ in range(2):
+        driver.done(cell_id, None)
+        assert driver.plan.state(cell_id) == "queued"
+    driver.done(cell_id, None)
+    outcome = driver.ledger.cell_folder(cell_id).outcome()
+    assert outcome is not None
+    assert outcome["outcome"] == "failed"
+    assert outcome["reason"] == "the worker process died (killed, or its node was lost)"
+
+
+def test_a_worker_that_dies_after_its_cell_has_ended_takes_nothing_back(driver: Driver) -> None:
+    job = taken(driver)
+    folder = driver.ledger.cell_folder(job.cell_id)
+    written = folder.write_outcome(driver.plan.planned(job.cell_id).cell, "completed", tokens_seen=65_536, val_loss=4.0)
+    for _ in range(3):
+        driver.done(job.cell_id, None)
+    assert folder.outcome() == written
+    assert folder.attempts() == []
+
+
+def test_a_driver_that_lost_the_sweep_hands_out_and_writes_nothing_more(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = taken(driver)
+
+    def lost() -> None:
+        raise SweepHeldError("first was taken over by pid 7 on elsewhere")
+
+    driver.require_held = lost
+    monkeypatch.setattr(Storage, "write_json", lambda *_: pytest.fail("the sweep is another driver's"))
+    driver.done(job.cell_id, {"ended": "error", "reason": "RuntimeError: bug"})
+    assert driver.take() == "finished"
+    monkeypatch.setattr("sweeps.engine.driver.run_trials", lambda *_, **__: None)
+    with pytest.raises(WorldError, match="taken over by pid 7 on elsewhere"):
+        driver.run()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("best", []), ("all", [65_536])])
+def test_an_explore_cell_that_has_ended_gives_its_checkpoints_back_unless_all_are_kept(
+    driver: Driver, keep: str, kept: list[int]
+) -> None:
+    driver.space = with_overrides(driver.space, [f"keep={keep}"])
+    job = taken(driver)
+    folder = driver.ledger.cell_folder(job.cell_id)
+    folder.checkpoints.save(65_536, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+    folder.write_outcome(driver.plan.planned(job.cell_id).cell, "completed", tokens_seen=65_536, val_loss=4.0)
+    driver.done(job.cell_id, {"ended": "done"})
+    assert folder.checkpoints.complete() == kept

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from sweeps.plan.early_stopping import Contender, Rung, decide
+from sweeps.plan.early_stopping import Contender, Rung, decide, decide_in_turn
 
 RUNGS = (Rung(tokens=100, keep=3), Rung(tokens=200, keep=2))
 
@@ -101,3 +101,17 @@ def test_which_cells_win_does_not_depend_on_launch_order_and_no_rung_waits_for_e
     dies = {name: rng.choice([100, 200]) for name in names if rng.random() < 0.2}
     ends = {frozenset(run_to_the_end(curves, list(order), dies)) for order in itertools.permutations(names)}
     assert len(ends) == 1
+
+
+def test_a_suggested_cell_is_ranked_with_earlier_ones_alone() -> None:
+    rungs = (Rung(tokens=100, keep=2),)
+    bracket = contenders({"a": {100: 2.0}, "b": {100: 3.0}, "c": {100: 2.5}, "d": {100: 1.0}})
+    decisions = decide_in_turn(bracket, rungs, expected=4)
+    assert [decisions[name, 100] for name in "abcd"] == ["promote", "drop", "promote", "promote"]
+    assert decide_in_turn(bracket[:2], rungs, expected=4) == {("a", 100): "promote", ("b", 100): "drop"}
+
+
+def test_a_suggested_cell_that_ended_badly_starves_none_of_those_after_it() -> None:
+    losses = {"a": {100: 1.0, 200: 0.5}, "b": {100: 2.0, 200: 2.0}, "c": {100: 3.0}}
+    decisions = decide_in_turn(contenders(losses, ended=frozenset("a")), (Rung(tokens=100, keep=1),), expected=3)
+    assert (decisions["b", 100], decisions["c", 100]) == ("promote", "drop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -105,10 +106,16 @@ def test_the_job_is_the_same_command_with_an_absolute_runs_folder(
     assert said == ["submitted job raysubmit_1 to http://head:8265; Ctrl-C stops following it, not the job"]
 
 
-def test_on_this_machine_the_job_runs_with_this_python(server: JobServer) -> None:
+@pytest.mark.parametrize(("here", "taken"), [(sys.executable, sys.executable), ("/laptop/.venv/bin/python", "python")])
+def test_a_local_address_means_this_python_and_behind_a_tunnel_the_clusters(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch, here: str, taken: str
+) -> None:
     server.address = "http://127.0.0.1:8265"
+    monkeypatch.setattr(sys, "executable", here)
     run_as_job(server.address, REQUEST, environment={}, say=lambda line: None)
-    assert server.submitted[0]["entrypoint"].startswith(f"{sys.executable} -m sweeps run ")
+    words = ["sh", "-c", f"echo {server.submitted[0]['entrypoint']}"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert said.stdout == f"{taken} -m sweeps run --preset smoke --name first --runs-dir s3://b/runs\n"
 
 
 def test_an_environment_by_constraints_installs_the_pins_and_leaves_ray_alone(

@@ -89,3 +89,21 @@ def test_waiting_takes_the_lease_once_the_holder_is_gone(storage: Storage) -> No
         lease = Lease(storage, "driver.json")
         lease.acquire(wait_s=10)
         lease.release()
+
+
+def test_who_was_silent_for_too_long_learns_that_the_lease_is_lost_and_leaves_it_alone(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.ledger.lease.HEARTBEAT_S", 0.05)
+    lease = Lease(storage, "driver.json")
+    lease.acquire()
+    lease.require_held()
+    write_holder(storage, host="elsewhere", pid=7, heartbeat_s=time.time())
+    assert lease._thread is not None
+    lease._thread.join(timeout=10)
+    with pytest.raises(SweepHeldError, match=r"was taken over by pid 7 on elsewhere while this process .* was silent"):
+        lease.require_held()
+    lease.release()
+    holder = read_holder(storage, "driver.json")
+    assert holder is not None
+    assert holder.token == "other"

@@ -136,3 +136,25 @@ def test_a_temporary_file_that_a_crash_left_is_not_seen(ledger: Ledger, tmp_path
     (tmp_path / "first" / ".tmp-sweep.json-1-abcd").write_text('{"schema"')
     assert ledger.storage.names() == ["sweep.json"]
     assert ledger.beginning()["sweep"] == "first"
+
+
+def test_a_cell_that_is_added_twice_at_once_stands_once_in_the_plan(ledger: Ledger) -> None:
+    planned = PlannedCell(cell=CELL, reason="extension", may_stop_early=False)
+    ledger.add_cells([planned, planned], because="extension")
+    assert ledger.planned_cells() == [planned]
+
+
+def test_what_a_crash_left_of_a_checkpoint_is_cleared_and_one_that_was_set_aside_stays(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    for tokens in (100, 200, 300):
+        write_checkpoint(folder, tokens)
+    folder.checkpoints.set_aside(200, "one byte changed")
+    cut_short = tmp_path / "first" / "cells" / "c0ffee" / "checkpoint-000000000000250"
+    cut_short.mkdir()
+    (cut_short / ".tmp-state.bin-1-abcd").write_bytes(b"half")
+    write_checkpoint(folder, 400)
+    assert not cut_short.exists()
+    assert folder.checkpoints.complete() == [300, 400]
+    assert [name for name in folder.storage.names() if name.endswith("200")] == ["checkpoint-000000000000200"]

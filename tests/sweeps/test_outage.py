@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,19 @@ def test_a_thousand_wake_ups_during_one_pass_are_one_pass_after_it(
     assert len(projector.passes) == 3, "one for the wake-ups, one for the end"
 
 
+def test_what_a_long_segment_has_made_durable_is_shown_without_a_wake_up(
+    projector: SwitchedProjector, said: list[str]
+) -> None:
+    newest = [SweepView(results=made_up.results([]))]
+    thread = TrackingThread(
+        projector, lambda: newest[-1], said.append, min_interval_s=QUICK_S, look_every_s=QUICK_S
+    ).start()
+    wait_until(lambda: bool(projector.passes))
+    newest.append(SweepView(results=made_up.finished_sweep()))
+    wait_until(lambda: projector.passes[-1] is newest[-1])
+    assert thread.close(20)
+
+
 def test_the_last_pass_shows_the_newest_ledger(projector: SwitchedProjector, said: list[str]) -> None:
     newest = [SweepView(results=made_up.results([]))]
     thread = thread_for(projector, said, lambda: newest[-1]).start()
@@ -142,21 +156,22 @@ def test_closing_does_not_wait_longer_than_its_timeout_for_a_store_that_hangs(
     assert said == ["MLflow at http://tracking.example is behind the sweep; `sweeps sync` brings it up to date"]
 
 
-def test_a_ledger_that_cannot_be_read_for_a_while_does_not_end_the_thread(
-    projector: SwitchedProjector, said: list[str]
+@pytest.mark.parametrize("error", [StorageError("the mount is gone"), FileNotFoundError("the mount is gone")])
+def test_a_ledger_that_cannot_be_read_for_a_while_does_not_end_the_thread_and_is_not_mlflows_fault(
+    projector: SwitchedProjector, said: list[str], error: Exception
 ) -> None:
     answers: list[SweepView | None] = [None, None, SweepView(results=made_up.finished_sweep())]
 
     def read() -> SweepView:
         view = answers.pop(0) if len(answers) > 1 else answers[0]
         if view is None:
-            raise StorageError("the mount is gone")
+            raise error
         return view
 
     thread = thread_for(projector, said, read).start()
     wait_until(lambda: bool(projector.passes))
     assert thread.close(20)
-    assert "cannot follow: StorageError (the mount is gone)" in said[0]
+    assert f"cannot follow: {type(error).__name__} (the mount is gone)" in said[0]
 
 
 def test_a_server_that_is_down_at_the_start_is_told_and_close_leaves_the_rest_to_sync(said: list[str]) -> None:
@@ -165,6 +180,28 @@ def test_a_server_that_is_down_at_the_start_is_told_and_close_leaves_the_rest_to
     wait_until(lambda: bool(said))
     assert not thread.close(20)
     assert said[0].startswith("MLflow at http://127.0.0.1:9 does not answer (")
+    assert len(said) == 2
+
+
+def test_a_server_that_answers_errors_is_told_once_with_its_code(said: list[str]) -> None:
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            """Silent."""
+
+    with HTTPServer(("127.0.0.1", 0), Failing) as http:
+        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+        store = TrackingStore(uri=f"http://127.0.0.1:{http.server_port}", artifacts_dir=None)
+        thread = thread_for(Projector(store), said).start()
+        wait_until(lambda: bool(said))
+        assert not thread.close(20)
+        http.shutdown()
+    assert said[0].startswith(f"MLflow at {store.uri} does not answer (")
+    assert "(too many 503 error responses)" in said[0]
     assert len(said) == 2
 
 

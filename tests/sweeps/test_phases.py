@@ -156,3 +156,40 @@ def test_a_suggestion_depends_on_the_seed_and_on_what_was_told(change: str) -> N
         assert suggested(space, [ended(cell, 4.0) for cell in cells]) != first
     else:
         assert suggested(space_with("search=optuna", "search.trials_per_arm=4", change), []) != first
+
+
+@pytest.mark.parametrize("outcome", ["failed", "oom"])
+def test_an_arm_whose_rate_beyond_the_best_failed_is_judged_all_the_same(outcome: str) -> None:
+    space = space_with()
+    cells = [ended(r.cell, None, outcome=outcome) if r.cell.lr == 0.04 else r for r in explored(space, best=0.02)]
+    added = next_cells(space, IDENTITY, sweep(space, cells), planned(cells))
+    assert {(entry.cell.phase, entry.cell.lr) for entry in added.cells} == {("confirm", 0.02)}
+
+
+def test_adamws_grid_is_widened_no_more_often_than_the_space_allows() -> None:
+    space = space_with("rates.adamw_grid=[0.001, 0.002]", "rates.max_widenings=2")
+    cells = [
+        ended(cell, 4.0 + abs((cell.lr or 0) - 0.01) - (cell.adamw_lr or 0)) for cell in explore_cells(space, IDENTITY)
+    ]
+    plan = planned(cells)
+    widened = []
+    for _ in range(3):
+        added = next_cells(space, IDENTITY, sweep(space, cells), plan)
+        widened.append({entry.cell.adamw_lr for entry in added.cells if entry.reason == "widening"})
+        plan += added.cells
+        cells += [ended(entry.cell, 4.0 - (entry.cell.adamw_lr or 0)) for entry in added.cells]
+    assert widened == [{0.004}, {0.008}, set()]
+
+
+def test_a_rate_that_the_user_added_takes_no_trial_from_a_search() -> None:
+    space = optuna_space()
+    rate = Rate(lr=0.03, adamw_lr=0.009)
+    told = [ended(cell_at(space, IDENTITY, phase="explore", strategy=arm, rate=rate, seed=1), 4.0) for arm in ARMS]
+    plan = planned(told, "extension")
+    suggestions = []
+    for _ in range(5):
+        added = next_cells(space, IDENTITY, sweep(space, told), plan)
+        suggestions.append(sum(entry.reason == "suggestion" for entry in added.cells))
+        plan += added.cells
+        told += [ended(entry.cell, 4.0 + abs((entry.cell.lr or 0) - 0.012)) for entry in added.cells]
+    assert suggestions == [3, 3, 3, 3, 0]

@@ -84,3 +84,14 @@ def test_a_group_of_arms_is_asked_alone() -> None:
     assert isinstance(segment, Segment)
     assert segment.planned.cell_id == "b"
     assert plan.next(["three"]) == "finished"
+
+
+def test_a_cell_that_runs_is_not_dropped_under_its_worker() -> None:
+    plan = Plan(RULE, [planned("a"), planned("b"), planned("c")])
+    plan.ended("a", Progress(tokens_seen=400, exam_losses={100: 1.0, 200: 1.0, 400: 1.0}, outcome="completed"))
+    plan.ended("b", at(100, t100=2.0))
+    plan.ended("c", at(100, t100=3.0))
+    plan.started("c")
+    assert plan.dropped() == []
+    plan.ended("c", at(100, t100=3.0))
+    assert [entry.planned.cell_id for entry in plan.dropped()] == ["c"]

@@ -101,6 +101,18 @@ def test_a_token_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypat
     assert "SWEEPS_CACHE_DIR" in said["token_cache"]
 
 
+def test_a_source_that_differs_in_a_folder_below_changes_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made_up_package" / "below").mkdir(parents=True)
+    for name in ("__init__.py", "below/__init__.py"):
+        (tmp_path / "made_up_package" / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    before = sources_fingerprint(["made_up_package"])
+    (tmp_path / "made_up_package" / "below" / "__init__.py").write_text("changed = True\n")
+    assert sources_fingerprint(["made_up_package"]) != before != "missing"
+
+
 def answering(*answers: NodeAnswer, mark: bool = True) -> object:
     """Stands in for the question to the nodes: each writes its mark, as a real one would, or somewhere else."""
 

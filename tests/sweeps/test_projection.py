@@ -163,6 +163,21 @@ def test_credentials_are_cut_out_of_every_address_in_a_message() -> None:
     assert without_credentials(text) == "API request to https://host/api failed; postgresql+psycopg2://db:5432/mlflow"
 
 
+@pytest.mark.parametrize("password", ["p@ss", "pa/ss", "p:a/s@s", "12/34"])
+def test_no_part_of_an_odd_password_is_left(password: str) -> None:
+    assert (
+        without_credentials(f"at postgresql://u:{password}@db:5432/mlflow, then")
+        == "at postgresql://db:5432/mlflow, then"
+    )
+    asked = f"postgresql://db/mlflow?user=u&password={password}&sslmode=require"
+    assert without_credentials(asked) == "postgresql://db/mlflow?user=u&password=&sslmode=require"
+
+
+def test_an_address_without_credentials_is_left_as_it_is() -> None:
+    for uri in ("sqlite:////home/a@b/mlflow.db", "http://127.0.0.1:5000/#/experiments/1", "s3://bucket/a@b"):
+        assert without_credentials(uri) == uri
+
+
 def test_importing_tracking_loads_no_mlflow() -> None:
     code = (
         "import sys, sweeps.tracking.projector, sweeps.tracking.thread, sweeps.tracking.registry, sweeps.tracking.ui;"

@@ -1,20 +1,26 @@
 """A sitting: what is refused leaves the ledger as it was, and what is cut short is done again."""
 
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from search_spaces import Identity, Space, explore_cells, load_space
+from moe.flops import total_parameters
+from search_spaces import Identity, Space, explore_cells, load_space, with_overrides
+from sweeps.bridge import model_config
 from sweeps.errors import BadInputError, DamagedError, WorldError
 from sweeps.extension import extend_plan
 from sweeps.finish import finish, keep_needed_weights
+from sweeps.ledger.free_space import BYTES_OF_RECORDS_PER_CELL, BYTES_PER_PARAMETER, bytes_needed
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
-from sweeps.ledger.sweep_folder import Ledger
+from sweeps.ledger.sweep_folder import BEGINNING_KEYS, Ledger
 from sweeps.plan.phases import first_cells
 from sweeps.session import Sitting, _peaks, _resumable, resume, run_new
+from sweeps.status import status_of
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
 
@@ -103,3 +109,65 @@ def test_whatever_ends_a_sitting_from_outside_names_the_command_that_goes_on(end
 def test_damage_is_not_called_resumable() -> None:
     with pytest.raises(DamagedError, match=r"^outcome is damaged$"), _resumable("first"):
         raise DamagedError("outcome is damaged")
+
+
+def test_sigterm_is_as_resumable_as_ctrl_c_before_and_after_the_trials_run() -> None:
+    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), _resumable("first"):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), _resumable("first"):
+        raise SystemExit(signal.SIGTERM)  # what Ray makes of one
+
+
+def test_a_sweep_that_another_driver_began_meanwhile_is_not_begun_again(
+    tmp_path: Path, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Ledger(Storage(str(tmp_path)), "first")
+    beginning = dict.fromkeys(BEGINNING_KEYS)
+
+    def meanwhile(*_: Any, **__: Any) -> SimpleNamespace:
+        elsewhere.begin(beginning)
+        return SimpleNamespace(tokens=SimpleNamespace(vocab_size=512))
+
+    monkeypatch.setattr("sweeps.session._material", meanwhile)
+    monkeypatch.setattr("sweeps.session.corpus_facts", lambda _: None)
+    for pure in ("audit_table", "predicted_peaks"):
+        monkeypatch.setattr(f"sweeps.session.{pure}", lambda *_, **__: {})
+    with pytest.raises(BadInputError, match="'first' is there already and is never overwritten"):
+        run_new(space, "first", Sitting(runs_uri=str(tmp_path), quiet=True), Console())
+    assert elsewhere.plan_pages() == []
+
+
+def test_what_a_retry_would_go_on_from_is_kept(ledger: Ledger) -> None:
+    for planned, outcome in zip(ledger.planned_cells(), ("failed", "oom", "diverged"), strict=False):
+        folder = ledger.cell_folder(planned.cell_id)
+        folder.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+        folder.write_outcome(planned.cell, outcome, tokens_seen=100)  # type: ignore[arg-type]
+    keep_needed_weights(ledger, LedgerReader(ledger).results(), "best")
+    kept = [ledger.cell_folder(planned.cell_id).checkpoints.complete() for planned in ledger.planned_cells()[:3]]
+    assert kept == [[100], [100], []]
+
+
+def test_a_rate_that_is_named_twice_is_added_once(ledger: Ledger) -> None:
+    extend_plan(ledger, lr=[0.5, 0.5])
+    ids = [planned.cell_id for planned in ledger.planned_cells()]
+    assert len(ids) == len(set(ids)) == 6 + 3
+
+
+def test_a_status_that_is_asked_for_while_cells_are_added_shows_those_it_knows(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = LedgerReader.results
+
+    def added_meanwhile(self: LedgerReader) -> Any:
+        extend_plan(ledger, lr=[0.5])
+        return results(self)
+
+    monkeypatch.setattr(LedgerReader, "results", added_meanwhile)
+    assert len(status_of(ledger)["cells"]) == 6
+
+
+def test_room_is_asked_for_what_is_held_at_once_and_not_for_less(space: Space) -> None:
+    checkpoint = 2 * BYTES_PER_PARAMETER * total_parameters(model_config(space, vocab_size=512))
+    confirm = with_overrides(space, ["seeds.confirm=9"])  # 6 explore cells, 27 confirm cells
+    more = bytes_needed(confirm, vocab_size=512) - bytes_needed(space, vocab_size=512)
+    assert more == (27 - 6) * checkpoint + 21 * BYTES_OF_RECORDS_PER_CELL

@@ -45,6 +45,8 @@ def test_secrets_travel_only_when_they_are_named() -> None:
         "AWS_SECRET_ACCESS_KEY": "s",
         "AWS_ACCESS_KEY_ID": "k",
         "HF_TOKEN": "t",
+        "GOOGLE_API_KEY": "g",
+        "MLFLOW_CRYPTO_KEK_PASSPHRASE": "q",
         "SWEEPS_RUNS_DIR": "runs",
         "SWEEPS_CACHE_DIR": "/home/me/.cache",
     }
@@ -60,6 +62,12 @@ def test_secrets_travel_only_when_they_are_named() -> None:
         "HF_TOKEN": "t",
         "SWEEPS_CACHE_DIR": "/home/me/.cache",
     }
+
+
+def test_an_address_travels_without_its_password_unless_it_is_named() -> None:
+    environment = {"MLFLOW_TRACKING_URI": "https://ada:secret@mlflow:5000"}
+    assert forwarded_environment(environment) == {"MLFLOW_TRACKING_URI": "https://mlflow:5000"}
+    assert forwarded_environment({**environment, "SWEEPS_JOB_ENV": "MLFLOW_TRACKING_URI"}) == environment
 
 
 def test_pins_are_all_packages_but_ray(tmp_path: Path) -> None:

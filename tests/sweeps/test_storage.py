@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from sweeps.errors import BadInputError, StorageError
 from sweeps.ledger.storage import Storage
@@ -10,8 +11,15 @@ from sweeps.ledger.storage import Storage
 
 @pytest.fixture(params=["path", "uri"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """The same folder by its path, and by a URI, which takes the road of every remote storage."""
-    return Storage(str(tmp_path / "runs") if request.param == "path" else f"file://{tmp_path}/runs")
+    """The same folder by its path, and on the road of every remote storage."""
+    return Storage(str(tmp_path / "runs")) if request.param == "path" else remote(tmp_path)
+
+
+def remote(tmp_path: Path) -> Storage:
+    """A bucket that is a folder of this machine behind pyarrow."""
+    storage = Storage("s3://bucket/runs")
+    storage.__dict__["_opened"] = (LocalFileSystem(), str(tmp_path / "runs"))
+    return storage
 
 
 @pytest.fixture
@@ -86,8 +94,17 @@ def test_an_address_with_a_password_or_options_is_refused_and_the_password_never
 
 
 def test_a_folder_inside_shares_the_open_connection(tmp_path: Path) -> None:
-    runs = Storage(f"file://{tmp_path}/runs")
+    runs = remote(tmp_path)
     (tmp_path / "runs" / "a").mkdir(parents=True)
     runs.write_bytes("a/b.bin", b"x")
     assert runs.child("a")._remote is runs._remote
     assert runs.child("a").read_bytes("b.bin") == b"x"
+
+
+def test_a_file_uri_is_a_path_with_all_that_a_path_is_promised(tmp_path: Path) -> None:
+    storage = Storage(f"file://{tmp_path}/my%20runs")
+    assert storage.path == tmp_path / "my runs"
+    storage.write_bytes("deep/down/sweep.json", b"x")
+    assert (tmp_path / "my runs" / "deep" / "down" / "sweep.json").read_bytes() == b"x"
+    with pytest.raises(BadInputError, match=r"file://host/runs names the machine 'host'; write file:///FOLDER"):
+        Storage("file://host/runs")

@@ -196,6 +196,18 @@ def test_a_failed_cell_that_runs_again_loses_its_outcome_and_reason(
     assert not {"outcome", "reason"} & run.data.tags.keys()
 
 
+def test_a_run_is_renamed_when_an_extension_makes_its_name_ambiguous(
+    store: TrackingStore, client: Any, name: str
+) -> None:
+    first = CellResult(cell=made_up.cell(adamw_lr=0.001))
+    second = CellResult(cell=made_up.cell(adamw_lr=0.003, cell_id="second"))
+    sync(SweepView(results=sweep(name, [first])), store)
+    view = SweepView(results=sweep(name, [first, second]))
+    sync(view, store)
+    assert_shows(client, view)
+    assert "adamw_lr=0.001" in runs_of(client, name)[first.cell.cell_id].info.run_name
+
+
 def test_a_new_verdict_is_the_next_step_of_the_summary(store: TrackingStore, client: Any, name: str) -> None:
     for mean in (5.25, 5.25, 5.5):
         sync(SweepView(results=sweep(name), verdict=made_up.verdict(mean)), store)
