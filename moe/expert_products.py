@@ -7,6 +7,7 @@ Both ways save the pre-activations and compute SiLU again in the backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,6 +26,7 @@ ROW_MULTIPLE_MKL = 16
 ROW_MULTIPLE_ONEDNN = 64
 # 16 bytes of bf16: how a group must be aligned where the rows are what is summed over.
 ROW_MULTIPLE_GROUPED = 8
+_GROUPED_WIDTH_MULTIPLE = 8  # 16 bytes of bf16
 
 _silu_out = torch.ops.aten.silu.out
 _silu_backward_out = torch.ops.aten.silu_backward.grad_input
@@ -219,13 +221,17 @@ class GroupedProducts:
         """Nothing to do: CUDA's caching allocator keeps memory by itself."""
 
 
-def choose_products(device: torch.device, dtype: torch.dtype, pool: BufferPool) -> ExpertProducts:
+def choose_products(
+    device: torch.device, dtype: torch.dtype, pool: BufferPool, widths: Sequence[int] = ()
+) -> ExpertProducts:
     """The fastest way that this device has for products in this type: the one place where it is chosen.
 
     On CUDA, bf16 is grouped: ``moe.precision`` gives bf16 to GPUs from compute capability 8.0 on and to no older one,
     and those are the GPUs that ``grouped_mm`` is made for. fp16 and fp32 go expert by expert. On CPU ``grouped_mm``
-    is a loop without blocks.
+    is a loop without blocks. ``widths`` are the model's and the experts': rows of a grouped product begin at multiples
+    of 16 bytes, so others than multiples of 8 go expert by expert too.
     """
     if device.type == "cuda":
-        return GroupedProducts() if dtype == torch.bfloat16 else BlockedProducts(ROW_MULTIPLE_GROUPED, pool)
+        grouped = dtype == torch.bfloat16 and not any(width % _GROUPED_WIDTH_MULTIPLE for width in widths)
+        return GroupedProducts() if grouped else BlockedProducts(ROW_MULTIPLE_GROUPED, pool)
     return BlockedProducts(ROW_MULTIPLE_MKL if dtype == torch.float32 else ROW_MULTIPLE_ONEDNN, pool)

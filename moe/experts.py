@@ -123,7 +123,7 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, counts_E: Tensor) -> Tensor:
         """Weighted sum of the K chosen experts' outputs for every token, [N, D] in the weights' type (fp32)."""
         dtype = compute_dtype(x_ND.device) or x_ND.dtype
-        products = choose_products(x_ND.device, dtype, self._pool)
+        products = choose_products(x_ND.device, dtype, self._pool, (x_ND.shape[-1], self.down_proj.shape[-1]))
         return mixture_of_experts(
             x_ND, weights_NK, experts_NK, counts_E, Weights(self.gate_up_proj, self.down_proj), products, dtype
         )

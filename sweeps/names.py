@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Final
 
-from sweeps.errors import BadInputError
+from sweeps.errors import BadInputError, DamagedError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, sweep_names
 
@@ -33,7 +34,10 @@ def fresh_name(runs: Storage, label: str) -> str:
 
 def newest_name(runs: Storage) -> str:
     """The sweep that was begun last; raises BadInputError where there is none."""
-    names = sweep_names(runs)
-    if not names:
+    begun: dict[str, float] = {}
+    for name in sweep_names(runs):
+        with suppress(DamagedError):  # named by `sweeps status`; it hides no other
+            begun[name] = float(Ledger(runs, name).beginning()["created_s"])
+    if not begun:
         raise BadInputError(f"there is no sweep in {runs.uri}; `sweeps run` begins one")
-    return max(names, key=lambda name: float(Ledger(runs, name).beginning()["created_s"]))
+    return max(begun, key=lambda name: begun[name])

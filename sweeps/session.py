@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -25,12 +21,11 @@ from sweeps.errors import (
     EXIT_RESUMABLE,
     EXIT_SOME_FAILED,
     BadInputError,
-    DamagedError,
     SweepHeldError,
-    WorldError,
 )
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
+from sweeps.interruption import resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.lease import Lease, living_holder
 from sweeps.ledger.provenance import code_fingerprint
@@ -47,7 +42,6 @@ if TYPE_CHECKING:
     from moe.token_build import Progress
 
 CHECKPOINT_EVERY_S: Final = 60.0
-GRACE_S: Final = 15.0  # how long running segments may take to save after a first signal
 TRACKING_CLOSE_S: Final = 30.0
 LEASE: Final = "driver.json"
 
@@ -204,7 +198,7 @@ def _sit(
     console: Console,
 ) -> int:
     address = os.environ.get("RAY_ADDRESS")
-    with _resumable(ledger.name), ExitStack() as stack:
+    with resumable(ledger.name), ExitStack() as stack:
         if address is None:
             packing = packing_for(space, peaks_gib)
             for warning in resource_plan(space, peaks_gib).warnings:
@@ -231,7 +225,7 @@ def _sit(
         )
         tracked.plan = driver.plan
         began_s = time.time()
-        with _signals(driver, console), watch.shown():
+        with stopped_by_signals(driver, console), watch.shown():
             driver.run()
         tracked.plan = None
         took = ledger.add_sitting(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
@@ -325,55 +319,6 @@ def _tracked(ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[_T
     finally:
         tracked.plan = None
         thread.close(TRACKING_CLOSE_S)
-
-
-@contextmanager
-def _resumable(name: str) -> Iterator[None]:
-    """Whatever ends a sitting from outside, SIGTERM like SIGINT, ends it with the command that goes on."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except DamagedError:
-        raise  # a person must mend it first, and the message says so
-    except WorldError as error:
-        raise WorldError(f"{error}\nWhat is durable is kept. Go on with: sweeps resume {name}") from error
-    except (KeyboardInterrupt, SystemExit):  # Ray, once it runs, makes the latter of a SIGTERM
-        raise WorldError(f"interrupted; what is durable is kept. Go on with: sweeps resume {name}") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _signals(driver: Driver, console: Console) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the sitting in order, a second one at once."""
-
-    def at_once() -> None:
-        try:
-            console.show_cursor()
-            print(f"\nleft at once; go on with: sweeps resume {driver.ledger.name}", file=sys.stderr, flush=True)
-        finally:
-            os._exit(EXIT_RESUMABLE)
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if driver.stopping:
-            at_once()
-        timer = threading.Timer(GRACE_S, at_once)  # before the storage is asked for anything: it may not answer
-        timer.daemon = True
-        timer.start()
-        with suppress(RuntimeError):  # a line that was being printed when the signal came cannot be printed into
-            driver.watcher.say("stopping: running trials save and return (again to leave at once)")
-        driver.stop()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_code(ledger: Ledger, beginning: Mapping[str, Any], sitting: Sitting) -> None:

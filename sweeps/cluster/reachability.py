@@ -23,7 +23,8 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 def tracking_problem(uri: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
     """Why MLflow cannot use the store at ``uri``, with what to do; None where it can.
 
-    A server is asked for ``/health``, a database's port is opened, and a sqlite file's folder must be writable.
+    A server is asked for ``/health``, the port of a database on a named host is opened, and a sqlite file's folder must
+    be writable.
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
@@ -31,9 +32,9 @@ def tracking_problem(uri: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | N
     if scheme in ("http", "https"):
         return _http_problem(uri, timeout_s)
     if scheme in DATABASE_PORTS:
-        return _port_problem(
-            parts.scheme, parts.hostname or "localhost", parts.port or DATABASE_PORTS[scheme], timeout_s
-        )
+        if parts.hostname is None:  # a socket of this machine, or whatever the driver takes by default
+            return None
+        return _port_problem(parts.scheme, parts.hostname, parts.port or DATABASE_PORTS[scheme], timeout_s)
     if scheme == "sqlite":
         return _folder_problem(shown, Path(parts.path.removeprefix("/")).expanduser().absolute().parent)
     return impossible_store(uri)

@@ -107,6 +107,8 @@ class Driver:
                     )
                 if self.stopping or self._world_error:
                     break
+                for cell_id in self.plan.running:  # the engine ended without a word about them
+                    self.done(cell_id, None)
             if self._world_error:
                 raise self._world_error
 

@@ -108,6 +108,11 @@ class Plan:
         """What was last told of a cell."""
         return self._progress[cell_id]
 
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Cells that were handed out and have not come back."""
+        return tuple(self._running)
+
     def state(self, cell_id: str) -> str:
         """``running``, ``queued``, ``waiting`` (at a rung), or the cell's outcome."""
         progress = self._progress[cell_id]

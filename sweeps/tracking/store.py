@@ -121,6 +121,8 @@ def quiet_mlflow() -> None:
 def connect(store: TrackingStore) -> MlflowClient:
     """Return a client for ``store``; a default store is created when it is not there (about 2 s).
 
+    A database that is down is told within seconds.
+
     Raises:
         Exception: whatever MLflow raises where the store cannot be opened (see ``tracking.is_outage``).
     """
@@ -128,6 +130,8 @@ def connect(store: TrackingStore) -> MlflowClient:
     from mlflow import MlflowClient
 
     if store.artifacts_dir is None:
+        if not store.is_server:
+            _require_database(store.uri)
         return MlflowClient(store.uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or store.uri)
     store.artifacts_dir.mkdir(parents=True, exist_ok=True)
     # Two sweeps that start at once must not both create the tables.
@@ -135,3 +139,12 @@ def connect(store: TrackingStore) -> MlflowClient:
         client = MlflowClient(store.uri, registry_uri=store.uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _require_database(uri: str) -> None:
+    """Raises ConnectionError where nothing listens: MLflow itself would knock for 100 s before it says so."""
+    from sweeps.cluster.reachability import tracking_problem
+
+    problem = tracking_problem(uri)
+    if problem is not None:
+        raise ConnectionError(problem)

@@ -175,6 +175,12 @@ def test_the_way_is_chosen_by_device_and_type(device, dtype, way):
     assert isinstance(choose_products(torch.device(device), dtype, BufferPool()), way)
 
 
+def test_widths_that_a_grouped_product_cannot_take_go_expert_by_expert():
+    cuda, pool = torch.device("cuda"), BufferPool()
+    assert isinstance(choose_products(cuda, torch.bfloat16, pool, (384, 1536)), GroupedProducts)
+    assert isinstance(choose_products(cuda, torch.bfloat16, pool, (384, 1532)), BlockedProducts)
+
+
 def test_pre_activations_reuse_the_memory_of_the_step_before():
     inputs, experts_NK, _ = make_inputs("spread")
     x_ND, weights_NK, gate_up, down = inputs

@@ -195,6 +195,7 @@ def test_a_tracking_server_that_refuses_or_is_down_says_what_to_do(server: str, 
     assert database is not None
     assert "does not answer (Connection refused)" in database
     assert "secret" not in database
+    assert tracking_problem("postgresql:///mlflow?host=/run/postgresql") is None, "a socket has no port to be asked"
     [row] = check_tracking(f"http://127.0.0.1:{closed_port}")
     assert (row.level, row.remedy.partition(",")[0]) == ("warn", "start it")
 

@@ -168,3 +168,17 @@ def test_an_explore_cell_that_has_ended_gives_its_checkpoints_back_unless_all_ar
     folder.write_outcome(driver.plan.planned(job.cell_id).cell, "completed", tokens_seen=65_536, val_loss=4.0)
     driver.done(job.cell_id, {"ended": "done"})
     assert folder.checkpoints.complete() == kept
+
+
+def test_cells_that_the_engine_lost_without_a_word_are_tried_again_and_end_as_failed(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(desk: Driver, *_: object, **__: object) -> None:
+        while isinstance(desk.take(), SegmentJob):
+            pass
+
+    monkeypatch.setattr("sweeps.engine.driver.run_trials", forgetful)
+    driver.run()
+    outcomes = [driver.ledger.cell_folder(planned.cell_id).outcome() for planned in driver.plan.cells]
+    assert {outcome["outcome"] for outcome in outcomes if outcome is not None} == {"failed"}
+    assert None not in outcomes

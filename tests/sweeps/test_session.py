@@ -14,12 +14,13 @@ from sweeps.bridge import model_config
 from sweeps.errors import BadInputError, DamagedError, WorldError
 from sweeps.extension import extend_plan
 from sweeps.finish import finish, keep_needed_weights
+from sweeps.interruption import resumable
 from sweeps.ledger.free_space import BYTES_OF_RECORDS_PER_CELL, BYTES_PER_PARAMETER, bytes_needed
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import BEGINNING_KEYS, Ledger
 from sweeps.plan.phases import first_cells
-from sweeps.session import Sitting, _peaks, _resumable, resume, run_new
+from sweeps.session import Sitting, _peaks, resume, run_new
 from sweeps.status import status_of
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
@@ -102,19 +103,19 @@ def test_an_arm_that_an_extension_added_gets_a_predicted_peak(
 
 @pytest.mark.parametrize("ended_by", [WorldError("No space left on device"), KeyboardInterrupt()])
 def test_whatever_ends_a_sitting_from_outside_names_the_command_that_goes_on(ended_by: BaseException) -> None:
-    with pytest.raises(WorldError, match="sweeps resume first"), _resumable("first"):
+    with pytest.raises(WorldError, match="sweeps resume first"), resumable("first"):
         raise ended_by
 
 
-def test_damage_is_not_called_resumable() -> None:
-    with pytest.raises(DamagedError, match=r"^outcome is damaged$"), _resumable("first"):
+def test_damage_is_not_calledresumable() -> None:
+    with pytest.raises(DamagedError, match=r"^outcome is damaged$"), resumable("first"):
         raise DamagedError("outcome is damaged")
 
 
 def test_sigterm_is_as_resumable_as_ctrl_c_before_and_after_the_trials_run() -> None:
-    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), _resumable("first"):
+    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable("first"):
         signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), _resumable("first"):
+    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable("first"):
         raise SystemExit(signal.SIGTERM)  # what Ray makes of one
 
 

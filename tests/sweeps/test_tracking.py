@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,16 @@ def test_a_store_that_does_not_answer_is_one_message_with_the_command_and_no_pas
     with pytest.raises(TrackingUnavailableError, match="repeat `sweeps sync first` when it answers") as caught:
         sync(SweepView(results=made_up.finished_sweep()), TrackingStore(uri=uri, artifacts_dir=None))
     assert "http://127.0.0.1:9" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_is_down_is_told_at_once() -> None:
+    store = TrackingStore(uri="postgresql://ada:secret@127.0.0.1:9/mlflow", artifacts_dir=None)
+    started_s = time.monotonic()
+    with pytest.raises(TrackingUnavailableError, match=r"repeat `sweeps sync first` when it answers") as caught:
+        sync(SweepView(results=made_up.finished_sweep()), store)
+    assert time.monotonic() - started_s < 20  # MLflow's own attempts last 100 s
+    assert "Connection refused" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
