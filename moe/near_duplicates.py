@@ -18,7 +18,7 @@ from moe.token_file import TokenFile
 SHINGLE_TOKENS = 16
 SAMPLED_ONE_IN = 8
 _KEPT_BELOW = np.uint64(2**64 // SAMPLED_ONE_IN)
-_CHUNK_TOKENS = 2**22
+_CHUNK_TOKENS = 2**16
 Ids = npt.NDArray[np.int64]
 
 

