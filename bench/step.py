@@ -6,7 +6,7 @@ A step is 4,096 tokens forward, cross-entropy, load-balancing loss, backward, cl
 128 wide with 4 layers, 4 heads and 8 experts of 512, top-2. All sides start from the same weights (but Mixtral, which
 has no q/k norm), must find the same loss, and step with the same optimizers. Implementations take turns; ``ms`` is the
 median of ours and a ratio is the median over turns of the other's time over ours. ``transformers`` is the fastest at
-that length and precision of Qwen3-MoE and Mixtral, each eager and grouped, each at torch's matmul precisions that are
+that length, vocabulary and precision of Qwen3-MoE and Mixtral, each eager and grouped, each at torch's matmul precisions that are
 true fp32 here. Prints a table and writes ``bench/step.json``.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import platform
@@ -345,13 +346,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for name in options.precision:
         precision = resolve_precision(name, CPU)
-        for seq_len in options.seq_len:
-            config = model_config(max(options.vocab))
+        for seq_len, vocab in itertools.product(options.seq_len, options.vocab):
+            config = model_config(vocab)
             choice = {
                 "rival": fastest_rival(config, precision, seq_len),
                 "mask loop": fastest_mask_loop(config, precision, seq_len),
             }
-            rows += [row(seq_len, vocab, precision, options.repeats, choice) for vocab in options.vocab]
+            rows.append(row(seq_len, vocab, precision, options.repeats, choice))
     muon = muon_rows(options.repeats)
     found = {"machine": machine(), "rows": rows, "muon": muon}
     show(rows, muon)
