@@ -6,8 +6,8 @@ A step is 4,096 tokens forward, cross-entropy, load-balancing loss, backward, cl
 128 wide with 4 layers, 4 heads and 8 experts of 512, top-2. All sides start from the same weights (but Mixtral, which
 has no q/k norm), must find the same loss, and step with the same optimizers. Implementations take turns; ``ms`` is the
 median of ours and a ratio is the median over turns of the other's time over ours. ``transformers`` is the fastest at
-that length, vocabulary and precision of Qwen3-MoE and Mixtral, each eager and grouped, each at torch's matmul precisions that are
-true fp32 here. Prints a table and writes ``bench/step.json``.
+that length, vocabulary and precision of Qwen3-MoE and Mixtral, each eager and grouped, each at torch's matmul
+precisions that are true fp32 here. Prints a table and writes ``bench/step.json``.
 """
 
 from __future__ import annotations
