@@ -41,6 +41,9 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+Exclusive = Annotated[
+    bool, typer.Option("--exclusive", help="Run every judged cell alone, so that its speed can be compared.")
+]
 Name = Annotated[str, typer.Argument(help="Name of the sweep.")]
 AnyName = Annotated[str | None, typer.Argument(help="Name of the sweep; the newest one without it.")]
 
@@ -52,6 +55,7 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the sweep; numbered without it.")] = None,
     overrides: Overrides = None,
     runs_dir: RunsDir = "runs",
+    exclusive: Exclusive = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep to its verdict. Without a choice: `matched` where there is a GPU, else `laptop`."""
@@ -63,12 +67,12 @@ def run(
         words = _words(
             ("--preset", preset), ("--space", space), ("--name", name), *(("--set", v) for v in overrides or ())
         )
-        raise typer.Exit(_run_as_job(["run", *words], runs_dir, name))
+        raise typer.Exit(_run_as_job(["run", *words, *_flags(exclusive=exclusive)], runs_dir, name))
     chosen, label = _space(preset, space, overrides)
     if name is None:
         name = fresh_name(Storage(runs_dir), label)
     require_name(name)
-    raise typer.Exit(run_new(chosen, name, _sitting(runs_dir, quiet=quiet), _console()))
+    raise typer.Exit(run_new(chosen, name, _sitting(runs_dir, quiet=quiet, exclusive=exclusive), _console()))
 
 
 @app.command()
@@ -81,13 +85,12 @@ def resume(
         typer.Option("--set", metavar="KEY=VALUE", help="Change resources, e.g. --set resources.workers=4."),
     ] = None,
     allow_code_change: Annotated[bool, typer.Option(help="Go on although the training code changed.")] = False,
+    exclusive: Exclusive = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a sweep that was interrupted. A finished one is left as it is."""
     if _is_job():
-        flags = [
-            flag for flag, on in (("--retry-failed", retry_failed), ("--allow-code-change", allow_code_change)) if on
-        ]
+        flags = _flags(exclusive=exclusive, retry_failed=retry_failed, allow_code_change=allow_code_change)
         name = _newest(runs_dir, name)
         words = _words(*(("--set", value) for value in overrides or ()))
         raise typer.Exit(_run_as_job(["resume", name, *flags, *words], runs_dir, name))
@@ -96,6 +99,7 @@ def resume(
     sitting = _sitting(
         runs_dir,
         quiet=quiet,
+        exclusive=exclusive,
         retry_failed=retry_failed,
         allow_code_change=allow_code_change,
         overrides=tuple(overrides or ()),
@@ -114,13 +118,14 @@ def extend(
     seeds: Annotated[int | None, typer.Option(help="A larger total of confirm seeds.")] = None,
     runs_dir: RunsDir = "runs",
     allow_code_change: Annotated[bool, typer.Option(help="Go on although the training code changed.")] = False,
+    exclusive: Exclusive = False,
     quiet: Quiet = False,
 ) -> None:
     """Add rates, arms or confirm seeds to a sweep and run what is new. What has an outcome never runs again."""
     if _is_job():
         rates = [*(("--lr", v) for v in lr or ()), *(("--adamw-lr", v) for v in adamw_lr or ())]
         words = _words(*rates, *(("--strategy", v) for v in strategy or ()), ("--seeds", seeds))
-        flags = ["--allow-code-change"] if allow_code_change else []
+        flags = _flags(exclusive=exclusive, allow_code_change=allow_code_change)
         raise typer.Exit(_run_as_job(["extend", name, *flags, *words], runs_dir, name))
     from sweeps.extension import extend_plan, parse_strategy
     from sweeps.session import resume as resume_sweep
@@ -130,7 +135,7 @@ def extend(
     def more(ledger: Ledger) -> None:
         extend_plan(ledger, lr=lr or (), adamw_lr=adamw_lr or (), strategies=arms, confirm_seeds=seeds)
 
-    sitting = _sitting(runs_dir, quiet=quiet, allow_code_change=allow_code_change)
+    sitting = _sitting(runs_dir, quiet=quiet, exclusive=exclusive, allow_code_change=allow_code_change)
     raise typer.Exit(resume_sweep(name, sitting, _console(), extend=more))
 
 
@@ -431,6 +436,10 @@ def _is_job() -> bool:
 
 def _words(*options: tuple[str, object]) -> list[str]:
     return [word for option, value in options if value is not None for word in (option, str(value))]
+
+
+def _flags(**wishes: bool) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name, on in wishes.items() if on]
 
 
 def _run_as_job(words: list[str], runs_dir: str, name: str | None) -> int:

@@ -57,13 +57,17 @@ def stopped_by_signals(driver: Driver, console: Console) -> Iterator[None]:
         timer = threading.Timer(GRACE_S, at_once)  # before the storage is asked for anything: it may not answer
         timer.daemon = True
         timer.start()
+        timers.append(timer)
         with suppress(RuntimeError):  # a line that was being printed when the signal came cannot be printed into
             driver.watcher.say("stopping: running trials save and return (again to leave at once)")
         driver.stop()
 
+    timers: list[threading.Timer] = []
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        for timer in timers:
+            timer.cancel()  # the trials have returned in time
         for number, handler in before.items():
             signal.signal(number, handler)

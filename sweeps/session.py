@@ -40,9 +40,11 @@ from sweeps.plan.segments import Plan
 
 if TYPE_CHECKING:
     from moe.token_build import Progress
+    from sweeps.cluster.resources import ClusterFacts
 
 CHECKPOINT_EVERY_S: Final = 60.0
 TRACKING_CLOSE_S: Final = 30.0
+TRACKING_AFTER_S: Final = 8.0  # importing MLflow takes a core some seconds, in which the first workers start
 LEASE: Final = "driver.json"
 
 
@@ -52,6 +54,7 @@ class Sitting:
 
     runs_uri: str
     quiet: bool = False
+    exclusive: bool = False
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
     allow_code_change: bool = False
     retry_failed: bool = False
@@ -200,6 +203,7 @@ def _sit(
     address = os.environ.get("RAY_ADDRESS")
     with resumable(ledger.name), ExitStack() as stack:
         if address is None:
+            peaks_gib = _calibrated(space, peaks_gib, None, console, sitting)
             packing = packing_for(space, peaks_gib)
             for warning in resource_plan(space, peaks_gib).warnings:
                 _say(console, sitting, f"note: {warning}")
@@ -212,7 +216,7 @@ def _sit(
             slots = max(packing.slots.values())
         _say(console, sitting, f"sweep {ledger.name}: {slots} trials at once, results in {ledger.storage.uri}")
         watch = open_watch(console, space, ledger.name, slots, quiet=sitting.quiet)
-        tracked = stack.enter_context(_tracked(ledger, sitting, watch))
+        tracked = _Tracked()
         driver = Driver(
             ledger=ledger,
             space=space,
@@ -222,18 +226,21 @@ def _sit(
             checkpoint_every_s=sitting.checkpoint_every_s,
             wake_tracking=tracked.wake,
             require_held=lease.require_held,
+            exclusive=sitting.exclusive,
         )
         tracked.plan = driver.plan
+        stack.enter_context(_tracking(tracked, ledger, sitting, watch))
         began_s = time.time()
         with stopped_by_signals(driver, console), watch.shown():
             driver.run()
-        tracked.plan = None
         took = ledger.add_sitting(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
         if driver.stopping:
+            tracked.plan = None
             console.print(f"Interrupted; what is durable is kept. Go on with: sweeps resume {ledger.name}")
             return EXIT_RESUMABLE
         _say(console, sitting, time_taken(took["wall_s"], took["first_estimate_s"]))
         finish(ledger, console, keep=space.keep, quiet=sitting.quiet)
+        tracked.plan = None
         tracked.wake()
     _register(ledger, sitting, console)
     return _last_words(ledger, console)
@@ -267,6 +274,8 @@ def _packing_on_cluster(
     if not sitting.quiet:
         console.print(render(found))
     facts = cluster_facts(found.gpu_gib_by_node)
+    if not found.problems:
+        peaks_gib = _calibrated(space, peaks_gib, facts, console, sitting)
     shared = resource_plan(space, peaks_gib, facts=facts)
     problems = [*found.problems, *shared.problems]
     if problems:
@@ -274,6 +283,18 @@ def _packing_on_cluster(
     for warning in shared.warnings:
         _say(console, sitting, f"note: {warning}")
     return packing_for(space, peaks_gib, facts=facts)
+
+
+def _calibrated(
+    space: Space, peaks_gib: Mapping[str, float], facts: ClusterFacts | None, console: Console, sitting: Sitting
+) -> Mapping[str, float]:
+    """Peaks as one real step on a GPU found them, or as they were predicted."""
+    from sweeps.cluster.probe import calibrated_peaks
+
+    found = calibrated_peaks(space, peaks_gib, facts)
+    for note in found.notes:
+        _say(console, sitting, f"note: {note}")
+    return found.peaks_gib
 
 
 def _register(ledger: Ledger, sitting: Sitting, console: Console) -> None:
@@ -295,27 +316,30 @@ def _register(ledger: Ledger, sitting: Sitting, console: Console) -> None:
 
 @dataclass
 class _Tracked:
-    """MLflow's view of this sitting: ``plan`` says what runs now, None once nothing does."""
+    """MLflow's view of this sitting: ``plan`` says what runs now, None once nothing does and the verdict is there."""
 
-    wake: Callable[[], None]
     plan: Plan | None = None
+    ledger_changed: Callable[[], None] = lambda: None
+
+    def wake(self) -> None:
+        """Tell MLflow's thread, once there is one, that the ledger has changed."""
+        self.ledger_changed()
 
 
 @contextmanager
-def _tracked(ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[_Tracked]:
+def _tracking(tracked: _Tracked, ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[None]:
     """MLflow follows in the background; at the end it is brought up to date, whatever happened."""
     from sweeps.tracking.projector import Projector
     from sweeps.tracking.store import tracking_store
     from sweeps.tracking.thread import TrackingThread
 
-    tracked = _Tracked(wake=lambda: None)
     view = view_of(ledger, lambda: tracked.plan)
     store = tracking_store(sitting.runs_uri)
     thread = TrackingThread(Projector(store), view, watch.say, sync_command=f"sweeps sync {ledger.name}")
-    tracked.wake = thread.wake
-    thread.start()
+    tracked.ledger_changed = thread.wake
+    thread.start(after_s=TRACKING_AFTER_S)
     try:
-        yield tracked
+        yield
     finally:
         tracked.plan = None
         thread.close(TRACKING_CLOSE_S)

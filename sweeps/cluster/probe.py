@@ -12,10 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from search_spaces import Space
+from sweeps.cluster.gpu_experiments import TRIAL_DEADLINE_S, Laboratory
 from sweeps.cluster.gpu_trial import TrialFacts, TrialOrder, train
+from sweeps.cluster.packing import training_device
+from sweeps.cluster.resources import ClusterFacts
+from sweeps.material import cache_dir
 
 if TYPE_CHECKING:
     from moe.config import PrecisionName
@@ -75,6 +80,29 @@ def probed_peaks(
     return ProbedPeaks(peaks_gib=peaks_gib, notes=tuple(notes))
 
 
+def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], facts: ClusterFacts | None) -> ProbedPeaks:
+    """Predictions where trials run on a CPU or shares were given; else measured on a GPU of the cluster of ``facts``.
+
+    None for ``facts`` is this machine. A cluster whose GPUs are all still to be started is not waited for.
+    """
+    device = training_device()
+    up = [node for node in facts.nodes if node.gpus] if facts is not None else None
+    wishes = space.resources
+    if device.kind != "cuda" or up == [] or wishes.declared_gpus is not None or wishes.gpu_per_trial != "auto":
+        return ProbedPeaks(peaks_gib=predicted_peaks_gib, notes=())
+    from moe.precision import resolve_precision
+
+    with TemporaryDirectory(prefix="moe-sweeps-probe-") as folder:
+        return probed_peaks(
+            space,
+            predicted_peaks_gib,
+            precision=resolve_precision(space.precision, device).name,
+            device_name=device.name if up is None else f"a GPU of {min(node.gpu_gib or 0.0 for node in up):.0f} GiB",
+            cache_dir=cache_dir(),
+            run=Laboratory(Path(folder)).run if up is None else run_on_cluster,
+        )
+
+
 def probe_key(order: TrialOrder, space: Space, device_name: str) -> str:
     """Sixteen hex digits of all that a peak depends on: nothing of the sweep's budget, rates or seeds."""
     table = space.resolved()
@@ -102,9 +130,10 @@ def _fetched(order: TrialOrder, pending: object) -> TrialFacts:
     import ray
 
     try:
-        facts: TrialFacts = ray.get(pending)
+        facts: TrialFacts = ray.get(pending, timeout=TRIAL_DEADLINE_S)
     except Exception as error:  # noqa: BLE001 - a probe that fails leaves the prediction in force, and is told
-        reason = str(error).strip().splitlines()[-1]
+        ray.cancel(pending, force=True)  # one that is still waiting for a GPU must not take it from the trials
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         return TrialFacts(arm=order.arm, precision=order.precision, error=reason)
     return facts
 

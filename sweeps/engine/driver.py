@@ -61,7 +61,7 @@ class Driver:
     """One run or resume of one sweep.
 
     ``wake_tracking`` is called when the ledger has changed; ``require_held`` raises SweepHeldError once another driver
-    has taken the sweep: from then on nothing is written.
+    has taken the sweep: from then on nothing is written. With ``exclusive`` each judged cell runs alone.
     """
 
     ledger: Ledger
@@ -72,6 +72,7 @@ class Driver:
     checkpoint_every_s: float
     wake_tracking: Callable[[], None]
     trainable: Trainable = run_segment
+    exclusive: bool = False
     require_held: Callable[[], None] = lambda: None
     plan: Plan = field(init=False)
     stopping: bool = field(init=False, default=False)
@@ -147,6 +148,8 @@ class Driver:
         segment = self.plan.next(self._group)
         if not isinstance(segment, Segment):
             return segment
+        if self.exclusive and self._would_share(segment):
+            return "wait"
         cell = segment.planned.cell
         self.plan.started(segment.planned.cell_id)
         self.watcher.on_change(self.plan)
@@ -158,8 +161,13 @@ class Driver:
             threads=self.packing.threads,
             checkpoint_every_s=self.checkpoint_every_s,
             gpu_fraction=self.packing.gpu_fraction[cell.strategy] or 0.0,
-            concurrent_trials=self.packing.slots[cell.strategy],
+            concurrent_trials=1 if self.exclusive and cell.phase != "explore" else self.packing.slots[cell.strategy],
         )
+
+    def _would_share(self, segment: Segment) -> bool:
+        """Whether a judged cell would run beside another one, this one or one that runs already."""
+        running = [self.plan.planned(cell_id).cell for cell_id in self.plan.running]
+        return bool(running) and any(cell.phase != "explore" for cell in (segment.planned.cell, *running))
 
     def report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """A running segment reported, or has something to say."""

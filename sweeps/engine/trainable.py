@@ -10,7 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweeps.cluster.resources import allocator_share
@@ -119,6 +119,8 @@ def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trai
     space = current_space(ledger)
     material = material_for(space, expected=ledger.beginning()["fingerprints"])
     config = train_config(space, planned.cell, vocab_size=material.tokens.vocab_size)
+    if not job.gpu_fraction:
+        config = replace(config, device="cpu")  # a trial without a share of a GPU may see one all the same
     return Trainer(config, training_data(material.tokens, config, material.exam))
 
 

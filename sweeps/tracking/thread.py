@@ -50,12 +50,14 @@ class TrackingThread:
         self._dirty = threading.Event()
         self._closing = threading.Event()
         self._up_to_date = False
+        self._after_s = 0.0
         # A daemon: a store that hangs in a request must not keep the driver from ending.
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
-    def start(self) -> TrackingThread:
-        """Start the thread with a first pass, and return self."""
+    def start(self, *, after_s: float = 0.0) -> TrackingThread:
+        """Start the thread, whose first pass comes after ``after_s`` or with ``close``, and return self."""
         self._dirty.set()
+        self._after_s = after_s
         self._thread.start()
         return self
 
@@ -78,6 +80,7 @@ class TrackingThread:
         return up_to_date
 
     def _run(self) -> None:
+        self._closing.wait(self._after_s)
         looked_s = time.monotonic()
         while True:
             closing = self._closing.is_set()

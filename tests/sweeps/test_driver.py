@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from search_spaces import Identity, explore_cells, load_space, with_overrides
+from search_spaces import Identity, Rate, confirm_cells, explore_cells, load_space, with_overrides
 from sweeps.engine.driver import Driver, Packing
 from sweeps.engine.trainable import STOP_WISH, SegmentJob
 from sweeps.errors import DamagedError, StorageError, SweepHeldError, WorldError
 from sweeps.ledger.storage import Storage
-from sweeps.ledger.sweep_folder import Ledger
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.plan.phases import first_cells
-from sweeps.plan.segments import Plan
+from sweeps.plan.segments import Plan, StoppingRule
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
 
@@ -182,3 +182,17 @@ def test_cells_that_the_engine_lost_without_a_word_are_tried_again_and_end_as_fa
     outcomes = [driver.ledger.cell_folder(planned.cell_id).outcome() for planned in driver.plan.cells]
     assert {outcome["outcome"] for outcome in outcomes if outcome is not None} == {"failed"}
     assert None not in outcomes
+
+
+def test_with_exclusive_a_judged_cell_runs_alone(driver: Driver) -> None:
+    driver.exclusive = True
+    rates = {arm.name: 0.01 for arm in driver.space.strategies}
+    judged = confirm_cells(driver.space, IDENTITY, {arm: Rate(lr=lr, adamw_lr=lr) for arm, lr in rates.items()})
+    planned = [PlannedCell(cell=cell, reason="confirm", may_stop_early=False) for cell in judged[:2]]
+    first, second = taken(driver), taken(driver)  # explore cells share
+    assert first.concurrent_trials == 2
+    driver.plan = Plan(StoppingRule(), planned)
+    alone = taken(driver)
+    assert alone.concurrent_trials == 1
+    assert driver.take() == "wait", "the other judged cell waits for the first"
+    assert second.cell_id != alone.cell_id
