@@ -71,29 +71,42 @@ def started(sweeps: Sweeps, *words: str) -> subprocess.Popen[str]:
     return process
 
 
-def wait_until_begun(sweeps: Sweeps, process: subprocess.Popen[str]) -> None:
-    wait_for(lambda: (sweeps.runs / "first" / "sweep.json").exists() or process.poll() is not None)
+def wait_until_begun(sweeps: Sweeps, name: str, process: subprocess.Popen[str]) -> None:
+    wait_for(lambda: (sweeps.runs / name / "sweep.json").exists() or process.poll() is not None)
 
 
-def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
-    rng = random.Random(11)
-    words = ["run", "--space", "slow.toml", "--name", "first"]
+def struck(sweeps: Sweeps, name: str, rng: random.Random, most: int) -> int:
+    """Run a sweep to its end, killing its driver up to ``most`` times on the way; returns how often it was struck.
+
+    What was durable at each strike is neither run nor written again.
+    """
     strikes = []
-    for _ in range(MOMENTS):
+    words = ["run", "--space", "slow.toml", "--name", name]
+    while len(strikes) < most:
         process = sweeps.start(*words)
-        wait_until_begun(sweeps, process)
+        wait_until_begun(sweeps, name, process)
         time.sleep(rng.uniform(4, 14))
         if process.poll() is not None:
             process.communicate()
             break
-        strikes.append((durable_files(sweeps.runs, "first"), durable_tokens(sweeps.runs, "first")))
+        strikes.append((durable_files(sweeps.runs, name), durable_tokens(sweeps.runs, name)))
         end_with_children(process)
-        words = ["resume", "first"]
-    assert strikes, "the sweep was over before anything struck it"
-    sweeps("resume", "first")
+        words = ["resume", name]
+    sweeps("resume", name)
     for before, tokens in strikes:
         not_written_again(before, tokens)
-    assert losses(sweeps.outcomes("first")) == reference
+    return len(strikes)
+
+
+@pytest.mark.timeout(2400)
+def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+    rng, strikes, number = random.Random(11), 0, 0
+    while strikes < MOMENTS:  # a sweep is over after a few: another one is struck then
+        number += 1
+        of_this = struck(sweeps, f"struck-{number}", rng, MOMENTS - strikes)
+        assert of_this, "the sweep was over before anything struck it"
+        assert losses(sweeps.outcomes(f"struck-{number}")) == reference
+        strikes += of_this
 
 
 def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoint(
