@@ -43,6 +43,8 @@ def resumable(name: str) -> Iterator[None]:
 @contextmanager
 def stopped_by_signals(driver: Driver, console: Console) -> Iterator[None]:
     """The first SIGINT or SIGTERM ends the sitting in order, a second one at once."""
+    is_asked = False
+    timers: list[threading.Timer] = []
 
     def at_once() -> None:
         try:
@@ -52,8 +54,10 @@ def stopped_by_signals(driver: Driver, console: Console) -> Iterator[None]:
             os._exit(EXIT_RESUMABLE)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if driver.stopping:
+        nonlocal is_asked
+        if is_asked:
             at_once()
+        is_asked = True  # first of all: a second signal may come while this one is still being answered
         timer = threading.Timer(GRACE_S, at_once)  # before the storage is asked for anything: it may not answer
         timer.daemon = True
         timer.start()
@@ -62,7 +66,6 @@ def stopped_by_signals(driver: Driver, console: Console) -> Iterator[None]:
             driver.watcher.say("stopping: running trials save and return (again to leave at once)")
         driver.stop()
 
-    timers: list[threading.Timer] = []
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
