@@ -21,6 +21,19 @@ def space_of(beginning: Mapping[str, Any]) -> Space:
     return Space.from_resolved(beginning["space"])
 
 
+def at_home_anywhere(space: Space) -> Space:
+    """The space with absolute paths of corpus and tokenizer: a worker, or a resume, may stand in another folder."""
+    corpus = space.corpus.model_copy(update={"paths": tuple(_absolute(path) for path in space.corpus.paths)})
+    tokenizer = space.tokenizer
+    if tokenizer.path is not None:
+        tokenizer = tokenizer.model_copy(update={"path": _absolute(tokenizer.path)})
+    return space.model_copy(update={"corpus": corpus, "tokenizer": tokenizer})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
 def corpus_config(space: Space) -> CorpusConfig:
     """The space's corpus as ``moe`` reads it."""
     from moe.corpus import CorpusConfig
@@ -29,7 +42,7 @@ def corpus_config(space: Space) -> CorpusConfig:
     fields["allow_straddling"] = fields.pop("longer_windows") == "warn"
     if fields["split_column"] == "none":
         fields["split_column"] = None
-    fields["paths"] = tuple(str(Path(path).expanduser().absolute()) for path in space.corpus.paths)
+    fields["paths"] = tuple(_absolute(path) for path in space.corpus.paths)
     return CorpusConfig(**fields)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from search_spaces import Space, SpaceErrors, corpus_warnings, frozen_differences, with_overrides
 from sweeps.beginning import audit_table, begin
+from sweeps.bridge import at_home_anywhere
 from sweeps.cluster.packing import fit_arms, packing_for, predicted_peaks, resource_plan
 from sweeps.engine.driver import Driver, Packing, failed_cells
 from sweeps.engine.ray_engine import joined_ray, local_ray
@@ -69,6 +70,7 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
         require_folder(runs.path, "--runs-dir")
     ledger = Ledger(runs, name)
     _require_new(ledger)
+    space = at_home_anywhere(space)
     material = _material(space, console, sitting, expected=None)
     space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
     for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:

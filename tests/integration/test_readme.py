@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import random
 import re
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.integration.conftest import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -55,7 +58,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / ".venv").symlink_to(ROOT / ".venv")
     texts = folder / "path" / "to" / "texts"
     texts.mkdir(parents=True)
-    rows = [{"text": f"Chapter {row}. " + " ".join(f"word{row * n % 977}" for n in range(3000))} for row in range(120)]
+    rng = random.Random(7)
+    texts_of_words = (" ".join(rng.choice(WORDS) + str(rng.randrange(1000)) for _ in range(3000)) for _ in range(120))
+    rows = [{"text": text} for text in texts_of_words]
     (texts / "mine.jsonl.xz").write_bytes(lzma.compress("\n".join(map(json.dumps, rows)).encode()))
     yield folder
 
