@@ -23,9 +23,9 @@ LONGEST_PROBED_STEP_S: Final = 2.0
 """A few steps that each take longer would make a plan wait; they are reckoned from FLOPs."""
 FORWARD_SHARE: Final = 1 / 3
 """Of a training step: a backward pass is two forward passes."""
-BUSY_SHARE: Final = 0.9
-"""Of workers' time in training and exams: 0.87 to 0.93 in sweeps of `laptop`; the rest is start-up, and waiting for
-the last cells of a phase."""
+BUSY_SHARE: Final = 0.87
+"""Of workers' time in training and exams, as a sweep of `laptop` on two cores had it; the rest is start-up, and waiting
+for the last cells of a phase."""
 
 
 @dataclass(frozen=True, kw_only=True)

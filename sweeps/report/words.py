@@ -188,7 +188,7 @@ def cost(facts: Facts) -> list[tuple[str, str]]:
     whole = facts.results.sittings
     if len(whole) == 1 and not whole[0]["interrupted"] and whole[0]["first_estimate_s"] is not None:
         off = whole[0]["first_estimate_s"] / whole[0]["wall_s"] - 1
-        found.append(("First estimate", f"{written.duration(whole[0]['first_estimate_s'])} ({off:+.0%} of the truth)"))
+        found.append(("First estimate", f"{written.duration(whole[0]['first_estimate_s'])} ({off:+.0%})"))
     if facts.tokens_not_spent:
         share = facts.tokens_not_spent / (facts.tokens_not_spent + facts.tokens_trained)
         found.append(
