@@ -345,7 +345,7 @@ TABLE = {
     ),
     "tokenizer damaged": Row(
         words="run --space space.toml --set tokenizer=directory:damaged-tokenizer",
-        says=("the tokenizer in damaged-tokenizer cannot be read", "save it again"),
+        says=("damaged-tokenizer cannot be read", "save it again"),
     ),
     "tokenizer offline": Row(
         words="run --space space.toml --set tokenizer=hub:nobody/nothing",
