@@ -110,7 +110,7 @@ def main() -> None:
     sizes = parser.parse_args().cells
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows = []
-    with local_ray(workers=WORKERS, threads=1, declared_gpus=None):
+    with local_ray(cpus=WORKERS, declared_gpus=None):
         measure(12)  # workers started, modules imported
         for size in sizes:
             rows.append(measure(size))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Matrices of one shape are orthogonalised together up to this many elements: that saves launches on CUDA and half the
 # time on small matrices on a CPU; larger batches lose more to fresh memory for the temporaries than they save.
-_BATCH_ELEMENTS = 2**20
+_BATCH_ELEMENTS = 2**19
 
 
 def shape_factor(rows: int, columns: int) -> float:

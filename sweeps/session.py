@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,7 @@ from rich.console import Console
 from search_spaces import Space, SpaceErrors, corpus_warnings, frozen_differences, with_overrides
 from sweeps.beginning import audit_table, begin
 from sweeps.bridge import at_home_anywhere
-from sweeps.cluster.packing import fit_arms, packing_for, predicted_peaks, resource_plan
+from sweeps.cluster.packing import cpus_wanted, fit_arms, packing_for, predicted_peaks, resource_plan
 from sweeps.engine.driver import Driver, Packing, failed_cells
 from sweeps.engine.ray_engine import joined_ray, local_ray
 from sweeps.errors import (
@@ -76,14 +77,37 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
         _say(console, sitting, f"note: {warning}")
     require_room(runs, space, vocab_size=material.tokens.vocab_size)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        looking = beside.submit(_look_ahead, space, material)
+        with _own_ray(space):
+            audit, peaks = looking.result()
+            with Lease(ledger.storage, LEASE) as lease:
+                _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
+                begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
+                return _sit(ledger, lease, space, material, peaks, sitting, console)
+
+
+def _look_ahead(space: Space, material: Material) -> tuple[dict[str, Any], dict[str, float]]:
+    """The audit of the corpus and each arm's predicted peak in GiB, seconds of work while Ray starts.
+
+    Raises before a sweep exists what it can never be: SpaceErrors for the audit's refusals, BadInputError for trials
+    that this machine can never run.
+    """
     audit = audit_table(space, material)
     peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
     if os.environ.get("RAY_ADDRESS") is None:
-        packing_for(space, peaks)  # what this machine can never run is refused before a sweep exists
-    with Lease(ledger.storage, LEASE) as lease:
-        _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
-        begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
-        return _sit(ledger, lease, space, material, peaks, sitting, console)
+        packing_for(space, peaks)
+    return audit, peaks
+
+
+@contextmanager
+def _own_ray(space: Space) -> Iterator[None]:
+    """A Ray of our own on this machine until the block ends, unless ``RAY_ADDRESS`` names a cluster."""
+    if os.environ.get("RAY_ADDRESS") is None:
+        with local_ray(cpus=cpus_wanted(space), declared_gpus=space.resources.declared_gpus):
+            yield
+    else:
+        yield
 
 
 def _require_new(ledger: Ledger) -> None:
@@ -130,7 +154,8 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
         peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
-        return _sit(ledger, lease, space, material, peaks, sitting, console)
+        with _own_ray(space):
+            return _sit(ledger, lease, space, material, peaks, sitting, console)
     finally:
         lease.release()
 
@@ -210,8 +235,6 @@ def _sit(
             for warning in resource_plan(space, peaks_gib).warnings:
                 _say(console, sitting, f"note: {warning}")
             slots = max(packing.slots.values())
-            declared = space.resources.declared_gpus
-            stack.enter_context(local_ray(workers=slots, threads=packing.threads, declared_gpus=declared))
         else:
             stack.enter_context(joined_ray(address))
             packing = _packing_on_cluster(ledger, space, peaks_gib, console, sitting)

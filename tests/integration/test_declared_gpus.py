@@ -52,7 +52,7 @@ class HandingOut:
 
 @pytest.fixture(scope="module")
 def declared() -> Iterator[None]:
-    with local_ray(workers=4, threads=1, declared_gpus=GPUS):
+    with local_ray(cpus=4, declared_gpus=GPUS):
         yield
 
 

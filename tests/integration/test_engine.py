@@ -56,7 +56,7 @@ def test_a_trial_whose_clean_up_is_slow_costs_the_next_one_nothing_but_time(tmp_
             time.sleep(CLEAN_UP_S)
 
     desk = Handing()
-    with local_ray(workers=1, threads=1, declared_gpus=None):
+    with local_ray(cpus=1, declared_gpus=None):
         run_trials(desk, Share(threads=1, gpu_fraction=0.0), slots=1, storage_uri=None, trainable=slow_to_clean_up)
     assert desk.ended == [(f"cell-{number}", "done") for number in range(SEGMENTS)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"cell-{number}" for number in range(SEGMENTS)]
