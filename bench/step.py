@@ -35,7 +35,8 @@ from moe.export import qwen3_moe_config
 from moe.flops import flops_per_token
 from moe.matmul import onednn_keeps_fp32
 from moe.model import MoELanguageModel, WeightGroups
-from moe.optim import Muon, Optimizers, build_optimizers
+from moe.muon import Muon
+from moe.optim import Optimizers, build_optimizers
 from moe.precision import Precision, resolve_precision
 
 OUT = Path(__file__).with_name("step.json")
