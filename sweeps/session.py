@@ -27,7 +27,7 @@ from sweeps.errors import (
 )
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
-from sweeps.interruption import resumable, stopped_by_signals
+from sweeps.interruption import Grace, resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.lease import Lease, living_holder
 from sweeps.ledger.provenance import code_fingerprint
@@ -79,12 +79,12 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     require_room(runs, space, vocab_size=material.tokens.vocab_size)
     with ThreadPoolExecutor(max_workers=1) as beside:
         looking = beside.submit(_look_ahead, space, material)
-        with _own_ray(space):
+        with Grace(name, console) as grace, _own_ray(space):
             audit, peaks = looking.result()
             with Lease(ledger.storage, LEASE) as lease:
                 _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
                 begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
-                return _sit(ledger, lease, space, material, peaks, sitting, console)
+                return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
 
 
 def _look_ahead(space: Space, material: Material) -> tuple[dict[str, Any], dict[str, float]]:
@@ -154,8 +154,8 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
         peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
-        with _own_ray(space):
-            return _sit(ledger, lease, space, material, peaks, sitting, console)
+        with Grace(name, console) as grace, _own_ray(space):
+            return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
     finally:
         lease.release()
 
@@ -226,6 +226,7 @@ def _sit(
     peaks_gib: Mapping[str, float],
     sitting: Sitting,
     console: Console,
+    grace: Grace,
 ) -> int:
     address = os.environ.get("RAY_ADDRESS")
     with resumable(ledger.name), ExitStack() as stack:
@@ -256,7 +257,7 @@ def _sit(
         tracked.plan = driver.plan
         stack.enter_context(_tracking(tracked, ledger, sitting, watch))
         began_s = time.time()
-        with stopped_by_signals(driver, console), watch.shown():
+        with stopped_by_signals(driver, grace), watch.shown():
             driver.run()
         took = ledger.add_sitting(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
         if driver.stopping:

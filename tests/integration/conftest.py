@@ -56,6 +56,22 @@ rows_test = 6
 WORDS = ["river", "stone", "lantern", "winter", "quiet", "harbour", "letter", "garden", "thunder", "silver", "walked"]
 
 
+FAULT_TABLE = pytest.StashKey[dict[str, list[float]]]()
+"""By fault: the seconds of work that each strike made the sweep do again, all cells together."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the fault suite; that nothing durable was lost is what its tests assert."""
+    table = terminalreporter.config.stash.get(FAULT_TABLE, {})
+    if not table:
+        return
+    terminalreporter.section("faults")
+    terminalreporter.line(f"{'fault':<36}{'strikes':>9}{'repeated s, mean':>18}{'most':>7}")
+    for fault, repeated_s in table.items():
+        mean_s, most_s = sum(repeated_s) / len(repeated_s), max(repeated_s)
+        terminalreporter.line(f"{fault:<36}{len(repeated_s):>9}{mean_s:>18.1f}{most_s:>7.1f}")
+
+
 class Sweeps:
     """Runs the console script in a process of its own, on runs and caches of this test alone."""
 
