@@ -75,7 +75,7 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
     for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
         _say(console, sitting, f"note: {warning}")
-    require_room(runs, space, vocab_size=material.tokens.vocab_size)
+    require_room(ledger, space, vocab_size=material.tokens.vocab_size)
     audit = audit_table(space, material)
     peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
     if os.environ.get("RAY_ADDRESS") is None:
@@ -129,6 +129,7 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         _check_code(ledger, beginning, sitting)
         space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
+        require_room(ledger, space, vocab_size=material.tokens.vocab_size)
         peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
         return _sit(ledger, lease, space, material, peaks, sitting, console)
     finally:
