@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import Sweeps, end_with_children, losses, wait_for
+from tests.integration.sweeping import Losses, Sweeps, end_with_children, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -25,17 +25,17 @@ IS_ROOT = os.geteuid() == 0
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tuple[object, ...]]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Losses]:
     """Losses of sweeps that ran without a fault, by space; made once."""
     return {}
 
 
 @pytest.fixture
-def reference(sweeps: Sweeps, undisturbed: dict[str, dict[str, tuple[object, ...]]]) -> dict[str, tuple[object, ...]]:
+def reference(sweeps: Sweeps, undisturbed: dict[str, Losses]) -> Losses:
     """What the sweep of ``slow.toml`` ends with when nothing happens to it."""
     if "slow" not in undisturbed:
         sweeps("run", "--space", "slow.toml", "--name", "undisturbed")
-        undisturbed["slow"] = losses(sweeps.outcomes("undisturbed"))
+        undisturbed["slow"] = sweeps.losses("undisturbed")
     return undisturbed["slow"]
 
 
@@ -99,18 +99,18 @@ def struck(sweeps: Sweeps, name: str, rng: random.Random, most: int) -> int:
 
 
 @pytest.mark.timeout(2400)
-def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: Losses) -> None:
     rng, strikes, number = random.Random(11), 0, 0
     while strikes < MOMENTS:  # a sweep is over after a few: another one is struck then
         number += 1
         of_this = struck(sweeps, f"struck-{number}", rng, MOMENTS - strikes)
         assert of_this, "the sweep was over before anything struck it"
-        assert losses(sweeps.outcomes(f"struck-{number}")) == reference
+        assert sweeps.losses(f"struck-{number}") == reference
         strikes += of_this
 
 
 def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoint(
-    sweeps: Sweeps, reference: dict[str, tuple[object, ...]]
+    sweeps: Sweeps, reference: Losses
 ) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     victims = 0
@@ -130,10 +130,10 @@ def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoi
     assert process.returncode == 0, said
     assert victims >= 1
     assert "the worker process died" in said
-    assert losses(sweeps.outcomes("first")) == reference
+    assert sweeps.losses("first") == reference
 
 
-def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: Losses) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     time.sleep(1)
     asked_s = time.monotonic()
@@ -144,10 +144,10 @@ def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: dict[str, tupl
     assert "sweeps resume first" in said
     assert durable_tokens(sweeps.runs, "first"), "running cells were saved"
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert sweeps.losses("first") == reference
 
 
-def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: Losses) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
@@ -157,7 +157,7 @@ def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: dict[str, tup
     assert process.returncode == 130, said
     assert "go on with: sweeps resume first" in said.lower()
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert sweeps.losses("first") == reference
 
 
 def truncate(path: Path) -> None:
@@ -181,7 +181,7 @@ def drop_a_byte_in_state(checkpoint: Path) -> None:
     ids=["truncated state", "truncated manifest", "one byte changed"],
 )
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_serves(
-    sweeps: Sweeps, reference: dict[str, tuple[object, ...]], damage: Callable[[Path], None]
+    sweeps: Sweeps, reference: Losses, damage: Callable[[Path], None]
 ) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     wait_for(lambda: len(durable_tokens(sweeps.runs, "first")) >= 2)
@@ -195,7 +195,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_serves(
         damage(sweeps.runs / "first" / "cells" / cell / f"checkpoint-{tokens:015d}")
     (sweeps.runs / "first" / ".tmp-sweep.json-1-dead").write_text('{"schema": 1, "swe')
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert sweeps.losses("first") == reference
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def small_disk(sweeps: Sweeps) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_the_sweep_with_the_reason_and_resume_goes_on_once_there_is_room(
-    sweeps: Sweeps, reference: dict[str, tuple[object, ...]], small_disk: Path
+    sweeps: Sweeps, reference: Losses, small_disk: Path
 ) -> None:
     sweeps.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{sweeps.folder}/mlflow.db"
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
@@ -227,7 +227,7 @@ def test_a_full_disk_ends_the_sweep_with_the_reason_and_resume_goes_on_once_ther
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert sweeps.losses("first") == reference
 
 
 def test_too_little_free_space_is_seen_before_the_start(sweeps: Sweeps, small_disk: Path) -> None:
@@ -271,9 +271,7 @@ def test_a_cell_whose_worker_always_dies_ends_as_failed_and_the_others_go_on(swe
     assert "failed" not in {found["outcome"] for found in sweeps.outcomes("first").values()}
 
 
-def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(
-    sweeps: Sweeps, reference: dict[str, tuple[object, ...]]
-) -> None:
+def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(sweeps: Sweeps, reference: Losses) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     pages = [json.loads(page.read_text()) for page in (sweeps.runs / "first" / "plan").glob("*.json")]
     cells = [cell for page in pages for cell in page["cells"]]
@@ -287,4 +285,4 @@ def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(
     assert "is not a segment of this program" in said
     (blocked / "not-a-segment.json").unlink()
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert sweeps.losses("first") == reference
