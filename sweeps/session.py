@@ -26,6 +26,7 @@ from sweeps.errors import (
 )
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
+from sweeps.frozen_precision import as_trained, precision_note
 from sweeps.interruption import resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.lease import Lease, living_holder
@@ -130,6 +131,9 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
         require_room(ledger, space, vocab_size=material.tokens.vocab_size)
+        note = precision_note(beginning)
+        if note is not None:
+            _say(console, sitting, f"note: {note}")
         peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
         return _sit(ledger, lease, space, material, peaks, sitting, console)
     finally:
@@ -142,7 +146,7 @@ def _peaks(beginning: Mapping[str, Any], space: Space, *, vocab_size: int) -> di
     known = {arm: gib for arm, gib in frozen.items() if gib is not None}
     if all(arm.name in frozen for arm in space.strategies):
         return known
-    return predicted_peaks(space, vocab_size=vocab_size) | known
+    return predicted_peaks(as_trained(space, beginning), vocab_size=vocab_size) | known
 
 
 def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
@@ -206,7 +210,7 @@ def _sit(
     address = os.environ.get("RAY_ADDRESS")
     with resumable(ledger.name), ExitStack() as stack:
         if address is None:
-            peaks_gib = _calibrated(space, peaks_gib, None, console, sitting)
+            peaks_gib = _calibrated(as_trained(space, ledger.beginning()), peaks_gib, None, console, sitting)
             packing = packing_for(space, peaks_gib)
             for warning in resource_plan(space, peaks_gib).warnings:
                 _say(console, sitting, f"note: {warning}")
@@ -278,7 +282,7 @@ def _packing_on_cluster(
         console.print(render(found))
     facts = cluster_facts(found.gpu_gib_by_node)
     if not found.problems:
-        peaks_gib = _calibrated(space, peaks_gib, facts, console, sitting)
+        peaks_gib = _calibrated(as_trained(space, ledger.beginning()), peaks_gib, facts, console, sitting)
     shared = resource_plan(space, peaks_gib, facts=facts)
     problems = [*found.problems, *shared.problems]
     if problems:
