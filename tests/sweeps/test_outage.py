@@ -68,16 +68,15 @@ def wait_until(true: Callable[[], bool], within_s: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-def test_a_wake_costs_its_caller_less_than_a_millisecond_while_the_store_hangs(
+def test_a_wake_makes_its_caller_wait_for_nothing_while_the_store_hangs(
     projector: SwitchedProjector, said: list[str]
 ) -> None:
     projector.answers.clear()
     thread = thread_for(projector, said).start()
     wait_until(lambda: projector.attempts == 1)
-    started = time.perf_counter()
     for _ in range(1_000):
-        thread.wake()
-    assert (time.perf_counter() - started) / 1_000 < 0.001
+        thread.wake()  # returns: the store, which answers nobody yet, is waited for by another thread
+    assert projector.attempts == 1
     projector.answers.set()
     assert thread.close(20)
 
