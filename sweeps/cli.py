@@ -236,7 +236,7 @@ def report(
 @app.command()
 def export(
     name: Name,
-    out: Annotated[Path, typer.Option(help="The directory to write, new or empty.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
     cell: Annotated[str | None, typer.Option(help="A cell whose weights are kept, instead of the winner.")] = None,
     runs_dir: RunsDir = "runs",
 ) -> None:
