@@ -29,6 +29,7 @@ for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from bench.results import write_json  # noqa: E402
 from moe.audit import audit  # noqa: E402
 from moe.config import BatchConfig  # noqa: E402
 from moe.corpus import open_corpus  # noqa: E402
@@ -177,9 +178,7 @@ def main() -> None:
             "random_windows": windows_table(train, large_file(Path(folder))),
             "laptop": [shares(tokens, exam, arm, options.steps) for arm in ARMS],
         }
-    unfinished = options.out.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(rounded(found), indent=1) + "\n")
-    unfinished.replace(options.out)
+    write_json(options.out, rounded(found))
     print(options.out.read_text(), end="")
 
 
