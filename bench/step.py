@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.reference_mask_loop import MaskLoopLanguageModel
+from bench.results import write_json
 from moe.config import ModelConfig, OptimizerConfig
 from moe.device import Device
 from moe.export import qwen3_moe_config
@@ -357,9 +357,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     muon = muon_rows(options.repeats)
     found = {"machine": machine(), "rows": rows, "muon": muon}
     show(rows, muon)
-    unfinished = options.out.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(found, indent=1) + "\n")
-    unfinished.replace(options.out)
+    write_json(options.out, found)
 
 
 if __name__ == "__main__":

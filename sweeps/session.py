@@ -27,6 +27,7 @@ from sweeps.errors import (
 )
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
+from sweeps.frozen_precision import as_trained, precision_note
 from sweeps.interruption import Grace, resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.lease import Lease, living_holder
@@ -76,7 +77,7 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
     for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
         _say(console, sitting, f"note: {warning}")
-    require_room(runs, space, vocab_size=material.tokens.vocab_size)
+    require_room(ledger, space, vocab_size=material.tokens.vocab_size)
     with ThreadPoolExecutor(max_workers=1) as beside:
         looking = beside.submit(_look_ahead, space, material)
         with Grace(name, console) as grace, _own_ray(space):
@@ -153,6 +154,10 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         _check_code(ledger, beginning, sitting)
         space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
+        require_room(ledger, space, vocab_size=material.tokens.vocab_size)
+        note = precision_note(beginning)
+        if note is not None:
+            _say(console, sitting, f"note: {note}")
         peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
         with Grace(name, console) as grace, _own_ray(space):
             return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
@@ -166,7 +171,7 @@ def _peaks(beginning: Mapping[str, Any], space: Space, *, vocab_size: int) -> di
     known = {arm: gib for arm, gib in frozen.items() if gib is not None}
     if all(arm.name in frozen for arm in space.strategies):
         return known
-    return predicted_peaks(space, vocab_size=vocab_size) | known
+    return predicted_peaks(as_trained(space, beginning), vocab_size=vocab_size) | known
 
 
 def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
@@ -231,7 +236,7 @@ def _sit(
     address = os.environ.get("RAY_ADDRESS")
     with resumable(ledger.name), ExitStack() as stack:
         if address is None:
-            peaks_gib = _calibrated(space, peaks_gib, None, console, sitting)
+            peaks_gib = _calibrated(as_trained(space, ledger.beginning()), peaks_gib, None, console, sitting)
             packing = packing_for(space, peaks_gib)
             for warning in resource_plan(space, peaks_gib).warnings:
                 _say(console, sitting, f"note: {warning}")
@@ -301,7 +306,7 @@ def _packing_on_cluster(
         console.print(render(found))
     facts = cluster_facts(found.gpu_gib_by_node)
     if not found.problems:
-        peaks_gib = _calibrated(space, peaks_gib, facts, console, sitting)
+        peaks_gib = _calibrated(as_trained(space, ledger.beginning()), peaks_gib, facts, console, sitting)
     shared = resource_plan(space, peaks_gib, facts=facts)
     problems = [*found.problems, *shared.problems]
     if problems:

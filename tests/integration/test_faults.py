@@ -19,14 +19,15 @@ import pytest
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
-from tests.integration.conftest import FAULT_TABLE, Sweeps, end_with_children, losses, wait_for
+from tests.integration.conftest import FAULT_TABLE
+from tests.integration.sweeping import Losses, Sweeps, end_with_children, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 MOMENTS = 20 if os.environ.get("SWEEPS_FAULTS") == "full" else 3
 IS_ROOT = os.geteuid() == 0
 
-End = tuple[dict[str, tuple[object, ...]], dict[tuple[str, int], tuple[object, ...]]]
+End = tuple[Losses, dict[tuple[str, int], tuple[object, ...]]]
 NoteStrike = Callable[[str, list[float]], None]
 
 
@@ -38,7 +39,7 @@ def end_of(sweeps: Sweeps, name: str) -> End:
         for result in results.cells
         for record in result.records
     }
-    return losses(sweeps.outcomes(name)), curves
+    return sweeps.losses(name), curves
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import WORDS
+from tests.integration.sweeping import clean_environment
+from tests.integration.tracked_files import ROOT, copy_tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
@@ -49,12 +50,8 @@ def commands() -> list[str]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The tracked files as they are in the working tree, this environment as theirs, and some text of the user's."""
     folder = tmp_path_factory.mktemp("clone")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
-            os.utime(folder / name, (0, 0))  # older than the environment, so that make finds it ready
+    for copied in copy_tracked(folder):
+        os.utime(copied, (0, 0))  # older than the environment, so that make finds it ready
     (folder / ".venv").symlink_to(ROOT / ".venv")
     texts = folder / "path" / "to" / "texts"
     texts.mkdir(parents=True)
@@ -67,11 +64,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def typed(command: str, clone: Path) -> subprocess.Popen[str]:
     """The command in a shell of its own, with the clone's sources."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
     return subprocess.Popen(
         ["/bin/sh", "-c", f"exec {command}"],
         cwd=clone,
-        env={**kept, "PYTHONPATH": str(clone)},
+        env=clean_environment(PYTHONPATH=str(clone)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
