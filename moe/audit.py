@@ -14,7 +14,6 @@ import numpy as np
 
 from moe.config import BatchConfig
 from moe.corpus import CorpusConfig, SplitName
-from moe.errors import CorpusError
 from moe.exam import MIN_SINGLE_DOCUMENT_SHARE, MIN_SINGLE_DOCUMENTS, Exam, ExamRows
 from moe.near_duplicates import SHINGLE_TOKENS, near_duplicates
 from moe.run_overlap import RunIndex, common_runs
@@ -69,11 +68,6 @@ class Audit:
     def warnings(self) -> tuple[Finding, ...]:
         """Findings that the report repeats as caveats."""
         return tuple(finding for finding in self.findings if finding.level == "warn")
-
-    def require_fit(self) -> None:
-        """Raises `CorpusError` with what all refusals found and how to mend it."""
-        if self.refusals:
-            raise CorpusError("; ".join(f"{finding.message}: {finding.remedy}" for finding in self.refusals))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dict, for ``sweep.json``."""

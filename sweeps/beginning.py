@@ -21,12 +21,11 @@ def audit_table(space: Space, material: Material) -> dict[str, Any]:
     from moe.audit import audit
 
     found = audit(material.tokens, material.exam, arms=batch_configs(space), budget_tokens=space.budget_tokens)
-    refused = [finding for finding in found.findings if finding.level == "refuse"]
-    if refused:
-        problems = [
-            Problem(where="corpus", value=finding.rule, rule=finding.message, remedy=finding.remedy)
-            for finding in refused
-        ]
+    problems = [
+        Problem(where="corpus", value=refusal.rule, rule=refusal.message, remedy=refusal.remedy)
+        for refusal in found.refusals
+    ]
+    if problems:
         raise SpaceErrors(problems, source="the corpus")
     table: dict[str, Any] = found.as_dict()
     return table
