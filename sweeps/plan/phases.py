@@ -6,7 +6,7 @@ explore cells have ended, so that no worker waits for another arm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -71,7 +71,7 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
         if fresh:
             cells += fresh
             reasons.append(_because(fresh, choice))
-    timed = [] if cells else _time_cells(space, identity, results)  # which starts from none: all of them are new
+    timed = [] if cells else _time_cells(space, identity, results, known)
     if timed:
         cells += timed
         reasons.append(f"equal time: {len(timed)} cells with the tokens that each arm trains while the fastest ends")
@@ -134,26 +134,38 @@ def _judging(space: Space, identity: Identity, choice: Choice) -> Iterator[Plann
             yield PlannedCell(cell=cell, reason=reason, may_stop_early=False)
 
 
-def _time_cells(space: Space, identity: Identity, results: SweepResults) -> list[PlannedCell]:
+def _time_cells(
+    space: Space, identity: Identity, results: SweepResults, known: Collection[str | None]
+) -> list[PlannedCell]:
     """The time view: each slower arm with the tokens that it trains in the time of the fastest one's full budget.
 
-    Throughput is the median over the arm's confirm cells, exams left out. Planned once, when every confirm cell has
-    ended; the measured budgets are frozen with the cells.
+    Planned when every confirm cell has ended. The measured budgets are frozen with the first cells: seeds that an
+    extension adds, and a rate that it makes the best one, get the same.
     """
-    if not space.time_view or any(result.cell.phase == "time" for result in results.cells):
+    if not space.time_view:
         return []
     confirmed = {arm.name: results.of("confirm", arm.name) for arm in space.strategies}
     if any(not cells or any(result.outcome is None for result in cells) for cells in confirmed.values()):
         return []
+    frozen = {r.cell.strategy: float(r.cell.budget_tokens) for r in results.cells if r.cell.phase == "time"}
+    budgets = frozen or _budgets_of_equal_time(space, confirmed)
+    chosen = {arm: _rate_of(choice) for arm in budgets if (choice := choose(results, arm)) is not None}
+    made = time_cells(space, identity, chosen, budgets)
+    return [
+        PlannedCell(cell=cell, reason="time", may_stop_early=False)
+        for cell in made
+        if cell.cell_id is not None and cell.cell_id not in known
+    ]
+
+
+def _budgets_of_equal_time(space: Space, confirmed: Mapping[str, Sequence[CellResult]]) -> dict[str, float]:
+    """Tokens of each slower arm, by the median throughput of its confirm cells, exams left out; none without speeds."""
     speeds = {arm: _tokens_per_s(cells) for arm, cells in confirmed.items()}
     known = {arm: speed for arm, speed in speeds.items() if speed is not None}
     if len(known) < len(speeds):
-        return []
+        return {}
     fastest = max(known.values())
-    slower = {arm: space.budget_tokens * speed / fastest for arm, speed in known.items() if speed < fastest}
-    chosen = {arm: _rate_of(choice) for arm in slower if (choice := choose(results, arm)) is not None}
-    made = time_cells(space, identity, chosen, slower)
-    return [PlannedCell(cell=cell, reason="time", may_stop_early=False) for cell in made if cell.cell_id is not None]
+    return {arm: space.budget_tokens * speed / fastest for arm, speed in known.items() if speed < fastest}
 
 
 def _tokens_per_s(cells: Sequence[CellResult]) -> float | None:

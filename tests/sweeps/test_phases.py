@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 
-from search_spaces import Cell, Identity, Rate, Space, cell_at, confirm_cells, explore_cells, load_space
+from search_spaces import (
+    Cell,
+    Identity,
+    Rate,
+    Space,
+    cell_at,
+    confirm_cells,
+    explore_cells,
+    extended_space,
+    load_space,
+)
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.plan.phases import first_cells, next_cells
@@ -115,6 +125,14 @@ def test_slower_arms_get_time_cells_with_the_tokens_of_the_fastest_arms_time() -
     assert budgets == {"balanced": round(524_288 / 1.25 / 2048) * 2048, "long_seq": 262_144}
     cells += [CellResult(cell=entry.cell) for entry in added.cells]
     assert next_cells(space, IDENTITY, sweep(space, cells), planned(cells)).cells == ()
+    cells = [ended(found.cell, 4.1) if found.cell.phase == "time" else found for found in cells]
+    more = extended_space(space, confirm_seeds=6)
+    sixth = [cell for cell in confirm_cells(more, IDENTITY, chosen) if cell.seed == 106]
+    cells += [ended(cell, 4.0, train_time_s=10.0) for cell in sixth]  # as fast as each other: the budgets stay
+    after = next_cells(more, IDENTITY, sweep(more, cells), planned(cells))
+    assert {(entry.cell.strategy, entry.cell.seed, entry.cell.budget_tokens) for entry in after.cells} == {
+        (arm, 106, tokens) for arm, tokens in budgets.items()
+    }
 
 
 def optuna_space() -> Space:
