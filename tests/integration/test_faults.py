@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -31,6 +32,13 @@ End = tuple[Losses, dict[tuple[str, int], tuple[object, ...]]]
 NoteStrike = Callable[[str, list[float]], None]
 
 
+class Reference(NamedTuple):
+    """How the sweep of ``slow.toml`` ends when nothing happens to it, and how long it takes."""
+
+    end: End
+    wall_s: float
+
+
 def end_of(sweeps: Sweeps, name: str) -> End:
     """What must be the same to the last bit whatever happened: outcomes, and the losses of every record."""
     results = LedgerReader(Ledger(Storage(str(sweeps.runs)), name)).results()
@@ -43,17 +51,17 @@ def end_of(sweeps: Sweeps, name: str) -> End:
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> list[End]:
-    """How the sweep of ``slow.toml`` ended without a fault, once some test has asked."""
+def undisturbed() -> list[Reference]:
+    """One sweep without a fault for all tests, once the first of them has asked."""
     return []
 
 
 @pytest.fixture
-def reference(sweeps: Sweeps, undisturbed: list[End]) -> End:
-    """What the sweep of ``slow.toml`` ends with when nothing happens to it."""
+def reference(sweeps: Sweeps, undisturbed: list[Reference]) -> Reference:
+    """How the sweep of ``slow.toml`` ends when nothing happens to it."""
     if not undisturbed:
         sweeps("run", "--space", "slow.toml", "--name", "undisturbed")
-        undisturbed.append(end_of(sweeps, "undisturbed"))
+        undisturbed.append(Reference(end_of(sweeps, "undisturbed"), wall_s(sweeps, "undisturbed")))
     return undisturbed[0]
 
 
@@ -115,21 +123,36 @@ def started(sweeps: Sweeps, *words: str) -> subprocess.Popen[str]:
     return process
 
 
-def wait_until_begun(sweeps: Sweeps, name: str, process: subprocess.Popen[str]) -> None:
-    wait_for(lambda: (sweeps.runs / name / "sweep.json").exists() or process.poll() is not None)
+def wait_until_at_work(sweeps: Sweeps, name: str, process: subprocess.Popen[str]) -> None:
+    """Until the process holds the sweep, or has ended."""
+    lease = sweeps.runs / name / "driver.json"
+
+    def is_at_work() -> bool:
+        try:
+            return bool(json.loads(lease.read_text())["pid"] == process.pid)
+        except FileNotFoundError:
+            return process.poll() is not None
+
+    wait_for(is_at_work)
 
 
-def struck(sweeps: Sweeps, name: str, rng: random.Random, most: int, note_strike: NoteStrike) -> int:
-    """Run a sweep to its end, killing its driver up to ``most`` times on the way; returns how often it was struck.
+def wall_s(sweeps: Sweeps, name: str) -> float:
+    """How long the one sitting of a sweep took."""
+    [sitting] = (sweeps.runs / name / "sittings").glob("*.json")
+    return float(json.loads(sitting.read_text())["wall_s"])
 
-    What was durable at each strike is neither run nor written again.
+
+def struck(sweeps: Sweeps, name: str, moments_s: Iterator[float], note_strike: NoteStrike) -> int:
+    """Run a sweep to its end, killing its driver at each of ``moments_s`` after it has taken the sweep.
+
+    Returns how often it was struck. What was durable at each strike is neither run nor written again.
     """
     strikes = []
     words = ["run", "--space", "slow.toml", "--name", name]
-    while len(strikes) < most:
+    for moment_s in moments_s:
         process = sweeps.start(*words)
-        wait_until_begun(sweeps, name, process)
-        time.sleep(rng.uniform(4, 14))
+        wait_until_at_work(sweeps, name, process)
+        time.sleep(moment_s)
         if process.poll() is not None:
             process.communicate()
             break
@@ -144,18 +167,19 @@ def struck(sweeps: Sweeps, name: str, rng: random.Random, most: int, note_strike
 
 
 @pytest.mark.timeout(2400)
-def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: End, note_strike: NoteStrike) -> None:
+def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: Reference, note_strike: NoteStrike) -> None:
     rng, strikes, number = random.Random(11), 0, 0
     while strikes < MOMENTS:  # a sweep is over after a few: another one is struck then
         number += 1
-        of_this = struck(sweeps, f"struck-{number}", rng, MOMENTS - strikes, note_strike)
-        assert of_this, "the sweep was over before anything struck it"
-        assert end_of(sweeps, f"struck-{number}") == reference
-        strikes += of_this
+        assert number <= 2 * MOMENTS, "sweeps are over before anything strikes them"
+        # a resumption needs some seconds before it trains, and only half of a sweep's time lies behind a strike
+        moments_s = (rng.uniform(0.5, 3 + 0.7 * reference.wall_s) for _ in range(MOMENTS - strikes))
+        strikes += struck(sweeps, f"struck-{number}", moments_s, note_strike)
+        assert end_of(sweeps, f"struck-{number}") == reference.end
 
 
 def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoint(
-    sweeps: Sweeps, reference: End, note_strike: NoteStrike
+    sweeps: Sweeps, reference: Reference, note_strike: NoteStrike
 ) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     victims = 0
@@ -177,10 +201,10 @@ def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoi
     assert process.returncode == 0, said
     assert victims >= 1
     assert "the worker process died" in said
-    assert end_of(sweeps, "first") == reference
+    assert end_of(sweeps, "first") == reference.end
 
 
-def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: End, note_strike: NoteStrike) -> None:
+def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: Reference, note_strike: NoteStrike) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     time.sleep(1)
     asked_s = time.time()
@@ -192,10 +216,10 @@ def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: End, note_stri
     assert "sweeps resume first" in said
     assert durable_tokens(sweeps.runs, "first"), "running cells were saved"
     sweeps("resume", "first")
-    assert end_of(sweeps, "first") == reference
+    assert end_of(sweeps, "first") == reference.end
 
 
-def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: End, note_strike: NoteStrike) -> None:
+def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: Reference, note_strike: NoteStrike) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
@@ -206,7 +230,7 @@ def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: End, note_str
     assert process.returncode == 130, said
     assert "go on with: sweeps resume first" in said.lower()
     sweeps("resume", "first")
-    assert end_of(sweeps, "first") == reference
+    assert end_of(sweeps, "first") == reference.end
 
 
 def truncate(path: Path) -> None:
@@ -230,7 +254,7 @@ def drop_a_byte_in_state(checkpoint: Path) -> None:
     ids=["truncated state", "truncated manifest", "one byte changed"],
 )
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_serves(
-    sweeps: Sweeps, reference: End, damage: Callable[[Path], None], note_strike: NoteStrike
+    sweeps: Sweeps, reference: Reference, damage: Callable[[Path], None], note_strike: NoteStrike
 ) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     wait_for(lambda: len(durable_tokens(sweeps.runs, "first")) >= 2)
@@ -249,7 +273,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_serves(
         damage(checkpoint)
     (sweeps.runs / "first" / ".tmp-sweep.json-1-dead").write_text('{"schema": 1, "swe')
     sweeps("resume", "first")
-    assert end_of(sweeps, "first") == reference
+    assert end_of(sweeps, "first") == reference.end
 
 
 @pytest.fixture
@@ -265,7 +289,7 @@ def small_disk(sweeps: Sweeps) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_the_sweep_with_the_reason_and_resume_goes_on_once_there_is_room(
-    sweeps: Sweeps, reference: End, small_disk: Path, note_strike: NoteStrike
+    sweeps: Sweeps, reference: Reference, small_disk: Path, note_strike: NoteStrike
 ) -> None:
     sweeps.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{sweeps.folder}/mlflow.db"
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
@@ -282,7 +306,7 @@ def test_a_full_disk_ends_the_sweep_with_the_reason_and_resume_goes_on_once_ther
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     sweeps("resume", "first")
-    assert end_of(sweeps, "first") == reference
+    assert end_of(sweeps, "first") == reference.end
 
 
 def test_too_little_free_space_is_seen_before_the_start(sweeps: Sweeps, small_disk: Path) -> None:
@@ -326,7 +350,9 @@ def test_a_cell_whose_worker_always_dies_ends_as_failed_and_the_others_go_on(swe
     assert "failed" not in {found["outcome"] for found in sweeps.outcomes("first").values()}
 
 
-def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(sweeps: Sweeps, reference: End) -> None:
+def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(
+    sweeps: Sweeps, reference: Reference
+) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     pages = [json.loads(page.read_text()) for page in (sweeps.runs / "first" / "plan").glob("*.json")]
     cells = [cell for page in pages for cell in page["cells"]]
@@ -340,4 +366,4 @@ def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(sweep
     assert "is not a segment of this program" in said
     (blocked / "not-a-segment.json").unlink()
     sweeps("resume", "first")
-    assert end_of(sweeps, "first") == reference
+    assert end_of(sweeps, "first") == reference.end
