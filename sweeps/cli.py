@@ -431,7 +431,9 @@ def _sitting(runs_dir: str, **options: Any) -> Sitting:
 
 def _is_job() -> bool:
     """Whether RAY_ADDRESS names a job server: then the command itself runs on the cluster."""
-    return os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://"))
+    from sweeps.cluster.connection import is_job_address
+
+    return is_job_address(os.environ.get("RAY_ADDRESS"))
 
 
 def _words(*options: tuple[str, object]) -> list[str]:

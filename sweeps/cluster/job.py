@@ -48,11 +48,6 @@ class JobRequest:
     installs_constraints: bool = False
 
 
-def is_job_address(address: str | None) -> bool:
-    """Whether ``RAY_ADDRESS`` names a job server rather than a cluster to connect to."""
-    return address is not None and address.startswith(("http://", "https://"))
-
-
 def shared_runs_uri(runs_dir: str, address: str) -> str:
     """Where a job keeps its sweep, as every node can name it.
 

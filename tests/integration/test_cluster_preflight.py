@@ -19,13 +19,13 @@ ASK = """
 import json, sys
 from dataclasses import asdict
 import os
-from sweeps.cluster.facts import cluster_facts, connect
+from sweeps.cluster.connection import joined_ray
+from sweeps.cluster.facts import cluster_facts
 from sweeps.cluster.preflight import preflight
-from sweeps.cluster.shipping import cluster_runtime_env
-connect(os.environ["RAY_ADDRESS"], cluster_runtime_env(os.environ))
 storage, tracking = sys.argv[1:]
-result = preflight(storage_uri=storage, tracking_uri=tracking or None)
-facts = cluster_facts(result.gpu_gib_by_node)
+with joined_ray(os.environ["RAY_ADDRESS"]):
+    result = preflight(storage_uri=storage, tracking_uri=tracking or None)
+    facts = cluster_facts(result.gpu_gib_by_node)
 print(json.dumps({"answers": [asdict(answer) for answer in result.answers], "problems": result.problems,
                   "warnings": result.warnings, "cpus": [node.cpus for node in facts.nodes], "gpus": facts.gpus,
                   "growth": len(facts.growth)}))

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from sweeps.cluster import job
+from sweeps.cluster.connection import is_job_address
 from sweeps.cluster.job import (
     JobRequest,
     detached_message,
-    is_job_address,
     run_as_job,
     shared_runs_uri,
 )
