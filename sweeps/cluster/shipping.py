@@ -21,7 +21,8 @@ FORWARDED_PREFIXES = ("SWEEPS_", "MLFLOW_", "HF_", "AWS_", "GOOGLE_")
 SECRET_WORDS = ("PASS", "TOKEN", "SECRET", "KEY", "CREDENTIALS")
 """Ray's dashboard shows a job's variables to everyone who can open it: secrets travel only when they are named."""
 
-UPLOAD_EXCLUDES = ("__pycache__", "*.pyc", ".*")
+UPLOAD_EXCLUDES = ("__pycache__", "*.pyc", ".?*")
+"""``.*`` would leave out the uploaded folder itself, which Ray calls ``.``, and all that is in it."""
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in a job's driver, whose workers inherit the code that the job was submitted with."""

@@ -14,6 +14,7 @@ import signal
 import string
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,6 +133,7 @@ class RayCluster:
         with_dashboard: bool = False,
         private_folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> Node:
         """Start one more node; the first is the head.
 
@@ -143,7 +145,7 @@ class RayCluster:
         temporary_dir = Path(tempfile.mkdtemp(prefix=f"{self._tag}-{number}-", dir="/tmp"))  # sockets need short paths
         words = [
             *(_with_private(private_folder) if private_folder else ()),
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *(python, "-m", "ray.scripts.scripts", "start", "--block"),
             f"--node-ip-address={address}",
             f"--num-cpus={num_cpus}",
             f"--num-gpus={num_gpus}",
@@ -240,6 +242,25 @@ def ray_cluster(folder: Path) -> Iterator[RayCluster]:
         yield cluster
     finally:
         cluster.close()
+
+
+def python_without_project(folder: Path) -> str:
+    """A Python of its own in ``folder`` with every package of this one but the project: what is not shipped is missing.
+
+    It is small, because it only points at this one's packages, and Ray may copy it.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    [packages] = folder.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")  # its .pth files are not followed
+    python = str(folder / "bin" / "python")
+    missing = subprocess.run([python, "-c", "import sweeps"], capture_output=True, check=False, cwd="/").returncode != 0
+    assert missing, "the project is installed among the packages, not as `make` does it (pip install -e)"
+    return python
+
+
+def on_path(python: str) -> dict[str, str]:
+    """Variables of a node on which ``python`` is that one, and nothing of the project is at hand."""
+    return {"PYTHONPATH": "", "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def can_use_namespaces() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.ray_cluster import RayCluster, can_use_namespaces, ray_cluster
+from tests.integration.ray_cluster import RayCluster, can_use_namespaces, on_path, python_without_project, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -48,7 +48,8 @@ def cluster(folder: Path) -> Iterator[RayCluster]:
     (folder / "unshared").mkdir()
     with ray_cluster(folder) as started:
         started.start()
-        started.start(num_gpus=1, environment={"PYTHONPATH": ""})
+        bare = python_without_project(folder / "python")
+        started.start(num_gpus=1, environment=on_path(bare), python=bare)
         packages = f"{folder / 'packages'}{os.pathsep}{Path(__file__).parents[2]}"
         private = folder / "unshared" if started.uses_namespaces else None
         started.start(num_cpus=2, private_folder=private, environment={"PYTHONPATH": packages})
