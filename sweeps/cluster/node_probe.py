@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.cluster.shipping import SHIPPED_PACKAGES
+from sweeps.cluster.shipping import JOB_MARKER, SHIPPED_PACKAGES
 from sweeps.ledger.storage import Storage
 
 NODE_DEADLINE_S = 90.0
 """A cold node unpacks the working directory and starts a Python before it answers."""
+
+INSTALL_DEADLINE_S = 1_800.0
+"""The same where Ray makes the job's environment on the node first: some gigabytes of packages."""
 
 OK = "ok"
 
@@ -41,6 +45,12 @@ class NodeAnswer:
     storage: str = ""
     token_cache: str = ""
     clock_skew_s: float = 0.0
+
+
+def node_deadline_s(environment: Mapping[str, str]) -> float:
+    """How long a node may take to answer: longer within a job for which packages are installed."""
+    job_config = json.loads(environment.get(JOB_MARKER) or "{}")
+    return INSTALL_DEADLINE_S if (job_config.get("runtime_env") or {}).get("pip") else NODE_DEADLINE_S
 
 
 def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) -> tuple[NodeAnswer, ...]:

@@ -87,16 +87,3 @@ def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
         if name not in named:
             found.pop(name, None)
     return found
-
-
-def pinned_requirements(constraints: Path) -> list[str]:
-    """Every pinned package but Ray, which the cluster itself is made of.
-
-    Raises BadInputError where the file is not there.
-    """
-    from sweeps.cluster.doctor import read_constraints
-
-    if not constraints.is_file():
-        raise BadInputError(f"{constraints} is not there, so no environment can be made from it; run in the project")
-    pins = read_constraints(constraints.read_text().splitlines())
-    return [f"{name}=={pinned}" for name, pinned in pins if name.lower() != "ray"]

@@ -94,7 +94,7 @@ def test_versions_that_differ_from_the_pins_are_named(tmp_path: Path) -> None:
 def test_a_local_build_of_the_pinned_version_is_the_pinned_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_installed", lambda package: "2.13.0+cpu")
+    monkeypatch.setattr(doctor, "installed_version", lambda package: "2.13.0+cpu")
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("torch==2.13.0\n")
     assert rows_of(check_versions(constraints)) == [("versions", "ok")]

@@ -7,13 +7,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from sweeps.cluster.shipping import (
-    UPLOAD_EXCLUDES,
-    cluster_runtime_env,
-    forwarded_environment,
-    pinned_requirements,
-    stage,
-)
+from sweeps.cluster.shipping import UPLOAD_EXCLUDES, cluster_runtime_env, forwarded_environment, stage
 from sweeps.errors import BadInputError
 
 
@@ -86,14 +80,6 @@ def test_an_address_travels_without_its_password_unless_it_is_named() -> None:
     environment = {"MLFLOW_TRACKING_URI": "https://ada:secret@mlflow:5000"}
     assert forwarded_environment(environment) == {"MLFLOW_TRACKING_URI": "https://mlflow:5000"}
     assert forwarded_environment({**environment, "SWEEPS_JOB_ENV": "MLFLOW_TRACKING_URI"}) == environment
-
-
-def test_pins_are_all_packages_but_ray(tmp_path: Path) -> None:
-    constraints = tmp_path / "constraints.txt"
-    constraints.write_text("torch==2.13.0\nray==2.60.0\n")
-    assert pinned_requirements(constraints) == ["torch==2.13.0"]
-    with pytest.raises(BadInputError, match="so no environment can be made from it"):
-        pinned_requirements(tmp_path / "none.txt")
 
 
 def test_a_driver_ships_its_sources_and_a_job_inherits_what_it_was_submitted_with() -> None:
