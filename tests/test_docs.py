@@ -120,10 +120,9 @@ def completed(tmp_path: Path) -> CellFolder:
         threads=1,
         checkpoint_every_s=60.0,
         gpu_fraction=0.5,
-        concurrent_trials=1,
     )
     trainer: Any = EndingTrainer()
-    _Segment(ledger, folder, trainer, job, print).train(planned, lambda report: None)
+    _Segment(ledger, folder, trainer, job, print, lambda: 1).train(planned, lambda report: None)
     return folder
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from search_spaces import (
     Arrangement,
@@ -27,6 +26,7 @@ from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.sweep_folder import PlannedCell, PlanReason
 from sweeps.verdict.margin import default_margin
 from sweeps.verdict.selection import Choice, choose
+from sweeps.verdict.speeds import measured_speeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,30 +137,23 @@ def _judging(space: Space, identity: Identity, choice: Choice) -> Iterator[Plann
 def _time_cells(space: Space, identity: Identity, results: SweepResults) -> list[PlannedCell]:
     """The time view: each slower arm with the tokens that it trains in the time of the fastest one's full budget.
 
-    Throughput is the median over the arm's confirm cells, exams left out. Planned once, when every confirm cell has
-    ended; the measured budgets are frozen with the cells.
+    Throughput is what the arms' confirm cells have under one load, exams left out. Planned once, when every confirm
+    cell has ended; the measured budgets are frozen with the cells.
     """
     if not space.time_view or any(result.cell.phase == "time" for result in results.cells):
         return []
     confirmed = {arm.name: results.of("confirm", arm.name) for arm in space.strategies}
     if any(not cells or any(result.outcome is None for result in cells) for cells in confirmed.values()):
         return []
-    speeds = {arm: _tokens_per_s(cells) for arm, cells in confirmed.items()}
-    known = {arm: speed for arm, speed in speeds.items() if speed is not None}
-    if len(known) < len(speeds):
+    measured = measured_speeds(confirmed)
+    if measured is None:
         return []
-    fastest = max(known.values())
-    slower = {arm: space.budget_tokens * speed / fastest for arm, speed in known.items() if speed < fastest}
+    speeds = measured.tokens_per_s
+    fastest = max(speeds.values())
+    slower = {arm: space.budget_tokens * speed / fastest for arm, speed in speeds.items() if speed < fastest}
     chosen = {arm: _rate_of(choice) for arm in slower if (choice := choose(results, arm)) is not None}
     made = time_cells(space, identity, chosen, slower)
     return [PlannedCell(cell=cell, reason="time", may_stop_early=False) for cell in made if cell.cell_id is not None]
-
-
-def _tokens_per_s(cells: Sequence[CellResult]) -> float | None:
-    """Median tokens per second of training of the cells that completed."""
-    times = [(result.tokens_seen, result.last("train_time_s")) for result in cells if result.reached_budget]
-    speeds = [tokens / seconds for tokens, seconds in times if seconds]
-    return median(speeds) if speeds else None
 
 
 def _rate_of(choice: Choice) -> Rate:

@@ -13,10 +13,12 @@ import pytest
 from moe.errors import CorpusError
 from moe.report import Report
 from sweeps.engine import trainable
+from sweeps.engine.neighbours import CPU, running_trial
 from sweeps.engine.trainable import CELL_LEASE, SegmentJob, run_segment, train_segment
 from sweeps.errors import SweepHeldError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
+from sweeps.material import cache_dir
 from tests.sweeps import made_up_sweep as made_up
 
 PLANNED = PlannedCell(cell=made_up.cell(phase="confirm"), reason="confirm", may_stop_early=False)
@@ -53,7 +55,8 @@ def folder(tmp_path: Path) -> CellFolder:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> SegmentJob:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SegmentJob:
+    monkeypatch.setenv("SWEEPS_CACHE_DIR", str(tmp_path / "cache"))
     return SegmentJob(
         runs_uri=str(tmp_path),
         sweep="first",
@@ -62,7 +65,6 @@ def job(tmp_path: Path) -> SegmentJob:
         threads=1,
         checkpoint_every_s=60.0,
         gpu_fraction=0.0,
-        concurrent_trials=1,
     )
 
 
@@ -77,6 +79,15 @@ def test_a_test_loss_that_is_not_finite_ends_its_cell_as_diverged(
     assert (outcome["outcome"], outcome["reason"]) == ("diverged", f"the test loss is {loss}")
     assert outcome["test_loss"] is None
     assert len(folder.records()) == 1
+
+
+def test_a_record_says_how_many_trials_ran_at_its_moment(
+    folder: CellFolder, job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable, "build_trainer", lambda *_: OneReport())
+    with running_trial(cache_dir(), CPU), running_trial(cache_dir(), "gpu 0"):
+        train_segment(job, on_report=lambda _: None)
+    assert [record["concurrent_trials"] for record in folder.records()] == [2]
 
 
 def test_a_worker_whose_cell_another_one_has_taken_writes_nothing_more(
