@@ -107,3 +107,14 @@ def test_a_sweep_is_refused_before_it_costs_anything_with_what_nodes_lack_and_wh
     assert f"node {cluster.nodes[2].address}: torch is 9.9.9" in done.stderr
     assert "asks for 2 CPU and 0.5 GPU and no node has that (the largest has 2 CPU" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plan_is_for_the_nodes_of_the_cluster_and_asks_them_for_their_gpus(cluster: RayCluster, folder: Path) -> None:
+    words = [sys.executable, "-m", "sweeps", "plan", "--preset", "smoke", "--json"]
+    done = cluster.run(words, {"SWEEPS_CACHE_DIR": str(folder / "cache")})
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = json.loads(done.stdout)
+    assert {arm["gpu_fraction"] for arm in plan["arms"]} == {1.0}
+    assert plan["workers"] == 1, "the cluster has one GPU"
+    assert plan["hours"] is None
+    assert any(warning.startswith("the memory of the GPUs is unknown") for warning in plan["warnings"])
