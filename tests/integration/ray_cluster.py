@@ -141,7 +141,7 @@ class RayCluster:
         """
         number = len(self.nodes) + 1
         address = f"{self._subnet}.{number}" if self.uses_namespaces else f"127.0.0.{number}"
-        prefix = self._namespace(f"{self._tag}n{number}", address) if self.uses_namespaces else ()
+        prefix = self.namespace()[0] if self.uses_namespaces else ()
         temporary_dir = Path(tempfile.mkdtemp(prefix=f"{self._tag}-{number}-", dir="/tmp"))  # sockets need short paths
         words = [
             *(_with_private(private_folder) if private_folder else ()),
@@ -214,12 +214,16 @@ class RayCluster:
         if self._namespaces:
             subprocess.run(["ip", "link", "del", self._tag], check=False, capture_output=True)
 
-    def _namespace(self, name: str, address: str) -> tuple[str, ...]:
-        """A namespace with one link to the bridge; its default route leads nowhere and only names its address."""
+    def namespace(self) -> tuple[tuple[str, ...], str]:
+        """One more network namespace: the words that run a command in it, and its address.
+
+        It has one link to the bridge; its default route leads nowhere and only names its address.
+        """
         if not self._namespaces:
             _ip("link", "add", self._tag, "type", "bridge")
             _ip("link", "set", self._tag, "up")
         number = len(self._namespaces) + 1
+        name, address = f"{self._tag}n{number}", f"{self._subnet}.{number}"
         outer, inner = f"{self._tag}v{number}", f"{self._tag}i{number}"
         _ip("netns", "add", name)
         self._namespaces.append(name)
@@ -231,7 +235,7 @@ class RayCluster:
         _ip("-n", name, "address", "add", f"{address}/24", "dev", inner)
         _ip("-n", name, "link", "set", inner, "up")
         _ip("-n", name, "route", "add", "default", "dev", inner)
-        return ("ip", "netns", "exec", name)
+        return ("ip", "netns", "exec", name), address
 
 
 @contextlib.contextmanager
