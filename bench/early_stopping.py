@@ -30,6 +30,7 @@ import numpy as np  # noqa: E402
 
 from bench.curves import RECORDED, TRUTHS, Case, Curve, Truth, by_case, read_curves, simulate  # noqa: E402
 from bench.replay import Launch, launches  # noqa: E402
+from bench.results import write_text  # noqa: E402
 from bench.stopping_rules import Rule, rules  # noqa: E402
 
 OUT = Path(__file__).with_name("early_stopping.json")
@@ -165,7 +166,7 @@ def main() -> None:
             for truth, sweeps in simulated.items()
         },
     }
-    options.out.write_text(_a_row_a_line(found))
+    write_text(options.out, _a_row_a_line(found))
     show(found)
     print(f"written to {options.out.name} after {time.perf_counter() - started_s:.0f} s")
 

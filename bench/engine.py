@@ -6,7 +6,6 @@ Real Ray Tune, the real driver, plan and ledger; only the training is left out. 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from bench.results import write_json
 from search_spaces import Identity, Space, explore_cells, load_space
 from sweeps.engine.driver import Driver, Packing
 from sweeps.engine.ray_engine import local_ray
@@ -110,13 +110,13 @@ def main() -> None:
     sizes = parser.parse_args().cells
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows = []
-    with local_ray(workers=WORKERS, threads=1, declared_gpus=None):
+    with local_ray(cpus=WORKERS, declared_gpus=None):
         measure(12)  # workers started, modules imported
         for size in sizes:
             rows.append(measure(size))
             print(rows[-1], flush=True)
     ratio = rows[-1]["driver_cpu_ms_per_report"] / rows[0]["driver_cpu_ms_per_report"]
-    OUT.write_text(json.dumps({"rows": rows, "cpu_per_report_last_over_first": round(ratio, 2)}, indent=1) + "\n")
+    write_json(OUT, {"rows": rows, "cpu_per_report_last_over_first": round(ratio, 2)})
 
 
 if __name__ == "__main__":

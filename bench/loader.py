@@ -29,29 +29,23 @@ for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from bench.results import write_json  # noqa: E402
 from moe.audit import audit  # noqa: E402
-from moe.config import BatchConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig  # noqa: E402
-from moe.corpus import CorpusConfig, open_corpus  # noqa: E402
+from moe.config import BatchConfig  # noqa: E402
+from moe.corpus import open_corpus  # noqa: E402
 from moe.exam import Exam, build_exam, training_data  # noqa: E402
 from moe.exam_views import score  # noqa: E402
 from moe.token_cache import TokenizedCorpus, prepare  # noqa: E402
 from moe.token_file import TokenFile  # noqa: E402
-from moe.tokenizer import TokenizerConfig, train_bpe  # noqa: E402
+from moe.tokenizer import train_bpe  # noqa: E402
 from moe.trainer import Trainer  # noqa: E402
 from moe.windows import Windows  # noqa: E402
+from search_spaces import load_space  # noqa: E402
+from sweeps.bridge import any_cell, batch_configs, corpus_config, tokenizer_config, train_config  # noqa: E402
 
-BUDGET_TOKENS = 524_288
-BLOCK_LEN = 1024
-VALIDATION_EXAMS = 3  # two rungs and the end
-# The preset `laptop`, whose arms all have 2,048 tokens a step.
-ARMS = {
-    "large_batch": BatchConfig(micro_batch_size=32, seq_len=64),
-    "balanced": BatchConfig(micro_batch_size=8, seq_len=256),
-    "long_seq": BatchConfig(micro_batch_size=2, seq_len=1024),
-}
-MODEL = ModelConfig(
-    vocab_size=2048, d_model=64, n_layers=3, n_heads=2, n_kv_heads=2, d_expert=128, n_experts=8, top_k=2
-)
+SPACE = load_space(preset="laptop")
+ARMS = batch_configs(SPACE)
+VOCAB_SIZE = SPACE.tokenizer.vocab_size or 0
 LARGE_FILE_TOKENS = 2**26
 
 
@@ -70,24 +64,24 @@ def wall_us(work: Callable[[], Any]) -> float:
 
 
 def tokenizing(cache_dir: Path) -> tuple[TokenizedCorpus, dict[str, float]]:
-    """The embedded corpus with a BPE of 2048, and what each part of building it takes."""
-    config, tokenizer = CorpusConfig(), TokenizerConfig(vocab_size=MODEL.vocab_size)
+    """The preset's corpus and tokenizer (embedded, a BPE of 2048), and what each part of building it takes."""
+    config, tokenizer = corpus_config(SPACE), tokenizer_config(SPACE)
     read_s = seconds(lambda: list(open_corpus(config).documents()))
     documents = list(open_corpus(config).documents())
     texts = [document.text for document in documents]
     train_texts = [document.text for document in documents if document.split == "train"]
-    bpe = train_bpe(train_texts, vocab_size=tokenizer.vocab_size)
+    bpe = train_bpe(train_texts, vocab_size=VOCAB_SIZE)
     encode_s = seconds(lambda: bpe.encode(texts))
     n_bytes = sum(len(text.encode()) for text in texts)
 
     def prepared() -> TokenizedCorpus:
-        return prepare(config, tokenizer, cache_dir=cache_dir, train_tokens_needed=BUDGET_TOKENS)
+        return prepare(config, tokenizer, cache_dir=cache_dir, train_tokens_needed=SPACE.budget_tokens)
 
     build_s = seconds(prepared)
     return prepared(), {
         "corpus_mb": n_bytes / 1e6,
         "read_s": read_s,
-        "train_bpe_s": seconds(lambda: train_bpe(train_texts, vocab_size=tokenizer.vocab_size)),
+        "train_bpe_s": seconds(lambda: train_bpe(train_texts, vocab_size=VOCAB_SIZE)),
         "encode_s": encode_s,
         "encode_mb_per_s": n_bytes / 1e6 / encode_s,
         "whole_build_s": build_s,
@@ -98,7 +92,7 @@ def tokenizing(cache_dir: Path) -> tuple[TokenizedCorpus, dict[str, float]]:
 def large_file(folder: Path) -> TokenFile:
     """A train split of 128 MB of random tokens in 64 documents."""
     generator = np.random.default_rng(0)
-    generator.integers(0, 2048, LARGE_FILE_TOKENS, dtype=np.uint16).tofile(folder / "train.tokens")
+    generator.integers(0, VOCAB_SIZE, LARGE_FILE_TOKENS, dtype=np.uint16).tofile(folder / "train.tokens")
     starts = np.arange(0, LARGE_FILE_TOKENS, LARGE_FILE_TOKENS // 64)
     np.save(folder / "train.document_starts.npy", starts)
     np.save(folder / "train.document_bytes.npy", np.full(starts.size, 3 * LARGE_FILE_TOKENS // 64))
@@ -108,8 +102,8 @@ def large_file(folder: Path) -> TokenFile:
 
 def batch_us(train: TokenFile, batch: BatchConfig, *, document_ids: bool = False) -> float:
     """Median microseconds of one call for a micro-batch, in random order of steps."""
-    block_len = max(BLOCK_LEN, batch.seq_len)
-    windows = Windows(train, block_len=block_len, budget_tokens=BUDGET_TOKENS, seed=1, batch=batch)
+    block_len = max(SPACE.block_len, batch.seq_len)
+    windows = Windows(train, block_len=block_len, budget_tokens=SPACE.budget_tokens, seed=1, batch=batch)
     steps = np.random.default_rng(0).integers(0, windows.n_steps, 1000)
     times = [wall_us(partial(windows.batch, int(step), document_ids=document_ids)) for step in steps]
     return float(np.median(times))
@@ -133,14 +127,11 @@ def windows_table(embedded: TokenFile, large: TokenFile) -> list[dict[str, Any]]
 def shares(tokens: TokenizedCorpus, exam: Exam, arm: str, n_steps: int) -> dict[str, Any]:
     """The loader's share of a step, and the exam's of an explore and of a confirm cell at full budget."""
     batch = ARMS[arm]
-    config = TrainConfig(
-        model=replace(MODEL, vocab_size=tokens.vocab_size),
-        batch=batch,
-        optimizer=OptimizerConfig(lr=0.02, adamw_lr=0.006),
-        schedule=ScheduleConfig(budget_tokens=BUDGET_TOKENS, warmup_tokens=26_214, decay_tokens=104_858),
-        seed=1,
-        block_len=BLOCK_LEN,
+    cell = replace(any_cell(SPACE, arm), lr=0.02, adamw_lr=0.006, seed=1)
+    config = replace(
+        train_config(SPACE, cell, vocab_size=tokens.vocab_size),
         device="cpu",
+        exam_at_tokens=(),
         report_every_tokens=n_steps * batch.tokens_per_step,
     )
     trainer = Trainer(config, training_data(tokens, config, exam))
@@ -152,9 +143,9 @@ def shares(tokens: TokenizedCorpus, exam: Exam, arm: str, n_steps: int) -> dict[
         for length in {batch.seq_len, exam.common_len}
     }
     # The common view is sat once, at the end of the budget, where it is not the arm's own.
-    validation_s = (VALIDATION_EXAMS - 1) * view_s[batch.seq_len] + sum(view_s.values())
+    validation_s = len(SPACE.rungs_tokens) * view_s[batch.seq_len] + sum(view_s.values())
     test_s = seconds(trainer.test_scores)
-    training_s = step_s * BUDGET_TOKENS / batch.tokens_per_step
+    training_s = step_s * SPACE.budget_tokens / batch.tokens_per_step
     loader_us = batch_us(tokens.splits["train"], batch)
     return {
         "arm": arm,
@@ -178,8 +169,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokens, built = tokenizing(Path(folder) / "cache")
         train = tokens.splits["train"]
-        exam = build_exam(tokens, block_len=BLOCK_LEN, common_len=64, rows_validation=16, rows_test=32)
-        audit_s = seconds(lambda: audit(tokens, exam, arms=ARMS, budget_tokens=BUDGET_TOKENS))
+        exam = build_exam(tokens, block_len=SPACE.block_len, common_len=SPACE.common_len, **SPACE.exam.model_dump())
+        audit_s = seconds(lambda: audit(tokens, exam, arms=ARMS, budget_tokens=SPACE.budget_tokens))
         found = {
             "python": platform.python_version(),
             "tokenizing": built,
@@ -187,9 +178,7 @@ def main() -> None:
             "random_windows": windows_table(train, large_file(Path(folder))),
             "laptop": [shares(tokens, exam, arm, options.steps) for arm in ARMS],
         }
-    unfinished = options.out.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(rounded(found), indent=1) + "\n")
-    unfinished.replace(options.out)
+    write_json(options.out, rounded(found))
     print(options.out.read_text(), end="")
 
 

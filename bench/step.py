@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -29,13 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.reference_mask_loop import MaskLoopLanguageModel
+from bench.results import write_json
 from moe.config import ModelConfig, OptimizerConfig
 from moe.device import Device
 from moe.export import qwen3_moe_config
 from moe.flops import flops_per_token
 from moe.matmul import onednn_keeps_fp32
 from moe.model import MoELanguageModel, WeightGroups
-from moe.optim import Muon, Optimizers, build_optimizers
+from moe.muon import Muon
+from moe.optim import Optimizers, build_optimizers
 from moe.precision import Precision, resolve_precision
 
 OUT = Path(__file__).with_name("step.json")
@@ -356,9 +357,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     muon = muon_rows(options.repeats)
     found = {"machine": machine(), "rows": rows, "muon": muon}
     show(rows, muon)
-    unfinished = options.out.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(found, indent=1) + "\n")
-    unfinished.replace(options.out)
+    write_json(options.out, found)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.results import write_json
 from search_spaces import Space, explore_cells, load_space
 from sweeps.bridge import train_config
 from sweeps.cluster.facts import usable_cpus
@@ -81,7 +82,7 @@ def main() -> None:
         "token_share": round(ours["tokens"] / loop["tokens"], 3),
         "same_rates": ours["rates"] == loop["rates"],
     }
-    OUT.write_text(json.dumps(table, indent=1) + "\n")
+    write_json(OUT, table)
     print(json.dumps(table, indent=1))
 
 

@@ -9,7 +9,6 @@ writes ``bench/tracking.json``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -25,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
+from bench.results import write_json  # noqa: E402
 from search_spaces import Cell, parse_space, preset_text  # noqa: E402
 from sweeps.cluster.gpu_experiments import Laboratory  # noqa: E402
 from sweeps.cluster.gpu_trial import TrialOrder  # noqa: E402
@@ -210,8 +210,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     figures = {"training": measure_training(options.pairs), **measure(options.runs, options.points)}
-    options.out.write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    write_json(options.out, figures)
+    print(options.out.read_text(), end="")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ prints a table and writes ``bench/verdict.json``. The rules that are tried are t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -23,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 
+from bench.results import write_json  # noqa: E402
 from sweeps.verdict import calibration  # noqa: E402
 from sweeps.verdict.calibration import ALPHA, CURVATURES, NOISES, Setting  # noqa: E402
 
@@ -46,7 +46,7 @@ def main() -> None:
     found["extensions"] = extension_rows(options.repeats, rng)
     found["selection_bias"] = bias_rows(options.repeats, rng)
     found["seconds"] = round(time.perf_counter() - started_s, 1)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(options.out, found)
     show(found)
     print(f"written to {options.out.name} after {found['seconds']:.0f} s")
 

@@ -32,23 +32,20 @@ def orthogonalise(matrices_NRC: Tensor, *, dtype: torch.dtype = torch.float32) -
     if dtype == torch.float16:
         raise ValueError("Newton-Schulz in float16 is refused: use bfloat16 where it is fast, float32 elsewhere")
     rows, columns = matrices_NRC.shape[-2:]
-    tall = rows > columns
-    x_NSL = matrices_NRC.mT if tall else matrices_NRC
-    norm_N11 = torch.linalg.vector_norm(x_NSL, dim=(-2, -1), keepdim=True, dtype=_accumulation_dtype(dtype))
-    x_NSL = (x_NSL / norm_N11.clamp(min=_EPS)).to(dtype)
     full_digits = dtype in {torch.float32, torch.float64}
     if full_digits and max(rows, columns) >= _GRAM_SIDE_RATIO * min(rows, columns):
-        x_NSL = _iterate_on_gram(x_NSL)
-    else:
-        x_NSL = _iterate_directly(x_NSL)
-    return x_NSL.mT if tall else x_NSL
+        return _by_gram(matrices_NRC.to(dtype))
+    x_NSL = matrices_NRC.mT if rows > columns else matrices_NRC
+    norm_N11 = torch.linalg.vector_norm(x_NSL, dim=(-2, -1), keepdim=True, dtype=_accumulation_dtype(dtype))
+    x_NSL = _iterate((x_NSL / norm_N11.clamp(min=_EPS)).to(dtype))
+    return x_NSL.mT if rows > columns else x_NSL
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _iterate_directly(x_NSL: Tensor) -> Tensor:
+def _iterate(x_NSL: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram_NSS = x_NSL @ x_NSL.mT
@@ -57,10 +54,16 @@ def _iterate_directly(x_NSL: Tensor) -> Tensor:
     return x_NSL
 
 
-def _iterate_on_gram(x_NSL: Tensor) -> Tensor:
-    """The same iteration: X' = P X with P = a I + b A + c A^2 and A = X X^T gives A' = P A P."""
+def _by_gram(x_NRC: Tensor) -> Tensor:
+    """The same iteration: X' = P X with P = a I + b A + c A^2 and A = X X^T gives A' = P A P.
+
+    The squared norm of X is the trace of A, and dividing by it is left to the S x S matrices.
+    """
     a, b, c = COEFFICIENTS
-    gram_NSS = x_NSL @ x_NSL.mT
+    tall = x_NRC.shape[-2] > x_NRC.shape[-1]
+    gram_NSS = x_NRC.mT @ x_NRC if tall else x_NRC @ x_NRC.mT
+    squared_norm_N11 = gram_NSS.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None].clamp(min=_EPS**2)
+    gram_NSS /= squared_norm_N11
     product_NSS = None
     for iteration in range(ITERATIONS):
         polynomial_NSS = torch.baddbmm(gram_NSS, gram_NSS, gram_NSS, beta=b, alpha=c)
@@ -69,4 +72,5 @@ def _iterate_on_gram(x_NSL: Tensor) -> Tensor:
         if iteration + 1 < ITERATIONS:
             gram_NSS = polynomial_NSS @ (gram_NSS @ polynomial_NSS)
     assert product_NSS is not None
-    return product_NSS @ x_NSL
+    product_NSS *= squared_norm_N11.rsqrt()
+    return x_NRC @ product_NSS.mT if tall else product_NSS @ x_NRC

@@ -25,7 +25,7 @@ from search_spaces.cells import (
     whole_steps,
 )
 from search_spaces.corpus_facts import CorpusFacts, check_against_corpus, corpus_warnings
-from search_spaces.extension import extended_cells, extended_space, frozen_differences, widened_rate
+from search_spaces.extension import extended_space, frozen_differences, widened_rate
 from search_spaces.fitting import fitted_space
 from search_spaces.presets import preset_names, preset_text
 from search_spaces.problems import Problem, SpaceErrors, did_you_mean
@@ -85,7 +85,6 @@ __all__ = [
     "explore_cells_at",
     "explore_seeds",
     "explored_arms",
-    "extended_cells",
     "extended_space",
     "fitted_space",
     "frozen_differences",

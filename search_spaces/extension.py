@@ -6,14 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from search_spaces.arithmetic import nearest_multiples
-from search_spaces.cells import (
-    Cell,
-    Identity,
-    Rate,
-    confirm_cells,
-    control_cells,
-    explore_cells,
-)
 from search_spaces.problems import Problem, SpaceErrors, as_toml
 from search_spaces.sections import OptunaSearch, Strategy
 from search_spaces.space import Space
@@ -79,24 +71,6 @@ def extended_space(
     return extended
 
 
-def extended_cells(
-    space: Space,
-    extended: Space,
-    identity: Identity | None,
-    *,
-    chosen: Mapping[str, Rate] | None = None,
-    chosen_controls: Mapping[str, Rate] | None = None,
-) -> tuple[Cell, ...]:
-    """The cells that ``extended`` has and ``space`` has not, explore cells first."""
-
-    def all_cells(of: Space) -> tuple[Cell, ...]:
-        judged = (*confirm_cells(of, identity, chosen), *control_cells(of, identity, chosen_controls))
-        return (*explore_cells(of, identity), *judged)
-
-    present = set(all_cells(space))
-    return tuple(cell for cell in all_cells(extended) if cell not in present)
-
-
 def frozen_differences(before: Space, after: Space) -> list[Problem]:
     """What differs between two spaces and may not change between a run and its resumption."""
     old, new = _flat(before.resolved()), _flat(after.resolved())
@@ -127,40 +101,34 @@ def _is_rate(value: float) -> bool:
     return 0 < value < float("inf")
 
 
-def _rate_problems(option: str, rates: Sequence[float]) -> list[Problem]:
-    return [
+def _rate_problems(option: str, rates: Sequence[float], homeless: tuple[str, str] | None) -> list[Problem]:
+    """What keeps rates out of a sweep; ``homeless`` is rule and remedy where it has no place for any."""
+    problems = [
         Problem(where=option, value=str(rate), rule="must be a positive finite rate", remedy="choose a rate like 0.02")
         for rate in rates
         if not _is_rate(rate)
     ]
+    if rates and homeless is not None:
+        rule, remedy = homeless
+        problems.append(Problem(where=option, value=as_toml(rates), rule=rule, remedy=remedy))
+    return problems
 
 
 def _lr_problems(space: Space, lr: Sequence[float]) -> list[Problem]:
-    problems = _rate_problems("--lr", lr)
-    if lr and isinstance(space.search, OptunaSearch) and space.search.searches_adamw_ratio:
-        problems.append(
-            Problem(
-                where="--lr",
-                value=as_toml(lr),
-                rule="has no AdamW rate to go with, since the search draws the ratio of the two",
-                remedy="start a sweep under another name with wider search.lr_low and search.lr_high",
-            )
-        )
-    return problems
+    is_drawn = isinstance(space.search, OptunaSearch) and space.search.searches_adamw_ratio
+    homeless = (
+        "has no AdamW rate to go with, since the search draws the ratio of the two",
+        "start a sweep under another name with wider search.lr_low and search.lr_high",
+    )
+    return _rate_problems("--lr", lr, homeless if is_drawn else None)
 
 
 def _adamw_problems(space: Space, adamw_lr: Sequence[float]) -> list[Problem]:
-    problems = _rate_problems("--adamw-lr", adamw_lr)
-    if adamw_lr and space.rates.adamw_grid is None:
-        problems.append(
-            Problem(
-                where="--adamw-lr",
-                value=as_toml(adamw_lr),
-                rule="has no grid to join, since AdamW's rate follows Muon's in this sweep",
-                remedy="start a sweep under another name with rates.adamw_grid",
-            )
-        )
-    return problems
+    homeless = (
+        "has no grid to join, since AdamW's rate follows Muon's in this sweep",
+        "start a sweep under another name with rates.adamw_grid",
+    )
+    return _rate_problems("--adamw-lr", adamw_lr, homeless if space.rates.adamw_grid is None else None)
 
 
 def _seed_problems(space: Space, total: int | None) -> list[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import lcm
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -116,12 +115,6 @@ class Space(Section):
     def needs_fitting(self) -> bool:
         """Whether the planner still has to choose micro-batches for ``fit_memory_gib``."""
         return self.fit_memory_gib is not None and not self.fitted
-
-    @property
-    def tokens_multiple(self) -> int:
-        """What budget and rungs are multiples of: the least common multiple of the arms' tokens per step."""
-        assert not self.needs_fitting, "tokens per step are decided by fitting"
-        return lcm(*(strategy.tokens_per_step for strategy in self.strategies))
 
     def strategy(self, name: str) -> Strategy:
         """The strategy called ``name``; ``KeyError`` when there is none."""

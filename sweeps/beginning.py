@@ -9,6 +9,7 @@ from typing import Any
 
 from search_spaces import Problem, Space, SpaceErrors, explore_cells
 from sweeps.bridge import batch_configs, model_config
+from sweeps.frozen_precision import precision_to_freeze
 from sweeps.ledger.provenance import code_fingerprint, git_state, hardware, versions
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.material import Material
@@ -75,6 +76,7 @@ def begin(
                 "packed": exam.packed,
             },
             "vocab_size": material.tokens.vocab_size,
+            "precision": precision_to_freeze(space),
             "fingerprints": {**material.fingerprints, "code": code_fingerprint()},
             "corpus_facts": dict(material.tokens.facts),
             "audit": dict(audit),

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from sweeps.answers import agreed, console, print_json
+from sweeps.arguments import (
+    AllowCodeChange,
+    AnyName,
+    AsJson,
+    Exclusive,
+    Name,
+    Overrides,
+    Preset,
+    Quiet,
+    RunsDir,
+    SpaceFile,
+    begun_ledger,
+    chosen_space,
+    name_or_newest,
+    sitting_of,
+)
 from sweeps.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, SweepError
+from sweeps.job_command import flags_of, is_job, run_there, words_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from search_spaces import Space
     from sweeps.ledger.sweep_folder import Ledger
-    from sweeps.session import Sitting
 
 app = typer.Typer(
     help="Which batch shape does a Mixture-of-Experts language model learn best from, and how sure is the answer?",
@@ -26,26 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RunsDir = Annotated[
-    str,
-    typer.Option("--runs-dir", envvar="SWEEPS_RUNS_DIR", help="Where sweeps live: a path, s3://... or gs://..."),
-]
-Preset = Annotated[str | None, typer.Option(help="smoke, laptop, tutorial, published or matched.")]
-SpaceFile = Annotated[Path | None, typer.Option("--space", help="A space of your own (start with `sweeps new`).")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one value of the space, e.g. --set seeds.confirm=3. Repeatable."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
-Exclusive = Annotated[
-    bool, typer.Option("--exclusive", help="Run every judged cell alone, so that its speed can be compared.")
-]
-Name = Annotated[str, typer.Argument(help="Name of the sweep.")]
-AnyName = Annotated[str | None, typer.Argument(help="Name of the sweep; the newest one without it.")]
 
 
 @app.command()
@@ -63,16 +55,16 @@ def run(
     from sweeps.names import fresh_name, require_name
     from sweeps.session import run_new
 
-    if _is_job():
-        words = _words(
+    if is_job():
+        words = words_of(
             ("--preset", preset), ("--space", space), ("--name", name), *(("--set", v) for v in overrides or ())
         )
-        raise typer.Exit(_run_as_job(["run", *words, *_flags(exclusive=exclusive)], runs_dir, name))
-    chosen, label = _space(preset, space, overrides)
+        raise typer.Exit(run_there(["run", *words, *flags_of(exclusive=exclusive)], runs_dir, name))
+    chosen, label = chosen_space(preset, space, overrides)
     if name is None:
         name = fresh_name(Storage(runs_dir), label)
     require_name(name)
-    raise typer.Exit(run_new(chosen, name, _sitting(runs_dir, quiet=quiet, exclusive=exclusive), _console()))
+    raise typer.Exit(run_new(chosen, name, sitting_of(runs_dir, quiet=quiet, exclusive=exclusive), console()))
 
 
 @app.command()
@@ -84,19 +76,19 @@ def resume(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change resources, e.g. --set resources.workers=4."),
     ] = None,
-    allow_code_change: Annotated[bool, typer.Option(help="Go on although the training code changed.")] = False,
+    allow_code_change: AllowCodeChange = False,
     exclusive: Exclusive = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a sweep that was interrupted. A finished one is left as it is."""
-    if _is_job():
-        flags = _flags(exclusive=exclusive, retry_failed=retry_failed, allow_code_change=allow_code_change)
-        name = _newest(runs_dir, name)
-        words = _words(*(("--set", value) for value in overrides or ()))
-        raise typer.Exit(_run_as_job(["resume", name, *flags, *words], runs_dir, name))
+    if is_job():
+        flags = flags_of(exclusive=exclusive, retry_failed=retry_failed, allow_code_change=allow_code_change)
+        name = name_or_newest(runs_dir, name)
+        words = words_of(*(("--set", value) for value in overrides or ()))
+        raise typer.Exit(run_there(["resume", name, *flags, *words], runs_dir, name))
     from sweeps.session import resume as resume_sweep
 
-    sitting = _sitting(
+    sitting = sitting_of(
         runs_dir,
         quiet=quiet,
         exclusive=exclusive,
@@ -104,7 +96,7 @@ def resume(
         allow_code_change=allow_code_change,
         overrides=tuple(overrides or ()),
     )
-    raise typer.Exit(resume_sweep(_newest(runs_dir, name), sitting, _console()))
+    raise typer.Exit(resume_sweep(name_or_newest(runs_dir, name), sitting, console()))
 
 
 @app.command()
@@ -117,16 +109,16 @@ def extend(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="A larger total of confirm seeds.")] = None,
     runs_dir: RunsDir = "runs",
-    allow_code_change: Annotated[bool, typer.Option(help="Go on although the training code changed.")] = False,
+    allow_code_change: AllowCodeChange = False,
     exclusive: Exclusive = False,
     quiet: Quiet = False,
 ) -> None:
     """Add rates, arms or confirm seeds to a sweep and run what is new. What has an outcome never runs again."""
-    if _is_job():
+    if is_job():
         rates = [*(("--lr", v) for v in lr or ()), *(("--adamw-lr", v) for v in adamw_lr or ())]
-        words = _words(*rates, *(("--strategy", v) for v in strategy or ()), ("--seeds", seeds))
-        flags = _flags(exclusive=exclusive, allow_code_change=allow_code_change)
-        raise typer.Exit(_run_as_job(["extend", name, *flags, *words], runs_dir, name))
+        words = words_of(*rates, *(("--strategy", v) for v in strategy or ()), ("--seeds", seeds))
+        flags = flags_of(exclusive=exclusive, allow_code_change=allow_code_change)
+        raise typer.Exit(run_there(["extend", name, *flags, *words], runs_dir, name))
     from sweeps.extension import extend_plan, parse_strategy
     from sweeps.session import resume as resume_sweep
 
@@ -135,8 +127,8 @@ def extend(
     def more(ledger: Ledger) -> None:
         extend_plan(ledger, lr=lr or (), adamw_lr=adamw_lr or (), strategies=arms, confirm_seeds=seeds)
 
-    sitting = _sitting(runs_dir, quiet=quiet, exclusive=exclusive, allow_code_change=allow_code_change)
-    raise typer.Exit(resume_sweep(name, sitting, _console(), extend=more))
+    sitting = sitting_of(runs_dir, quiet=quiet, exclusive=exclusive, allow_code_change=allow_code_change)
+    raise typer.Exit(resume_sweep(name, sitting, console(), extend=more))
 
 
 @app.command()
@@ -153,12 +145,12 @@ def plan(
     """Show what would run: cells, tokens, memory and GPU fraction per arm, hours, smallest detectable difference."""
     from sweeps.planning import make_plan, render
 
-    chosen, _ = _space(preset, space, overrides)
+    chosen, _ = chosen_space(preset, space, overrides)
     found = make_plan(chosen, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
     if as_json:
-        _print_json(found.as_dict())
+        print_json(found.as_dict())
     else:
-        _console().print(render(found))
+        console().print(render(found))
 
 
 @app.command()
@@ -169,13 +161,13 @@ def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = F
 
     if name is None:
         found = list_of_sweeps(Storage(runs_dir))
-        _print_json(found) if as_json else _console().print(render_list(found, runs_dir))
+        print_json(found) if as_json else console().print(render_list(found, runs_dir))
         return
-    ledger = _ledger(runs_dir, name)
+    ledger = begun_ledger(runs_dir, name)
     if as_json:
-        _print_json(status_of(ledger))
+        print_json(status_of(ledger))
     else:
-        _console().print(render_status(ledger))
+        console().print(render_status(ledger))
 
 
 @app.command()
@@ -202,12 +194,12 @@ def verdict(
         found = decide_file(records, alpha=0.05 if alpha is None else alpha, margin=margin).as_dict()
     else:
         assert name is not None
-        ledger = _ledger(runs_dir, name)
+        ledger = begun_ledger(runs_dir, name)
         found = decide_and_write(ledger, LedgerReader(ledger).results())
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        show_verdict(found, _console())
+        show_verdict(found, console())
 
 
 @app.command()
@@ -225,7 +217,7 @@ def report(
 
     if len(names or ()) > 1:
         require_folder(out, "--out")
-    ledgers = [_ledger(runs_dir, name) for name in names or [_newest(runs_dir, None)]]
+    ledgers = [begun_ledger(runs_dir, name) for name in names or [name_or_newest(runs_dir, None)]]
     decided = []
     for ledger in ledgers:
         results = LedgerReader(ledger).results()
@@ -238,22 +230,22 @@ def report(
 
         out.mkdir(parents=True, exist_ok=True)
         where = str(compare_report(*decided, folder=out).html)
-    _console().print(where, markup=False, highlight=False)
+    print(where)
 
 
 @app.command()
 def export(
     name: Name,
-    out: Annotated[Path, typer.Option(help="The directory to write, new or empty.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
     cell: Annotated[str | None, typer.Option(help="A cell whose weights are kept, instead of the winner.")] = None,
     runs_dir: RunsDir = "runs",
 ) -> None:
     """Write the winner as a checkpoint that stock `transformers` loads."""
     from sweeps.export import export as export_checkpoint
 
-    result, why = export_checkpoint(_ledger(runs_dir, name), out, cell)
+    result, why = export_checkpoint(begun_ledger(runs_dir, name), out, cell)
     point = f"{result.cell.strategy} lr={result.cell.lr:g} seed={result.cell.seed} ({result.cell.cell_id})"
-    _console().print(f"{out}: {point}, {why}", markup=False, highlight=False)
+    print(f"{out}: {point}, {why}")
 
 
 @app.command()
@@ -263,8 +255,8 @@ def exam(
     """Write the exam's tokens, so that anyone can score a model on it."""
     from sweeps.export import write_exam
 
-    write_exam(_ledger(runs_dir, name), out)
-    _console().print(f"{out}: test and validation, int32 [rows, S+1]", markup=False, highlight=False)
+    write_exam(begun_ledger(runs_dir, name), out)
+    print(f"{out}: test and validation, int32 [rows, S+1]")
 
 
 @app.command()
@@ -276,11 +268,11 @@ def rm(
     """Delete a sweep: its folder, its runs in MLflow and its registered model."""
     from sweeps.session import remove
 
-    ledger = _ledger(runs_dir, name)
-    if not yes and not _agreed(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?"):
-        _console().print("Nothing was deleted.")
+    ledger = begun_ledger(runs_dir, name)
+    if not yes and not agreed(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?"):
+        print("Nothing was deleted.")
         return
-    remove(ledger, _sitting(runs_dir), _console())
+    remove(ledger, sitting_of(runs_dir), console())
 
 
 @app.command("gpu-check")
@@ -290,8 +282,8 @@ def gpu_check(out: Annotated[Path, typer.Option(help="The file to write.")] = Pa
     from sweeps.outputs import require_file
 
     require_file(out, "--out")
-    console = _console()
-    raise typer.Exit(check(out, console.print, console.print))
+    screen = console()
+    raise typer.Exit(check(out, screen.print, screen.print))
 
 
 @app.command()
@@ -307,13 +299,13 @@ def sync(
     from sweeps.tracking.projector import sync as sync_view
     from sweeps.tracking.store import tracking_store
 
-    ledger = _ledger(runs_dir, name)
+    ledger = begun_ledger(runs_dir, name)
     require_unheld(ledger)
     store = tracking_store(runs_dir)
     sync_view(view_of(ledger, lambda: None)(), store)
     uri = register_winner(ledger, store, on_request=register)
     if uri is not None:
-        _console().print(uri, markup=False, highlight=False)
+        print(uri)
 
 
 @app.command()
@@ -327,7 +319,7 @@ def ui(
     from sweeps.tracking.ui import run_ui
 
     if name is not None:
-        _ledger(runs_dir, name)
+        begun_ledger(runs_dir, name)
     run_ui(tracking_store(runs_dir), lambda line: print(line, flush=True), sweep=name, port=port)
 
 
@@ -339,7 +331,7 @@ def doctor(runs_dir: RunsDir = "runs") -> None:
 
     address = os.environ.get("RAY_ADDRESS")
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_store(runs_dir).uri
-    _console().print(render(examine(runs_dir=runs_dir, tracking_uri=tracking_uri, ray_address=address)))
+    console().print(render(examine(runs_dir=runs_dir, tracking_uri=tracking_uri, ray_address=address)))
 
 
 @app.command()
@@ -351,7 +343,7 @@ def new(path: Annotated[Path, typer.Argument(help="The file to write.")]) -> Non
     require_new_file(path, "path")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(template_text(), encoding="utf-8")
-    _console().print(f"Wrote {path}. Try: sweeps plan --space {path}", markup=False, highlight=False)
+    print(f"Wrote {path}. Try: sweeps plan --space {path}")
 
 
 def main() -> NoReturn:
@@ -378,94 +370,6 @@ def _known_user_error(error: ValueError) -> int:
         raise error
     print(f"sweeps: {error}", file=sys.stderr)
     return EXIT_NO_DEVICE if isinstance(error, DeviceMissing) else EXIT_BAD_INPUT
-
-
-def _agreed(question: str) -> bool:
-    """Ask; raises BadInputError where nobody answers."""
-    from sweeps.errors import BadInputError
-
-    try:
-        return typer.confirm(question)
-    except typer.Abort:
-        print(file=sys.stderr)
-        raise BadInputError("nobody answered, so nothing was done; --yes answers beforehand") from None
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, allow_nan=False))
-
-
-def _space(preset: str | None, path: Path | None, overrides: list[str] | None) -> tuple[Space, str]:
-    """The space that was asked for and a word to number its sweeps by."""
-    from search_spaces import load_space
-
-    if preset is None and path is None:
-        preset = _default_preset()
-    label = preset if path is None else path.stem
-    assert label is not None
-    return load_space(preset=preset, path=path, overrides=overrides or ()), label
-
-
-def _default_preset() -> str:
-    """``matched`` where the cluster has a GPU, else ``laptop``."""
-    from sweeps.cluster.facts import cluster_has_gpu
-
-    return "matched" if cluster_has_gpu() else "laptop"
-
-
-def _sitting(runs_dir: str, **options: Any) -> Sitting:
-    from sweeps.ledger.storage import Storage
-    from sweeps.session import Sitting
-    from sweeps.tracking.store import tracking_store
-
-    tracking_store(runs_dir)  # one that cannot be is said before anything is spent
-    command = shlex.join(["sweeps", *sys.argv[1:]])
-    return Sitting(runs_uri=Storage(runs_dir).uri, command=command, **options)
-
-
-def _is_job() -> bool:
-    """Whether RAY_ADDRESS names a job server: then the command itself runs on the cluster."""
-    from sweeps.cluster.connection import is_job_address
-
-    return is_job_address(os.environ.get("RAY_ADDRESS"))
-
-
-def _words(*options: tuple[str, object]) -> list[str]:
-    return [word for option, value in options if value is not None for word in (option, str(value))]
-
-
-def _flags(**wishes: bool) -> list[str]:
-    return [f"--{name.replace('_', '-')}" for name, on in wishes.items() if on]
-
-
-def _run_as_job(words: list[str], runs_dir: str, name: str | None) -> int:
-    from sweeps.cluster.job import JobRequest, run_as_job, shared_runs_uri
-
-    address = os.environ["RAY_ADDRESS"]
-    request = JobRequest(arguments=tuple(words), runs_uri=shared_runs_uri(runs_dir, address), sweep=name)
-    return run_as_job(address, request)
-
-
-def _ledger(runs_dir: str, name: str) -> Ledger:
-    from sweeps.ledger.storage import Storage
-    from sweeps.ledger.sweep_folder import Ledger
-
-    ledger = Ledger(Storage(runs_dir), name)
-    ledger.beginning()
-    return ledger
-
-
-def _newest(runs_dir: str, name: str | None) -> str:
-    from sweeps.ledger.storage import Storage
-    from sweeps.names import newest_name
-
-    return name if name is not None else newest_name(Storage(runs_dir))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def cell_to_export(results: SweepResults, verdict: Mapping[str, Any] | None) -> 
 
 
 def export(ledger: Ledger, out: Path, cell_id: str | None = None) -> tuple[CellResult, str]:
-    """Write the checkpoint directory ``out``, new or empty; returns the cell and why it was taken.
+    """Write the checkpoint folder ``out``, new or empty; returns the cell and why it was taken.
 
     Raises BadInputError for a place that cannot be written, a cell that is not there or whose weights were not kept.
     """

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn, Self
 
 from rich.console import Console
 
 from sweeps.engine.driver import Driver
 from sweeps.errors import EXIT_RESUMABLE, DamagedError, WorldError
 
-GRACE_S: Final = 15.0
-"""How long running segments may take to save after a first signal."""
+GRACE_S: Final = 13.0
+"""How long a sitting may take after a first signal to save, tell MLflow, and end its Ray."""
 
 
 @contextmanager
@@ -40,37 +41,71 @@ def resumable(name: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def stopped_by_signals(driver: Driver, console: Console) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the sitting in order, a second one at once."""
-    is_asked = False
-    timers: list[threading.Timer] = []
+class Grace:
+    """The time a sitting has to end in order once a signal has asked for it; when it is over it ends at once."""
 
-    def at_once() -> None:
+    def __init__(self, name: str, console: Console) -> None:
+        self._name = name
+        self._console = console
+        self._timer = threading.Timer(GRACE_S, self.end_at_once)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self._timer.start()
+
+    def end_at_once(self) -> NoReturn:
+        """Leave without another word to anybody but the user."""
         try:
-            console.show_cursor()
-            print(f"\nleft at once; go on with: sweeps resume {driver.ledger.name}", file=sys.stderr, flush=True)
+            self._console.show_cursor()
+            print(f"\nleft at once; go on with: sweeps resume {self._name}", file=sys.stderr, flush=True)
         finally:
             os._exit(EXIT_RESUMABLE)
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        nonlocal is_asked
-        if is_asked:
-            at_once()
-        is_asked = True  # first of all: a second signal may come while this one is still being answered
-        timer = threading.Timer(GRACE_S, at_once)  # before the storage is asked for anything: it may not answer
-        timer.daemon = True
-        timer.start()
-        timers.append(timer)
-        with suppress(RuntimeError):  # a line that was being printed when the signal came cannot be printed into
-            driver.watcher.say("stopping: running trials save and return (again to leave at once)")
-        driver.stop()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+@contextmanager
+def stopped_by_signals(driver: Driver, grace: Grace) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the sitting in order, a second one at once.
+
+    A thread answers them: the main one may be inside of Ray for seconds, where two signals would count as one.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _leave_it_to_the_thread) for number in (signal.SIGINT, signal.SIGTERM)}
+    threading.Thread(target=_answer, args=(reader, driver, grace), name="signals", daemon=True).start()
     try:
         yield
     finally:
-        for timer in timers:
-            timer.cancel()  # the trials have returned in time
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
+        writer.close()
+
+
+def _leave_it_to_the_thread(_number: int, _frame: FrameType | None) -> None:
+    """Python tells the wakeup descriptor only of signals that have a handler."""
+
+
+def _answer(reader: socket.socket, driver: Driver, grace: Grace) -> None:
+    is_asked = False
+    with reader:
+        while number := reader.recv(1):
+            if number[0] not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            if is_asked:
+                grace.end_at_once()
+            is_asked = True
+            grace.begin()  # first of all: neither terminal nor storage may answer
+            threading.Thread(target=_stop, args=(driver,), name="stop", daemon=True).start()
+
+
+def _stop(driver: Driver) -> None:
+    driver.watcher.say("stopping: running trials save and return (again to leave at once)")
+    driver.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,7 @@ from search_spaces import Space, SpaceErrors, corpus_warnings, frozen_difference
 from sweeps.beginning import audit_table, begin
 from sweeps.bridge import at_home_anywhere
 from sweeps.cluster.connection import joined_ray
-from sweeps.cluster.packing import fit_arms, packing_for, predicted_peaks, resource_plan
+from sweeps.cluster.packing import cpus_wanted, fit_arms, packing_for, predicted_peaks, resource_plan
 from sweeps.engine.driver import Driver, Packing, failed_cells
 from sweeps.engine.ray_engine import local_ray
 from sweeps.errors import (
@@ -27,7 +28,8 @@ from sweeps.errors import (
 )
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish, view_of
-from sweeps.interruption import resumable, stopped_by_signals
+from sweeps.frozen_precision import as_trained, precision_note
+from sweeps.interruption import Grace, resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.lease import Lease, living_holder
 from sweeps.ledger.provenance import code_fingerprint
@@ -76,15 +78,38 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
     space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
     for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
         _say(console, sitting, f"note: {warning}")
-    require_room(runs, space, vocab_size=material.tokens.vocab_size)
+    require_room(ledger, space, vocab_size=material.tokens.vocab_size)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        looking = beside.submit(_look_ahead, space, material)
+        with Grace(name, console) as grace, _own_ray(space):
+            audit, peaks = looking.result()
+            with Lease(ledger.storage, LEASE) as lease:
+                _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
+                begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
+                return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
+
+
+def _look_ahead(space: Space, material: Material) -> tuple[dict[str, Any], dict[str, float]]:
+    """The audit of the corpus and each arm's predicted peak in GiB, seconds of work while Ray starts.
+
+    Raises before a sweep exists what it can never be: SpaceErrors for the audit's refusals, BadInputError for trials
+    that this machine can never run.
+    """
     audit = audit_table(space, material)
     peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
     if os.environ.get("RAY_ADDRESS") is None:
-        packing_for(space, peaks)  # what this machine can never run is refused before a sweep exists
-    with Lease(ledger.storage, LEASE) as lease:
-        _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
-        begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
-        return _sit(ledger, lease, space, material, peaks, sitting, console)
+        packing_for(space, peaks)
+    return audit, peaks
+
+
+@contextmanager
+def _own_ray(space: Space) -> Iterator[None]:
+    """A Ray of our own on this machine until the block ends, unless ``RAY_ADDRESS`` names a cluster."""
+    if os.environ.get("RAY_ADDRESS") is None:
+        with local_ray(cpus=cpus_wanted(space), declared_gpus=space.resources.declared_gpus):
+            yield
+    else:
+        yield
 
 
 def _require_new(ledger: Ledger) -> None:
@@ -130,8 +155,13 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
         _check_code(ledger, beginning, sitting)
         space = _with_resources(current_space(ledger), sitting.overrides)
         material = _material(space, console, sitting, expected=beginning["fingerprints"])
+        require_room(ledger, space, vocab_size=material.tokens.vocab_size)
+        note = precision_note(beginning)
+        if note is not None:
+            _say(console, sitting, f"note: {note}")
         peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
-        return _sit(ledger, lease, space, material, peaks, sitting, console)
+        with Grace(name, console) as grace, _own_ray(space):
+            return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
     finally:
         lease.release()
 
@@ -142,7 +172,7 @@ def _peaks(beginning: Mapping[str, Any], space: Space, *, vocab_size: int) -> di
     known = {arm: gib for arm, gib in frozen.items() if gib is not None}
     if all(arm.name in frozen for arm in space.strategies):
         return known
-    return predicted_peaks(space, vocab_size=vocab_size) | known
+    return predicted_peaks(as_trained(space, beginning), vocab_size=vocab_size) | known
 
 
 def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
@@ -202,17 +232,16 @@ def _sit(
     peaks_gib: Mapping[str, float],
     sitting: Sitting,
     console: Console,
+    grace: Grace,
 ) -> int:
     address = os.environ.get("RAY_ADDRESS")
     with resumable(ledger.name), ExitStack() as stack:
         if address is None:
-            peaks_gib = _calibrated(space, peaks_gib, None, console, sitting)
+            peaks_gib = _calibrated(as_trained(space, ledger.beginning()), peaks_gib, None, console, sitting)
             packing = packing_for(space, peaks_gib)
             for warning in resource_plan(space, peaks_gib).warnings:
                 _say(console, sitting, f"note: {warning}")
             slots = max(packing.slots.values())
-            declared = space.resources.declared_gpus
-            stack.enter_context(local_ray(workers=slots, threads=packing.threads, declared_gpus=declared))
         else:
             stack.enter_context(joined_ray(address))
             packing = _packing_on_cluster(ledger, space, peaks_gib, console, sitting)
@@ -234,7 +263,7 @@ def _sit(
         tracked.plan = driver.plan
         stack.enter_context(_tracking(tracked, ledger, sitting, watch))
         began_s = time.time()
-        with stopped_by_signals(driver, console), watch.shown():
+        with stopped_by_signals(driver, grace), watch.shown():
             driver.run()
         took = ledger.add_sitting(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
         if driver.stopping:
@@ -278,7 +307,7 @@ def _packing_on_cluster(
         console.print(render(found))
     facts = cluster_facts(found.gpu_gib_by_node)
     if not found.problems:
-        peaks_gib = _calibrated(space, peaks_gib, facts, console, sitting)
+        peaks_gib = _calibrated(as_trained(space, ledger.beginning()), peaks_gib, facts, console, sitting)
     shared = resource_plan(space, peaks_gib, facts=facts)
     problems = [*found.problems, *shared.problems]
     if problems:

@@ -75,10 +75,11 @@ def short_count(value: float | None) -> str:
     """Return a number in thousands, millions or billions with three digits at most, for axes and running text."""
     if value is None or _missing(value):
         return ABSENT
+    written = float(f"{value:.3g}")  # first, so that 999,999 is 1M and not 1e+03k
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+        if abs(written) >= size:
+            return f"{written / size:.3g}{unit}"
+    return f"{written:.3g}"
 
 
 def gib(value: float | None) -> str:

@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 
 from moe.audit import Audit, Finding
-from moe.exam_views import ContextUse, ExamScores, LengthLoss, PositionLoss
-from moe.report import Report
 from search_spaces import Identity, explore_cells, load_space
 from sweeps.cli import app
-from sweeps.engine.trainable import SegmentJob, _Segment
+from sweeps.engine.trainable import _Segment
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
@@ -27,6 +25,7 @@ from sweeps.tracking.projection import METRICS, SUMMARY_METRICS, SweepView, desi
 from sweeps.tracking.runs import ARTIFACTS_TAG, POINTS_TAG
 from sweeps.verdict.decision import decide
 from tests.sweeps import made_up_sweep as made_up
+from tests.sweeps.ending_trainer import EndingTrainer, whole_job
 from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,51 +77,16 @@ def assert_explains(section: str, found: set[str]) -> None:
     assert stale == [], f"docs/metrics.md, section {section}, explains what no code writes: {stale}"
 
 
-class EndingTrainer:
-    """Stands for a trainer that reaches its budget with one report, and sits the exam."""
-
-    def __init__(self) -> None:
-        self.tokens_seen = 0
-        self.exam_time_s = 1.0
-        self.records: list[dict[str, Any]] = []
-
-    def run(self, until_tokens: int, *, pause: object) -> Iterator[Report]:
-        self.tokens_seen = until_tokens
-        values: dict[str, Any] = {entry.name: 1 for entry in fields(Report)}
-        report = Report(**{**values, "tokens_seen": until_tokens})
-        self.records.append(report.as_record())
-        yield report
-
-    def test_scores(self) -> ExamScores:
-        values: dict[str, Any] = {entry.name: 1 for entry in fields(ExamScores)}
-        by_document = {"a.py": (1.0, 1)}
-        values |= {"loss_by_document": by_document, "common_loss_by_document": by_document}
-        values["loss_by_position"] = (PositionLoss(first=0, last=0, loss=1.0, n_targets=1),)
-        values["loss_by_length"] = (LengthLoss(eval_len=1, loss=1.0, extrapolation=False),)
-        values["context_use"] = ContextUse(beyond_tokens=1, own_loss=1.0, common_loss=1.0, n_targets=1)
-        return ExamScores(**values)
-
-    def save(self, folder: Path) -> None:
-        (folder / "state.pt").write_bytes(b"state")
-
-
 @pytest.fixture
 def completed(tmp_path: Path) -> CellFolder:
     """The folder of a confirm cell that a worker has trained to its end."""
     planned = PlannedCell(cell=made_up.cell(phase="confirm"), reason="confirm", may_stop_early=False)
     ledger = Ledger(Storage(str(tmp_path)), "first")
     folder = ledger.cell_folder(planned.cell_id)
-    job = SegmentJob(
-        runs_uri=str(tmp_path),
-        sweep="first",
-        cell_id=planned.cell_id,
-        until_tokens=planned.cell.budget_tokens,
-        threads=1,
-        checkpoint_every_s=60.0,
-        gpu_fraction=0.5,
-    )
     trainer: Any = EndingTrainer()
-    _Segment(ledger, folder, trainer, job, print, lambda: 1).train(planned, lambda report: None)
+    _Segment(ledger, folder, trainer, whole_job(tmp_path, planned), print, lambda: 1).train(
+        planned, lambda report: None
+    )
     return folder
 
 

@@ -11,7 +11,7 @@ from search_spaces import Space, Strategy
 from sweeps.bridge import any_cell, train_config
 from sweeps.cluster.facts import cluster_has_gpu, local_facts
 from sweeps.cluster.fit_memory import fit_memory
-from sweeps.cluster.resources import ClusterFacts, ResourcePlan, plan_resources
+from sweeps.cluster.resources import MAX_TRIALS_PER_GPU, ClusterFacts, ResourcePlan, plan_resources
 from sweeps.engine.driver import Packing
 from sweeps.errors import BadInputError
 
@@ -88,6 +88,16 @@ def resource_plan(
         gpu_per_trial=wishes.gpu_per_trial,
         assume_gpu_gib=assume_gpu_gib,
     )
+
+
+def cpus_wanted(space: Space) -> int:
+    """CPUs of this machine that the space's trials can use at once, whatever their peaks turn out to be."""
+    facts = local_facts(declared_gpus=space.resources.declared_gpus)
+    threads, workers = space.resources.threads_per_trial, space.resources.workers
+    usable = sum(node.cpus for node in facts.nodes)
+    if facts.gpus and space.resources.gpu_per_trial == "auto":
+        usable = min(usable, facts.gpus * MAX_TRIALS_PER_GPU * threads)
+    return usable if workers == "auto" else min(usable, workers * threads)
 
 
 def packing_for(space: Space, peaks_gib: Mapping[str, float], *, facts: ClusterFacts | None = None) -> Packing:

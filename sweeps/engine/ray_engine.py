@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,18 +48,20 @@ class Share:
 
 
 @contextmanager
-def local_ray(*, workers: int, threads: int, declared_gpus: int | None) -> Iterator[None]:
-    """A Ray of our own on this machine until the block ends."""
+def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
+    """A Ray of our own on this machine until the block ends; what SIGTERM does stays as it was."""
     ray = quiet_ray()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local",
-        num_cpus=workers * threads,
+        num_cpus=cpus,
         num_gpus=declared_gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

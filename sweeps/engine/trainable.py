@@ -107,22 +107,24 @@ def train_segment(
 
 def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trainer:
     """A trainer at zero tokens for this cell, on this worker's share of the machine."""
-    from moe.device import device_memory_gib, limit_memory, set_threads
+    from moe.device import Device, device_memory_gib, limit_memory, set_threads
     from moe.exam import training_data
     from moe.trainer import Trainer
     from sweeps.bridge import train_config
     from sweeps.extension import current_space
+    from sweeps.frozen_precision import as_trained, require_precision
     from sweeps.material import material_for
 
     set_threads(job.threads)
     gpu_gib = device_memory_gib()
     if job.gpu_fraction and gpu_gib is not None:
         limit_memory(allocator_share(job.gpu_fraction, gpu_gib))
-    space = current_space(ledger)
-    material = material_for(space, expected=ledger.beginning()["fingerprints"])
-    config = train_config(space, planned.cell, vocab_size=material.tokens.vocab_size)
+    space, beginning = current_space(ledger), ledger.beginning()
+    material = material_for(space, expected=beginning["fingerprints"])
+    config = train_config(as_trained(space, beginning), planned.cell, vocab_size=material.tokens.vocab_size)
     if not job.gpu_fraction:
         config = replace(config, device="cpu")  # a trial without a share of a GPU may see one all the same
+    require_precision(config.precision, Device.resolve(config.device))
     return Trainer(config, training_data(material.tokens, config, material.exam))
 
 

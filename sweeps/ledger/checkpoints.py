@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from pydantic import BaseModel, Field, ValidationError
+
 from sweeps.errors import DamagedError
 from sweeps.ledger.storage import Storage
 
@@ -19,6 +21,19 @@ _PREFIX: Final = "checkpoint-"
 _MANIFEST: Final = "manifest.json"
 _DAMAGED: Final = "damaged.json"
 KEPT: Final = 2
+
+
+class _File(BaseModel):
+    """Size and hash of one file of a checkpoint."""
+
+    size_bytes: int = Field(alias="bytes")
+    blake2b: str
+
+
+class _Manifest(BaseModel):
+    """What makes a checkpoint complete."""
+
+    files: dict[str, _File]
 
 
 class Checkpoints:
@@ -62,17 +77,17 @@ class Checkpoints:
     def load(self, tokens: int, read: Callable[[Path], None]) -> None:
         """Give ``read`` a folder with the checkpoint's files; raises DamagedError where it is damaged."""
         name = _folder(tokens)
-        manifest = self._storage.read_json(f"{name}/{_MANIFEST}")
+        files = self._files_of(name)
         with tempfile.TemporaryDirectory(prefix="moe-sweeps-") as folder:
-            for file_name, expected in manifest["files"].items():
+            for file_name, expected in files.items():
                 try:
                     data = self._storage.read_bytes(f"{name}/{file_name}")
                 except FileNotFoundError:
                     raise DamagedError(f"{self._storage.uri}/{name}/{file_name} is missing") from None
-                if len(data) != expected["bytes"] or hashlib.blake2b(data).hexdigest() != expected["blake2b"]:
+                if len(data) != expected.size_bytes or hashlib.blake2b(data).hexdigest() != expected.blake2b:
                     raise DamagedError(
                         f"{self._storage.uri}/{name}/{file_name} is damaged: {len(data)} bytes that do not match the "
-                        f"manifest ({expected['bytes']} bytes)"
+                        f"manifest ({expected.size_bytes} bytes)"
                     )
                 (Path(folder) / Path(file_name).name).write_bytes(data)
             read(Path(folder))
@@ -91,6 +106,16 @@ class Checkpoints:
         """Delete every checkpoint of the cell."""
         for tokens in self._all():
             self.delete(tokens)
+
+    def _files_of(self, name: str) -> dict[str, _File]:
+        """The files that a checkpoint's manifest lists; raises DamagedError where it is not a manifest."""
+        where = f"{self._storage.uri}/{name}/{_MANIFEST}"
+        try:
+            return _Manifest.model_validate(self._storage.read_json(f"{name}/{_MANIFEST}")).files
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(map(str, problem["loc"])) or "the manifest"
+            raise DamagedError(f"{where} is damaged: {key}: {problem['msg']}") from error
 
     def _all(self) -> list[int]:
         names = [name for name in self._storage.names() if name.startswith(_PREFIX)]

@@ -1,15 +1,17 @@
-"""Room for a sweep on its storage, looked at before anything is spent."""
+"""Room for a sweep on its storage, looked at before anything is spent, at its beginning and when it goes on."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
-from search_spaces import Space, planned_cells
+from search_spaces import Cell, Space, planned_cells
 from sweeps.bridge import model_config
 from sweeps.errors import BadInputError
 from sweeps.ledger.checkpoints import KEPT
-from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
 
 BYTES_PER_PARAMETER: Final = 12
 """Of a checkpoint: fp32 weights, Muon's momentum or AdamW's two moments. An upper bound: Muon keeps one."""
@@ -17,30 +19,50 @@ BYTES_OF_RECORDS_PER_CELL: Final = 200_000
 BYTES_OF_REPORT: Final = 4_000_000
 
 
-def bytes_needed(space: Space, *, vocab_size: int) -> int:
-    """Bytes that a sweep may come to hold at once: checkpoints, records, report.
+def bytes_needed(space: Space, *, vocab_size: int, ended: Sequence[Cell] = (), begun: Sequence[Cell] = ()) -> int:
+    """Bytes that the cells without an outcome may come to hold at once: checkpoints, records, report.
 
-    With ``keep = best`` an arm's explore cells have given their checkpoints back before its confirm cells begin.
+    ``ended`` are the cells that have an outcome, ``begun`` the others that stand in the plan already. With
+    ``keep = best`` an arm's explore cells have given their checkpoints back before its confirm cells begin.
     """
     from moe.flops import total_parameters
 
-    cells = planned_cells(space)
-    explore = sum(cell.phase == "explore" for cell in cells)
-    held = max(explore, len(cells) - explore) if space.keep == "best" else len(cells)
+    def left(*, explore: bool) -> int:
+        foreseen, gone, there = (
+            sum((cell.phase == "explore") is explore for cell in cells)
+            for cells in (planned_cells(space), ended, begun)
+        )
+        return max(foreseen - gone, there)
+
+    explore, judged = left(explore=True), left(explore=False)
+    at_once = max(explore, judged) if space.keep == "best" else explore + judged
     checkpoint = total_parameters(model_config(space, vocab_size=vocab_size)) * BYTES_PER_PARAMETER
-    return held * KEPT * checkpoint + len(cells) * BYTES_OF_RECORDS_PER_CELL + BYTES_OF_REPORT
+    return at_once * KEPT * checkpoint + (explore + judged) * BYTES_OF_RECORDS_PER_CELL + BYTES_OF_REPORT
 
 
-def require_room(runs: Storage, space: Space, *, vocab_size: int) -> None:
-    """Raises BadInputError where a local storage has less room than the sweep may need."""
-    if not runs.is_local:
+def require_room(ledger: Ledger, space: Space, *, vocab_size: int) -> None:
+    """Raises BadInputError where a local storage has less room than what is left of the sweep may need."""
+    if not ledger.storage.is_local:
         return
-    folder = runs.path
-    while not folder.exists():
-        folder = folder.parent
-    free, needed = shutil.disk_usage(folder).free, bytes_needed(space, vocab_size=vocab_size)
+    folders = {planned.cell: ledger.cell_folder(planned.cell_id) for planned in ledger.planned_cells()}
+    ended = [cell for cell, folder in folders.items() if folder.outcome() is not None]
+    begun = [cell for cell in folders if cell not in ended]
+    needed = bytes_needed(space, vocab_size=vocab_size, ended=ended, begun=begun)
+    needed -= sum(_held_bytes(folders[cell].storage.path) for cell in begun)
+    where = ledger.storage.path
+    while not where.exists():
+        where = where.parent
+    free = shutil.disk_usage(where).free
     if free < needed:
         raise BadInputError(
-            f"{folder} has {free / 2**20:,.0f} MiB free, and this sweep may come to hold {needed / 2**20:,.0f} MiB; "
-            "free some, or choose another --runs-dir"
+            f"{where} has {free / 2**20:,.0f} MiB free, and this sweep may come to hold {needed / 2**20:,.0f} MiB"
+            + (
+                " more; free some, or move its folder to another --runs-dir"
+                if begun
+                else "; free some, or choose another --runs-dir"
+            )
         )
+
+
+def _held_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -24,7 +24,7 @@ class LedgerReader:
             name=self._ledger.name,
             beginning=_with_extensions(self._ledger),
             cells=tuple(self._cell(planned) for planned in self._ledger.planned_cells()),
-            earlier_verdicts=tuple(storage.read_json(f"verdicts/{name}") for name in storage.names("verdicts")),
+            earlier_verdicts=tuple(self._ledger.verdicts()),
             fixed_margin=self._ledger.margin(),
             folder=storage.uri,
             sittings=tuple(self._ledger.sittings()),

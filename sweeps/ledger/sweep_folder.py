@@ -60,11 +60,7 @@ class CellFolder:
 
     def outcome(self) -> dict[str, Any] | None:
         """How the cell ended, or None."""
-        try:
-            outcome: dict[str, Any] = self.storage.read_json("outcome.json")
-        except FileNotFoundError:
-            return None
-        return outcome
+        return _if_there(self.storage, "outcome.json")
 
     def write_outcome(self, cell: Cell, outcome: Outcome, **facts: object) -> dict[str, Any]:
         """Write how the cell ended; ``facts`` are tokens_seen, the losses, the reason and whatever else is known."""
@@ -115,7 +111,7 @@ class CellFolder:
 
     def attempts(self) -> list[dict[str, Any]]:
         """Why segments of this cell failed, oldest first."""
-        return [self.storage.read_json(f"attempts/{name}") for name in self.storage.names("attempts")]
+        return _numbered(self.storage, "attempts")
 
     def attempts_here(self) -> list[dict[str, Any]]:
         """Failures at the present checkpoint, since the user last asked for a retry."""
@@ -126,7 +122,6 @@ class CellFolder:
 
     def add_attempt(self, kind: str, reason: str, traceback: str | None = None) -> None:
         """Note that a segment failed, with the traceback where an exception ended it."""
-        number = len(self.storage.names("attempts")) + 1
         entry = {
             "schema": SCHEMA,
             "kind": kind,
@@ -135,7 +130,7 @@ class CellFolder:
             "tokens_seen": self.checkpoints.newest_complete() or 0,
             "time_s": time.time(),
         }
-        self.storage.write_json(f"attempts/{number:04d}.json", entry)
+        _add_numbered(self.storage, "attempts", entry)
 
     def forget_failure(self) -> None:
         """Let a failed or out-of-memory cell run again: its outcome goes to the attempts."""
@@ -190,21 +185,17 @@ class Ledger:
         fresh = list({planned.cell_id: planned for planned in cells if planned.cell_id not in known}.values())
         if not fresh and extension is None:
             return
-        number = len(self.storage.names("plan")) + 1
-        entries = [
-            {**asdict(planned.cell), "reason": planned.reason, "may_stop_early": planned.may_stop_early}
-            for planned in fresh
-        ]
-        self.storage.write_json(
-            f"plan/{number:04d}.json",
-            {
-                "schema": SCHEMA,
-                "added_s": time.time(),
-                "because": because,
-                "extension": None if extension is None else dict(extension),
-                "cells": entries,
-            },
-        )
+        page = {
+            "schema": SCHEMA,
+            "added_s": time.time(),
+            "because": because,
+            "extension": None if extension is None else dict(extension),
+            "cells": [
+                {**asdict(planned.cell), "reason": planned.reason, "may_stop_early": planned.may_stop_early}
+                for planned in fresh
+            ],
+        }
+        _add_numbered(self.storage, "plan", page)
 
     def planned_cells(self) -> list[PlannedCell]:
         """All cells in the order in which they were added."""
@@ -237,28 +228,23 @@ class Ledger:
 
     def margin(self) -> float | None:
         """The equivalence margin in nats per token as it was fixed, or None."""
-        try:
-            return float(self.storage.read_json("margin.json")["margin"])
-        except FileNotFoundError:
-            return None
+        fixed = _if_there(self.storage, "margin.json")
+        return None if fixed is None else float(fixed["margin"])
 
     def code_changes(self) -> list[str]:
         """Fingerprints of training code that was accepted after the beginning, oldest first."""
-        return [str(self.storage.read_json(f"code/{name}")["code"]) for name in self.storage.names("code")]
+        return [str(change["code"]) for change in _numbered(self.storage, "code")]
 
     def add_code_change(self, fingerprint: str) -> None:
         """Note that cells from here on were trained by other code, as the user wished."""
-        number = len(self.storage.names("code")) + 1
-        entry = {"schema": SCHEMA, "code": fingerprint, "accepted_s": time.time()}
-        self.storage.write_json(f"code/{number:04d}.json", entry)
+        _add_numbered(self.storage, "code", {"schema": SCHEMA, "code": fingerprint, "accepted_s": time.time()})
 
     def sittings(self) -> list[dict[str, Any]]:
         """Every sitting that came to its end in order, oldest first."""
-        return [self.storage.read_json(f"sittings/{name}") for name in self.storage.names("sittings")]
+        return _numbered(self.storage, "sittings")
 
     def add_sitting(self, *, began_s: float, first_estimate_s: float | None, interrupted: bool) -> dict[str, Any]:
         """Note a sitting that ends now; ``first_estimate_s`` is the wall time that it was first thought to take."""
-        number = len(self.storage.names("sittings")) + 1
         entry = {
             "schema": SCHEMA,
             "began_s": began_s,
@@ -266,28 +252,47 @@ class Ledger:
             "first_estimate_s": first_estimate_s,
             "interrupted": interrupted,
         }
-        self.storage.write_json(f"sittings/{number:04d}.json", entry)
+        _add_numbered(self.storage, "sittings", entry)
         return entry
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """Every verdict that said something else than the one before it, oldest first."""
+        return _numbered(self.storage, "verdicts")
 
     def write_verdict(self, verdict: Mapping[str, Any]) -> None:
         """Keep the verdict as the newest, and beside the earlier ones unless it says the same as the last."""
-        names = self.storage.names("verdicts")
-        if not names or self.storage.read_json(f"verdicts/{names[-1]}") != dict(verdict):
-            self.storage.write_json(f"verdicts/{len(names) + 1:04d}.json", verdict)
+        earlier = self.verdicts()
+        if not earlier or earlier[-1] != dict(verdict):
+            _add_numbered(self.storage, "verdicts", verdict)
         self.storage.write_json("verdict.json", verdict)
 
     def verdict(self) -> dict[str, Any] | None:
         """The newest verdict, or None."""
-        try:
-            verdict: dict[str, Any] = self.storage.read_json("verdict.json")
-        except FileNotFoundError:
-            return None
-        return verdict
+        return _if_there(self.storage, "verdict.json")
 
 
 def sweep_names(runs: Storage) -> list[str]:
     """Names of all sweeps that were begun in a runs folder."""
     return [name for name in runs.names() if "." not in name[:1] and runs.exists(f"{name}/sweep.json")]
+
+
+def _if_there(storage: Storage, name: str) -> dict[str, Any] | None:
+    """An object of the ledger, None where it was not written yet."""
+    try:
+        found: dict[str, Any] = storage.read_json(name)
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _numbered(storage: Storage, folder: str) -> list[dict[str, Any]]:
+    """All objects of a folder that only ever grows, oldest first."""
+    return [storage.read_json(f"{folder}/{name}") for name in storage.names(folder)]
+
+
+def _add_numbered(storage: Storage, folder: str, entry: Mapping[str, Any]) -> None:
+    """Write the next object of such a folder: ``0001.json``, ``0002.json`` and on."""
+    storage.write_json(f"{folder}/{len(storage.names(folder)) + 1:04d}.json", entry)
 
 
 def _table(storage: Storage, name: str) -> dict[str, Any]:

@@ -26,19 +26,18 @@ UNCLEAR = "not separated"
 
 @dataclass(frozen=True, kw_only=True)
 class PairSide:
-    """One pair of arms in one sweep: a's loss minus b's in nats per token, with its interval."""
+    """One pair of arms in one sweep: a's loss minus b's in nats per token, with its interval and the better arm.
+
+    ``better`` is the arm that the verdict decided for: by the win's own test where it is the winner, else after Holm's
+    adjustment (rule 9 of the method). The interval is of the pair alone and may part arms that the decision does not.
+    """
 
     sweep: str
     is_judged: bool
     difference: float | None
     low: float | None
     high: float | None
-
-    def better(self, a: str, b: str) -> str:
-        """Return the arm that the interval separates from the other, ``UNCLEAR`` when it holds zero or is missing."""
-        if self.difference is None or self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return UNCLEAR
-        return a if self.difference < 0 else b
+    better: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ class SharedPair:
         """What the sweeps together say of the pair; nothing where one of them has no verdict."""
         if not all(side.is_judged for side in self.sides):
             return "not judged in all"
-        better = {side.better(self.a, self.b) for side in self.sides}
+        better = {side.better for side in self.sides}
         if len(better) == 1:
             return f"{self.a} and {self.b} not separated in any" if better == {UNCLEAR} else f"{better.pop()} in all"
         return "opposite" if {self.a, self.b} <= better else f"{next(iter(better - {UNCLEAR}))} where it is clear"
@@ -146,6 +145,7 @@ def _side(facts: Facts, a: str, b: str) -> PairSide | None:
                 difference=seen.difference,
                 low=seen.low,
                 high=seen.high,
+                better=next((arm for arm in (a, b) if pair.get("decision") == f"{arm} is better"), UNCLEAR),
             )
     return None
 

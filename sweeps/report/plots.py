@@ -95,8 +95,8 @@ def _lanes(facts: Facts) -> tuple[float, float]:
 PLOTS = (
     Plot(
         name="confirm",
-        title="The judged runs",
-        note="Each mark is one confirm seed; a thin line joins runs of the same seed, which saw the same tokens. "
+        title="The judged cells",
+        note="Each mark is one confirm seed; a thin line joins cells of the same seed, which saw the same tokens. "
         "Bars are {confidence} intervals.",
         available=plots_answer.has_confirm,
         draw=plots_answer.draw_confirm,
@@ -158,7 +158,7 @@ PLOTS = (
     ),
     Plot(
         name="progress",
-        title="The same runs against time and updates",
+        title="The same cells against time and updates",
         note="Equal tokens are neither equal time nor, where tokens per step differ, equal updates. "
         "Seconds are this machine's. Means over the seeds, smoothed.",
         available=plots_training.has_progress,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def draw_pairs(pairs: Sequence[SharedPair], sweeps: Sequence[Facts]) -> Picture:
-    """Return the picture of every shared pair: a row for each sweep, coloured by the arm that is clearly better."""
+    """Return the picture of every shared pair: a row for each sweep in the colour of the arm it calls better."""
     colours = {arm.name: arm_colour(arm.index) for arm in sweeps[0].arms}
 
     def draw(figure: Figure, tips: Tips, *, narrow: bool) -> None:
@@ -30,7 +30,7 @@ def draw_pairs(pairs: Sequence[SharedPair], sweeps: Sequence[Facts]) -> Picture:
                 y -= 1.0
                 if side.difference is None:
                     continue
-                colour = colours.get(side.better(pair.a, pair.b), MUTED)
+                colour = colours.get(side.better, MUTED)
                 if side.low is not None and side.high is not None:
                     panel.plot(
                         [side.low, side.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3
@@ -63,7 +63,7 @@ def draw_pairs(pairs: Sequence[SharedPair], sweeps: Sequence[Facts]) -> Picture:
     return picture_of(
         name="pairs",
         title="The same pairs in each sweep",
-        note="A mark takes the colour of the arm that its interval shows to be better, grey where it shows neither.",
+        note="A mark takes the colour of the arm that the sweep's verdict calls better, grey where it calls neither.",
         heights=(0.8 + 0.28 * rows, 0.8 + 0.28 * rows),
         draw=draw,
     )

@@ -143,7 +143,7 @@ def _looks(facts: Facts) -> Iterator[str]:
     looks = mapping(facts.verdict.get("looks"))
     planned, used = finite(looks.get("planned")), finite(looks.get("used"))
     if planned is not None and used is not None and (planned > 1 or used > planned):
-        yield f"{written.plural(round(used), 'look')} at the judged runs so far, {round(planned)} planned."
+        yield f"{written.plural(round(used), 'look')} at the judged cells so far, {round(planned)} planned."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sweeps import written as numbers
+from sweeps import written
 
 if TYPE_CHECKING:
     from sweeps.ledger.results import SweepResults
@@ -68,9 +68,9 @@ def _arm_table(verdict: Mapping[str, Any] | None) -> str:
         cells = [
             arm["name"],
             shape,
-            numbers.rate(arm.get("best_lr")) + edge,
-            numbers.loss(arm.get("mean")),
-            numbers.interval(arm.get("ci_low"), arm.get("ci_high")),
+            written.rate(arm.get("best_lr")) + edge,
+            written.loss(arm.get("mean")),
+            written.interval(arm.get("ci_low"), arm.get("ci_high")),
             _plain(arm.get("tokens_per_s"), ",.0f"),
             _plain(arm.get("peak_mem_allocated_gib"), ".2f"),
         ]
@@ -85,10 +85,10 @@ def _pair_table(verdict: Mapping[str, Any] | None) -> str:
     for pair in verdict["pairs"]:
         cells = [
             f"{pair['a']} − {pair['b']}",
-            numbers.signed(pair.get("difference")),
-            numbers.interval(pair.get("ci_low"), pair.get("ci_high"), sign=True),
-            numbers.p_value(pair.get("p_adjusted")),
-            str(pair.get("decision") or numbers.ABSENT),
+            written.signed(pair.get("difference")),
+            written.interval(pair.get("ci_low"), pair.get("ci_high"), sign=True),
+            written.p_value(pair.get("p_adjusted")),
+            str(pair.get("decision") or written.ABSENT),
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
@@ -105,4 +105,4 @@ def _caveats(verdict: Mapping[str, Any] | None) -> str:
 
 
 def _plain(value: float | None, form: str) -> str:
-    return numbers.ABSENT if value is None else format(value, form)
+    return written.ABSENT if value is None else format(value, form)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.integration.tracked_files import ROOT, copy_tracked
 
 _INLINE = re.compile(r"(?:[A-Z_]+=\S+ )*(?:docker|git|kubectl|make|pip|ray|sweeps) [a-z].*")
 
@@ -30,10 +29,6 @@ def inline_commands(name: str) -> list[str]:
 
 def copy_working_tree(folder: Path) -> None:
     """The tracked files as they are in the working tree, and this environment as theirs."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
-            os.utime(folder / name, (0, 0))  # older than the environment, so that make finds it ready
+    for copied in copy_tracked(folder):
+        os.utime(copied, (0, 0))  # older than the environment, so that make finds it ready
     (folder / ".venv").symlink_to(ROOT / ".venv")

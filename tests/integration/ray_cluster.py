@@ -174,10 +174,6 @@ class RayCluster:
         """Return once ``count`` nodes are up."""
         self._wait(f"{count} Ray nodes did not come up", f"len(up) >= {count}")
 
-    def wait_until_gone(self, node: Node) -> None:
-        """Return once the cluster has noticed that the node is gone."""
-        self._wait(f"the loss of {node.name} was not noticed", f"{node.address!r} not in up")
-
     def _wait(self, failure: str, condition: str) -> None:
         """Ask the cluster until the condition on ``up``, the addresses that are alive, holds."""
         script = (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sweeps.ledger.storage import Storage
@@ -13,7 +16,48 @@ from sweeps.ledger.sweep_folder import Ledger
 
 PATIENCE_S = 300.0
 
-Losses = dict[str, tuple[str, Any, Any]]
+TINY_SPACE = """
+description = "two arms that train in a second"
+budget_tokens = {budget}
+rungs_tokens = [{rung}]
+early_stopping = {{ kind = "asha", keep = [1] }}
+corpus = "files:{corpus}"
+tokenizer = "bytes"
+
+[[strategies]]
+name = "short"
+micro_batch_size = 4
+seq_len = 16
+
+[[strategies]]
+name = "long"
+micro_batch_size = 1
+seq_len = 64
+
+[rates]
+lr = [0.01, 0.02]
+adamw_ratio = 0.3
+max_widenings = 0
+
+[seeds]
+explore = 1
+confirm = 3
+
+[model]
+d_model = 16
+n_layers = 1
+n_heads = 2
+d_expert = 16
+n_experts = 2
+top_k = 1
+
+[exam]
+rows_validation = 4
+rows_test = 6
+"""
+"""Two arms that train in a second, with ``budget``, ``rung`` and ``corpus`` left open."""
+
+Losses = dict[str, tuple[str, int, Any, Any]]
 
 
 def command(*words: str) -> list[str]:
@@ -21,15 +65,64 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "sweeps", *words]
 
 
-def losses(runs_uri: str, name: str) -> Losses:
-    """Outcome and losses of every cell that has ended, by its id: what two runs of one sweep must agree on."""
+def clean_environment(**variables: str) -> dict[str, str]:
+    """This process's environment without what decides where sweeps, Ray and MLflow live, and with ``variables``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
+    return {**kept, **variables}
+
+
+class Sweeps:
+    """Runs the console script in a process of its own, on runs and caches of this test alone."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.started: list[subprocess.Popen[str]] = []
+        self.environment = clean_environment(
+            SWEEPS_RUNS_DIR=str(self.runs), SWEEPS_CACHE_DIR=str(cache), OMP_NUM_THREADS="1", COLUMNS="200"
+        )
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start ``sweeps WORDS`` and return at once."""
+        process = subprocess.Popen(
+            command(*words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment,
+            cwd=self.folder,
+        )
+        self.started.append(process)
+        return process
+
+    def __call__(self, *words: str, code: int = 0, timeout_s: float = 240) -> str:
+        """Run ``sweeps WORDS`` to its end, expect its exit code, return what it printed."""
+        said, _ = (process := self.start(*words)).communicate(timeout=timeout_s)
+        assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{said}"
+        return said
+
+    def outcomes(self, name: str) -> dict[str, dict[str, Any]]:
+        """Every outcome of a sweep by cell id."""
+        return outcomes(str(self.runs), name)
+
+    def losses(self, name: str) -> Losses:
+        """What two runs of one sweep must agree on."""
+        return losses(str(self.runs), name)
+
+
+def outcomes(runs_uri: str, name: str) -> dict[str, dict[str, Any]]:
+    """Every outcome of a sweep by cell id."""
     ledger = Ledger(Storage(runs_uri), name)
-    found: Losses = {}
-    for planned in ledger.planned_cells():
-        outcome = ledger.cell_folder(planned.cell_id).outcome()
-        if outcome is not None:
-            found[planned.cell_id] = (outcome["outcome"], outcome["val_loss"], outcome["test_loss"])
-    return found
+    found = {planned.cell_id: ledger.cell_folder(planned.cell_id).outcome() for planned in ledger.planned_cells()}
+    return {cell_id: outcome for cell_id, outcome in found.items() if outcome is not None}
+
+
+def losses(runs_uri: str, name: str) -> Losses:
+    """How far every ended cell got and its losses, by its id: equal to the last bit, whatever disturbed a sweep."""
+    return {
+        cell_id: (found["outcome"], found["tokens_seen"], found["val_loss"], found["test_loss"])
+        for cell_id, found in outcomes(runs_uri, name).items()
+    }
 
 
 def curves(runs_uri: str, name: str) -> dict[tuple[str, int], tuple[Any, ...]]:
@@ -66,7 +159,11 @@ def holders(runs_uri: str, name: str) -> dict[int, str]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None) -> None:
+def wait_for(
+    condition: Callable[[], bool],
+    what: str = "what the test waits for",
+    process: subprocess.Popen[str] | None = None,
+) -> None:
     """Return once the condition holds; fail when it does not in time, or when the process ended before."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not condition():
@@ -74,4 +171,10 @@ def wait_for(condition: Callable[[], bool], what: str, process: subprocess.Popen
         if ended or time.monotonic() > deadline_s:
             said = process.stdout.read() if ended and process is not None and process.stdout is not None else ""
             raise AssertionError(f"{what} did not come about{' before the process ended' if ended else ''}: {said}")
-        time.sleep(0.1)
+        time.sleep(0.05)
+
+
+def end_with_children(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process that this test started; its Ray goes down with it."""
+    process.send_signal(number)
+    process.communicate(timeout=60)

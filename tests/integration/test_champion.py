@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Sweeps
+from tests.integration.sweeping import Sweeps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

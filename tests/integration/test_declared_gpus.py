@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from sweeps.cluster.resources import ClusterFacts, plan_resources, trials_per_gpu
 from sweeps.engine.neighbours import device_name, running_trial
 from sweeps.engine.ray_engine import Share, local_ray, run_trials
-from sweeps.engine.trainable import SegmentJob
+from tests.integration.desk import Desk
 
 pytestmark = pytest.mark.slow
 
@@ -23,36 +23,9 @@ SEGMENT_S = 0.3
 PEAKS_GIB = {"large_batch": 12.0, "balanced": 9.3}  # of 24 GiB: a whole GPU, and half of one
 
 
-class HandingOut:
-    """A desk that hands out the segments of one arm and hears nothing back that it must remember."""
-
-    def __init__(self, arm: str) -> None:
-        self.left = [f"{arm}-{number}" for number in range(SEGMENTS_PER_ARM)]
-        self.ended: list[str] = []
-
-    def take(self) -> SegmentJob | Literal["wait", "finished"]:
-        if not self.left:
-            return "finished"
-        return SegmentJob(
-            runs_uri="",
-            sweep="",
-            cell_id=self.left.pop(),
-            until_tokens=0,
-            threads=1,
-            checkpoint_every_s=60.0,
-            gpu_fraction=1.0,
-        )
-
-    def report(self, cell_id: str, record: Mapping[str, Any]) -> None: ...
-
-    def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
-        assert result is not None, f"the worker of {cell_id} died"
-        self.ended.append(cell_id)
-
-
 @pytest.fixture(scope="module")
 def declared() -> Iterator[None]:
-    with local_ray(workers=4, threads=1, declared_gpus=GPUS):
+    with local_ray(cpus=4, declared_gpus=GPUS):
         yield
 
 
@@ -74,7 +47,7 @@ def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declare
         from ray import tune
 
         started_s = time.time()
-        with running_trial(Path(folder, "cache"), device_name(config["gpu_fraction"])) as count_trials:
+        with running_trial(Path(folder, "cache"), device_name(fraction)) as count_trials:
             Path(folder, f"worker-{os.getpid()}").touch()
             while len(list(Path(folder).glob("worker-*"))) < slots:  # workers start seconds apart: all or none
                 time.sleep(0.02)
@@ -86,7 +59,7 @@ def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declare
         Path(folder, f"{config['cell_id']}.json").write_text(json.dumps(facts))
         tune.report({"ended": "done"})
 
-    desk = HandingOut(arm)
+    desk = Desk(f"{arm}-{number}" for number in range(SEGMENTS_PER_ARM))
     run_trials(
         desk,
         Share(threads=1, gpu_fraction=fraction),
@@ -95,7 +68,7 @@ def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declare
         trainable=record_where_it_runs,
     )
 
-    assert len(desk.ended) == SEGMENTS_PER_ARM
+    assert [ended for _, ended in desk.ended] == ["done"] * SEGMENTS_PER_ARM
     by_gpu: dict[str, list[tuple[float, float]]] = defaultdict(list)
     counted = set()
     for path in tmp_path.glob("*.json"):

@@ -10,33 +10,51 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.integration.conftest import Sweeps, end_with_children, losses, wait_for
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
+from tests.integration.conftest import FAULT_TABLE
+from tests.integration.sweeping import Losses, Sweeps, end_with_children, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 MOMENTS = 20 if os.environ.get("SWEEPS_FAULTS") == "full" else 3
 IS_ROOT = os.geteuid() == 0
 
+End = tuple[Losses, dict[tuple[str, int], tuple[object, ...]]]
+NoteStrike = Callable[[str, list[float]], None]
+
+
+def end_of(sweeps: Sweeps, name: str) -> End:
+    """What must be the same to the last bit whatever happened: outcomes, and the losses of every record."""
+    results = LedgerReader(Ledger(Storage(str(sweeps.runs)), name)).results()
+    curves = {
+        (str(result.cell.cell_id), record["tokens_seen"]): (record["train_loss"], record["val_loss"])
+        for result in results.cells
+        for record in result.records
+    }
+    return sweeps.losses(name), curves
+
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tuple[object, ...]]]:
-    """Losses of sweeps that ran without a fault, by space; made once."""
-    return {}
+def undisturbed() -> list[End]:
+    """How the sweep of ``slow.toml`` ended without a fault, once some test has asked."""
+    return []
 
 
 @pytest.fixture
-def reference(sweeps: Sweeps, undisturbed: dict[str, dict[str, tuple[object, ...]]]) -> dict[str, tuple[object, ...]]:
+def reference(sweeps: Sweeps, undisturbed: list[End]) -> End:
     """What the sweep of ``slow.toml`` ends with when nothing happens to it."""
-    if "slow" not in undisturbed:
+    if not undisturbed:
         sweeps("run", "--space", "slow.toml", "--name", "undisturbed")
-        undisturbed["slow"] = losses(sweeps.outcomes("undisturbed"))
-    return undisturbed["slow"]
+        undisturbed.append(end_of(sweeps, "undisturbed"))
+    return undisturbed[0]
 
 
 def durable_files(runs: Path, name: str) -> dict[Path, int]:
@@ -63,6 +81,32 @@ def durable_tokens(runs: Path, name: str) -> dict[str, int]:
     return found
 
 
+def unsaved_s(runs: Path, name: str, struck_s: float, damaged: Iterable[Path] = (), of: str = "*") -> list[float]:
+    """Seconds of work, at most, of each cell under way (or ``of`` one) that no whole checkpoint held."""
+    found = []
+    for lease in (runs / name / "cells").glob(f"{of}/lease.json"):
+        if (lease.parent / "outcome.json").exists():
+            continue
+        manifests = set(lease.parent.glob("checkpoint-*/manifest.json")) - {path / "manifest.json" for path in damaged}
+        try:
+            began_s = json.loads(lease.read_text())["process_started_s"]
+        except FileNotFoundError:
+            continue  # given back at this moment
+        found.append(max(0.0, struck_s - max([began_s, *(manifest.stat().st_mtime for manifest in manifests)])))
+    return found
+
+
+@pytest.fixture
+def note_strike(request: pytest.FixtureRequest) -> NoteStrike:
+    """Tell the table at the end of a fault, and of the seconds of work that each cell has to repeat for it."""
+    table = request.config.stash.setdefault(FAULT_TABLE, {})
+
+    def note(fault: str, repeated_s: list[float]) -> None:
+        table.setdefault(fault, []).append(sum(repeated_s))
+
+    return note
+
+
 def started(sweeps: Sweeps, *words: str) -> subprocess.Popen[str]:
     """A running sweep whose first cells train."""
     process = sweeps.start(*words)
@@ -75,7 +119,7 @@ def wait_until_begun(sweeps: Sweeps, name: str, process: subprocess.Popen[str]) 
     wait_for(lambda: (sweeps.runs / name / "sweep.json").exists() or process.poll() is not None)
 
 
-def struck(sweeps: Sweeps, name: str, rng: random.Random, most: int) -> int:
+def struck(sweeps: Sweeps, name: str, rng: random.Random, most: int, note_strike: NoteStrike) -> int:
     """Run a sweep to its end, killing its driver up to ``most`` times on the way; returns how often it was struck.
 
     What was durable at each strike is neither run nor written again.
@@ -90,6 +134,7 @@ def struck(sweeps: Sweeps, name: str, rng: random.Random, most: int) -> int:
             process.communicate()
             break
         strikes.append((durable_files(sweeps.runs, name), durable_tokens(sweeps.runs, name)))
+        note_strike("kill -9 of the driver", unsaved_s(sweeps.runs, name, time.time()))
         end_with_children(process)
         words = ["resume", name]
     sweeps("resume", name)
@@ -99,18 +144,18 @@ def struck(sweeps: Sweeps, name: str, rng: random.Random, most: int) -> int:
 
 
 @pytest.mark.timeout(2400)
-def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+def test_the_driver_killed_at_random_moments(sweeps: Sweeps, reference: End, note_strike: NoteStrike) -> None:
     rng, strikes, number = random.Random(11), 0, 0
     while strikes < MOMENTS:  # a sweep is over after a few: another one is struck then
         number += 1
-        of_this = struck(sweeps, f"struck-{number}", rng, MOMENTS - strikes)
+        of_this = struck(sweeps, f"struck-{number}", rng, MOMENTS - strikes, note_strike)
         assert of_this, "the sweep was over before anything struck it"
-        assert losses(sweeps.outcomes(f"struck-{number}")) == reference
+        assert end_of(sweeps, f"struck-{number}") == reference
         strikes += of_this
 
 
 def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoint(
-    sweeps: Sweeps, reference: dict[str, tuple[object, ...]]
+    sweeps: Sweeps, reference: End, note_strike: NoteStrike
 ) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     victims = 0
@@ -122,7 +167,9 @@ def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoi
             except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
                 continue
             if psutil.Process(process.pid) in worker.parents():
+                unsaved = unsaved_s(sweeps.runs, "first", time.time(), of=lease.parent.name)
                 worker.kill()
+                note_strike("kill -9 of a worker", unsaved)
                 victims += 1
                 break
         time.sleep(6)
@@ -130,34 +177,36 @@ def test_a_killed_worker_costs_its_cell_no_more_than_the_work_since_its_checkpoi
     assert process.returncode == 0, said
     assert victims >= 1
     assert "the worker process died" in said
-    assert losses(sweeps.outcomes("first")) == reference
+    assert end_of(sweeps, "first") == reference
 
 
-def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+def test_sigterm_ends_a_sweep_in_order(sweeps: Sweeps, reference: End, note_strike: NoteStrike) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     time.sleep(1)
-    asked_s = time.monotonic()
+    asked_s = time.time()
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=30)
-    assert time.monotonic() - asked_s < 20
+    assert time.time() - asked_s < 20
+    note_strike("SIGTERM", unsaved_s(sweeps.runs, "first", asked_s))
     assert process.returncode == 130, said
     assert "sweeps resume first" in said
     assert durable_tokens(sweeps.runs, "first"), "running cells were saved"
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert end_of(sweeps, "first") == reference
 
 
-def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: dict[str, tuple[object, ...]]) -> None:
+def test_a_second_signal_leaves_at_once(sweeps: Sweeps, reference: End, note_strike: NoteStrike) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
+    note_strike("two SIGINTs", unsaved_s(sweeps.runs, "first", time.time()))
     process.send_signal(signal.SIGINT)
     process.wait(timeout=10)
     said, _ = process.communicate(timeout=60)  # Ray's own processes hold the pipe a little longer
     assert process.returncode == 130, said
     assert "go on with: sweeps resume first" in said.lower()
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert end_of(sweeps, "first") == reference
 
 
 def truncate(path: Path) -> None:
@@ -181,21 +230,26 @@ def drop_a_byte_in_state(checkpoint: Path) -> None:
     ids=["truncated state", "truncated manifest", "one byte changed"],
 )
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_serves(
-    sweeps: Sweeps, reference: dict[str, tuple[object, ...]], damage: Callable[[Path], None]
+    sweeps: Sweeps, reference: End, damage: Callable[[Path], None], note_strike: NoteStrike
 ) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     wait_for(lambda: len(durable_tokens(sweeps.runs, "first")) >= 2)
     end_with_children(process)
+    struck_s = time.time()
     unfinished = {
         cell: tokens
         for cell, tokens in durable_tokens(sweeps.runs, "first").items()
         if not (sweeps.runs / "first" / "cells" / cell / "outcome.json").exists()
     }
-    for cell, tokens in unfinished.items():
-        damage(sweeps.runs / "first" / "cells" / cell / f"checkpoint-{tokens:015d}")
+    newest = [
+        sweeps.runs / "first" / "cells" / cell / f"checkpoint-{tokens:015d}" for cell, tokens in unfinished.items()
+    ]
+    note_strike("newest checkpoint damaged, kill -9", unsaved_s(sweeps.runs, "first", struck_s, damaged=newest))
+    for checkpoint in newest:
+        damage(checkpoint)
     (sweeps.runs / "first" / ".tmp-sweep.json-1-dead").write_text('{"schema": 1, "swe')
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert end_of(sweeps, "first") == reference
 
 
 @pytest.fixture
@@ -211,7 +265,7 @@ def small_disk(sweeps: Sweeps) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_the_sweep_with_the_reason_and_resume_goes_on_once_there_is_room(
-    sweeps: Sweeps, reference: dict[str, tuple[object, ...]], small_disk: Path
+    sweeps: Sweeps, reference: End, small_disk: Path, note_strike: NoteStrike
 ) -> None:
     sweeps.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{sweeps.folder}/mlflow.db"
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
@@ -220,6 +274,7 @@ def test_a_full_disk_ends_the_sweep_with_the_reason_and_resume_goes_on_once_ther
         while True:
             file.write(b"\0" * 65536)
             file.flush()
+    note_strike("full disk", unsaved_s(sweeps.runs, "first", time.time()))
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "No space left on device" in said
@@ -227,7 +282,7 @@ def test_a_full_disk_ends_the_sweep_with_the_reason_and_resume_goes_on_once_ther
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert end_of(sweeps, "first") == reference
 
 
 def test_too_little_free_space_is_seen_before_the_start(sweeps: Sweeps, small_disk: Path) -> None:
@@ -271,9 +326,7 @@ def test_a_cell_whose_worker_always_dies_ends_as_failed_and_the_others_go_on(swe
     assert "failed" not in {found["outcome"] for found in sweeps.outcomes("first").values()}
 
 
-def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(
-    sweeps: Sweeps, reference: dict[str, tuple[object, ...]]
-) -> None:
+def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(sweeps: Sweeps, reference: End) -> None:
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     pages = [json.loads(page.read_text()) for page in (sweeps.runs / "first" / "plan").glob("*.json")]
     cells = [cell for page in pages for cell in page["cells"]]
@@ -287,4 +340,4 @@ def test_a_strange_file_among_the_records_stops_the_sweep_until_it_is_gone(
     assert "is not a segment of this program" in said
     (blocked / "not-a-segment.json").unlink()
     sweeps("resume", "first")
-    assert losses(sweeps.outcomes("first")) == reference
+    assert end_of(sweeps, "first") == reference

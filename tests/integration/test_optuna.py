@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.integration.conftest import Sweeps, losses, wait_for
+from tests.integration.sweeping import Sweeps, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -35,7 +35,7 @@ def test_an_interrupted_search_suggests_what_an_uninterrupted_one_does(sweeps: S
     assert process.returncode == 130, said
     sweeps("resume", "first")
     assert suggestions(sweeps, "first") == suggestions(sweeps, "undisturbed")
-    assert losses(sweeps.outcomes("first")) == losses(sweeps.outcomes("undisturbed"))
+    assert sweeps.losses("first") == sweeps.losses("undisturbed")
     the_study_opens_in_optuna(sweeps)
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from tests.integration.conftest import WORDS
 from tests.integration.documents import ROOT, block_commands, copy_working_tree
+from tests.integration.sweeping import clean_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,11 +59,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def typed(command: str, clone: Path) -> subprocess.Popen[str]:
     """The command in a shell of its own, with the clone's sources."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
     return subprocess.Popen(
         ["/bin/sh", "-c", f"exec {command}"],
         cwd=clone,
-        env={**kept, "PYTHONPATH": str(clone)},
+        env=clean_environment(PYTHONPATH=str(clone)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

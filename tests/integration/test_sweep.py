@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Sweeps, losses, wait_for
+from tests.integration.sweeping import Sweeps, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +104,7 @@ def test_interrupted_in_explore_and_in_confirm_it_ends_as_if_it_had_not_been(swe
     sweeps("resume", "first")
     after = sweeps.outcomes("first")
     assert {cell_id: after[cell_id]["ended_s"] for cell_id in ended_before} == written
-    assert losses(after) == losses(sweeps.outcomes("undisturbed"))
+    assert sweeps.losses("first") == sweeps.losses("undisturbed")
 
 
 def test_an_extension_runs_new_cells_alone_and_keeps_the_verdict_before_it(sweeps: Sweeps) -> None:

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from sweeps.finish import view_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
-from tests.integration.conftest import Sweeps, end_with_children, wait_for
+from tests.integration.sweeping import Sweeps, end_with_children, wait_for
 from tests.sweeps.what_mlflow_holds import assert_shows, everything
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import TINY_SPACE
+from tests.integration.sweeping import TINY_SPACE, clean_environment, command
+from tests.integration.tracked_files import ROOT, copy_tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
@@ -20,11 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of what git tracks, so that nothing is left in the working tree."""
     folder = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    copy_tracked(folder / "source")
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
     subprocess.run([*pip, str(folder / "source")], check=True, capture_output=True)
     [built] = folder.glob("*.whl")
@@ -48,15 +43,14 @@ def test_a_wheel_runs_a_sweep_outside_of_the_repository(wheel: Path, tmp_path: P
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(installed), str(wheel)]
     subprocess.run(pip, check=True, capture_output=True)
     (tmp_path / "space.toml").write_text(TINY_SPACE.format(budget=4096, rung=2048, corpus=corpus))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
-    environment = {**kept, "PYTHONPATH": str(installed), "SWEEPS_CACHE_DIR": str(tmp_path / "cache")}
+    environment = clean_environment(PYTHONPATH=str(installed), SWEEPS_CACHE_DIR=str(tmp_path / "cache"))
     where = "import moe, search_spaces, sweeps; print(*(m.__file__ for m in (moe, search_spaces, sweeps)))"
     asked = subprocess.run(
         [sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert all(path.startswith(str(installed)) for path in asked.stdout.split())
     ran = subprocess.run(
-        [sys.executable, "-m", "sweeps", "run", "--space", "space.toml", "--name", "first"],
+        command("run", "--space", "space.toml", "--name", "first"),
         cwd=tmp_path,
         env=environment,
         capture_output=True,

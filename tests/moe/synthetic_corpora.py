@@ -55,3 +55,18 @@ def token_file(lengths: list[int], *, split: str = "train", vocab_size: int = 50
         document_bytes=np.asarray(lengths, dtype=np.int64) * 3,
         document_names=tuple(f"{split}-{i}" for i in range(len(lengths))),
     )
+
+
+def corpus_of(*splits: TokenFile, vocab_size: int = 50_000, **settings) -> TokenizedCorpus:
+    """Token files as a corpus that stands in no folder."""
+    return TokenizedCorpus(
+        folder=Path("nowhere"),
+        corpus_fingerprint="c",
+        tokenizer_fingerprint="t",
+        fingerprint="f",
+        vocab_size=vocab_size,
+        separator_id=0,
+        splits={split.split: split for split in splits},
+        corpus=CorpusConfig(**settings),
+        facts={},
+    )

@@ -1,35 +1,19 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from moe.audit import _common_run, audit, straddling_share
 from moe.config import BatchConfig
-from moe.corpus import CorpusConfig
 from moe.errors import CorpusError
 from moe.exam import build_exam
-from moe.token_cache import TokenizedCorpus
-from tests.moe.synthetic_corpora import token_file
+from tests.moe.synthetic_corpora import corpus_of, token_file
 
 ARMS = {"short": BatchConfig(micro_batch_size=4, seq_len=32), "long": BatchConfig(micro_batch_size=1, seq_len=128)}
+VALIDATION = token_file([300] * 20, split="validation", seed=1)
 
 
 def audited(train, *, test=(300,) * 60, budget_tokens=6400, arms=ARMS, block_len=128, **settings):
-    corpus = TokenizedCorpus(
-        folder=Path("nowhere"),
-        corpus_fingerprint="c",
-        tokenizer_fingerprint="t",
-        fingerprint="f",
-        vocab_size=50_000,
-        separator_id=0,
-        splits={
-            "train": token_file(list(train)),
-            "validation": token_file([300] * 20, split="validation", seed=1),
-            "test": token_file(list(test), split="test", seed=2),
-        },
-        corpus=CorpusConfig(**settings),
-        facts={},
-    )
+    corpus = corpus_of(token_file(list(train)), VALIDATION, token_file(list(test), split="test", seed=2), **settings)
     exam = build_exam(corpus, block_len=block_len, common_len=32, rows_validation=8, rows_test=8)
     return audit(corpus, exam, arms=arms, budget_tokens=budget_tokens)
 
@@ -117,17 +101,7 @@ def test_packed_rows_are_a_caveat_that_says_which_documents_were_long_enough():
 
 def test_a_share_of_overlap_above_the_limit_is_refused_and_below_it_a_caveat():
     train, test = token_file([500] * 40), token_file([300] * 60, split="test", seed=2)
-    corpus = TokenizedCorpus(
-        folder=Path("nowhere"),
-        corpus_fingerprint="c",
-        tokenizer_fingerprint="t",
-        fingerprint="f",
-        vocab_size=50_000,
-        separator_id=0,
-        splits={"train": train, "validation": token_file([300] * 20, split="validation", seed=1), "test": test},
-        corpus=CorpusConfig(max_overlap_share=0.05),
-        facts={},
-    )
+    corpus = corpus_of(train, VALIDATION, test, max_overlap_share=0.05)
     exam = build_exam(corpus, block_len=128, common_len=32, rows_validation=8, rows_test=8)
     rows = exam.test
     # 66 runs of 64 tokens a row: 80 common tokens are 17 of them, of 528.

@@ -1,19 +1,16 @@
 import json
 import math
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from moe.corpus import CorpusConfig
 from moe.errors import CorpusError
 from moe.exam import build_exam
 from moe.exam_views import score, score_all_views, sliding_losses, target_losses
-from moe.token_cache import TokenizedCorpus
-from tests.moe.synthetic_corpora import token_file
+from tests.moe.synthetic_corpora import corpus_of, token_file
 
 S = 64
 ROWS = {"rows_validation": 8, "rows_test": 12}
@@ -44,22 +41,12 @@ class CountingModel(torch.nn.Module):
         return sum(rows * length for rows, length in self.shapes)
 
 
-def corpus_of(test_lengths, validation_lengths=(200,) * 20):
-    splits = {
-        "train": token_file([1000], vocab_size=500),
-        "validation": token_file(list(validation_lengths), split="validation", vocab_size=500, seed=1),
-        "test": token_file(list(test_lengths), split="test", vocab_size=500, seed=2),
-    }
-    return TokenizedCorpus(
-        folder=Path("nowhere"),
-        corpus_fingerprint="c",
-        tokenizer_fingerprint="t",
-        fingerprint="f",
+def small_corpus(test_lengths, validation_lengths=(200,) * 20):
+    return corpus_of(
+        token_file([1000], vocab_size=500),
+        token_file(list(validation_lengths), split="validation", vocab_size=500, seed=1),
+        token_file(list(test_lengths), split="test", vocab_size=500, seed=2),
         vocab_size=500,
-        separator_id=0,
-        splits=splits,
-        corpus=CorpusConfig(),
-        facts={},
     )
 
 
@@ -71,7 +58,7 @@ def exam_of(corpus, *, common_len=16, block_len=S, **rows):
 
 
 def test_rows_are_disjoint_stretches_of_single_documents():
-    corpus = corpus_of(MANY_LONG)
+    corpus = small_corpus(MANY_LONG)
     exam = exam_of(corpus, rows_test=100)
     assert not exam.packed
     rows = exam.test
@@ -89,7 +76,7 @@ def test_rows_are_disjoint_stretches_of_single_documents():
 
 
 def test_few_rows_come_from_as_many_documents():
-    assert len(np.unique(exam_of(corpus_of(MANY_LONG), rows_test=40).test.documents_RS)) == 40
+    assert len(np.unique(exam_of(small_corpus(MANY_LONG), rows_test=40).test.documents_RS)) == 40
 
 
 @pytest.mark.parametrize(
@@ -102,7 +89,7 @@ def test_few_rows_come_from_as_many_documents():
     ids=["few documents", "small share", "small share in validation"],
 )
 def test_rows_are_packed_where_single_documents_say_too_little(test_lengths, validation_lengths):
-    exam = exam_of(corpus_of(test_lengths, validation_lengths))
+    exam = exam_of(small_corpus(test_lengths, validation_lengths))
     assert exam.packed
     starts = [np.flatnonzero(np.diff(documents)) for documents in exam.test.documents_RS]
     assert exam.test.tokens_RS.shape == (12, S + 1)
@@ -110,7 +97,7 @@ def test_rows_are_packed_where_single_documents_say_too_little(test_lengths, val
 
 
 def test_the_exam_is_the_same_every_time_and_for_every_length_in_between():
-    corpus = corpus_of(MANY_LONG)
+    corpus = small_corpus(MANY_LONG)
     one, other = exam_of(corpus), exam_of(corpus)
     assert one.fingerprint == other.fingerprint
     assert np.array_equal(one.test.tokens_RS, other.test.tokens_RS)
@@ -120,7 +107,7 @@ def test_the_exam_is_the_same_every_time_and_for_every_length_in_between():
 
 def test_a_split_too_small_for_its_rows_is_refused_with_the_number_it_has():
     with pytest.raises(CorpusError) as error:
-        exam_of(corpus_of(MANY_LONG), rows_test=121, rows_validation=61)
+        exam_of(small_corpus(MANY_LONG), rows_test=121, rows_validation=61)
     message = str(error.value)
     assert "rows_test=121 is more than the 120 rows of single documents of 65 tokens that the test split has" in message
     assert "rows_validation=61 is more than the 60 rows" in message
@@ -130,7 +117,7 @@ def test_a_split_too_small_for_its_rows_is_refused_with_the_number_it_has():
 @pytest.mark.parametrize("chunk_len", [16, 32, 64])
 @pytest.mark.parametrize("micro_batch_rows", [1, 5, 100])
 def test_every_arm_scores_the_same_targets_each_once_from_an_empty_context(chunk_len, micro_batch_rows):
-    rows = exam_of(corpus_of(MANY_LONG)).test
+    rows = exam_of(small_corpus(MANY_LONG)).test
     losses_RS = target_losses(CountingModel(), rows, chunk_len=chunk_len, micro_batch_rows=micro_batch_rows)
     context = np.arange(S) % chunk_len + 1
     # fp32 holds these numbers to 1e-5.
@@ -138,7 +125,7 @@ def test_every_arm_scores_the_same_targets_each_once_from_an_empty_context(chunk
 
 
 def test_a_score_is_the_mean_over_targets_and_its_bits_are_per_byte_of_text():
-    rows = exam_of(corpus_of(MANY_LONG)).test
+    rows = exam_of(small_corpus(MANY_LONG)).test
     got = score(CountingModel(), rows, chunk_len=16)
     expected = 8.5 + rows.tokens_RS[:, 1:].mean() / 1000
     assert got.loss == pytest.approx(expected, abs=1e-6)
@@ -148,7 +135,7 @@ def test_a_score_is_the_mean_over_targets_and_its_bits_are_per_byte_of_text():
 
 
 def test_the_sliding_window_scores_each_target_once_with_half_a_window_of_context():
-    rows = exam_of(corpus_of(MANY_LONG)).test
+    rows = exam_of(small_corpus(MANY_LONG)).test
     losses_RS = sliding_losses(CountingModel(), rows, window_len=16)
     assert losses_RS.shape == (12, S)
     context = np.concatenate([np.arange(1, 17), np.tile(np.arange(9, 17), 6)])
@@ -156,7 +143,7 @@ def test_the_sliding_window_scores_each_target_once_with_half_a_window_of_contex
 
 
 def test_a_sliding_window_of_odd_length_misses_no_target():
-    rows = exam_of(corpus_of(MANY_LONG), block_len=45, common_len=15).test
+    rows = exam_of(small_corpus(MANY_LONG), block_len=45, common_len=15).test
     losses_RS = sliding_losses(CountingModel(), rows, window_len=15)
     # Windows begin at 0, 7, 14, 21, 28 and, so that the last targets are in one, at 30.
     later = np.arange(9, 16)
@@ -167,13 +154,13 @@ def test_a_sliding_window_of_odd_length_misses_no_target():
 def test_scoring_is_fp32_under_autocast_and_gives_the_model_back_in_training():
     model = CountingModel()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        score(model, exam_of(corpus_of(MANY_LONG)).test, chunk_len=16)
+        score(model, exam_of(small_corpus(MANY_LONG)).test, chunk_len=16)
     assert set(model.autocast) == {False}
     assert model.training
 
 
 def test_documents_are_told_to_the_model_only_where_attention_keeps_to_them():
-    rows = exam_of(corpus_of((150,) * 49)).test
+    rows = exam_of(small_corpus((150,) * 49)).test
     model = CountingModel()
     score(model, rows, chunk_len=16)
     assert all(ids is None for ids in model.documents)
@@ -185,7 +172,7 @@ def test_documents_are_told_to_the_model_only_where_attention_keeps_to_them():
 
 @pytest.fixture(scope="module")
 def exam():
-    return exam_of(corpus_of(MANY_LONG), rows_test=16)
+    return exam_of(small_corpus(MANY_LONG), rows_test=16)
 
 
 @pytest.fixture(scope="module", params=[16, 32, 64])
@@ -263,7 +250,7 @@ def test_scores_are_plain_data(views):
 
 
 def test_a_longest_length_far_beyond_the_shortest_is_tabled_by_fours():
-    corpus = corpus_of((2000,) * 60, (2000,) * 20)
+    corpus = small_corpus((2000,) * 60, (2000,) * 20)
     assert exam_of(corpus, common_len=64, block_len=1024).eval_lens == (64, 256, 1024)
     assert exam_of(corpus, common_len=256, block_len=1024).eval_lens == (256, 512, 1024)
     assert exam_of(corpus, common_len=1024, block_len=1024).eval_lens == (1024,)

@@ -27,7 +27,7 @@ def test_the_published_memory_limits_become_arms_with_equal_tokens_per_step() ->
 def test_a_fitted_space_survives_json_and_keeps_its_shapes() -> None:
     space = fitted_space(unfitted(), {"large_batch": 64, "balanced": 16, "long_seq": 3})
     assert Space.from_resolved(space.resolved()) == space
-    assert {arm.tokens_per_step for arm in space.strategies} == {space.tokens_multiple}
+    assert len({arm.tokens_per_step for arm in space.strategies}) == 1
 
 
 def test_micro_batches_never_exceed_what_fits() -> None:

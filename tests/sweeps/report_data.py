@@ -13,6 +13,7 @@ import numpy as np
 
 from search_spaces import Cell
 from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.report.facts import Facts
 
 BUDGET = 524_288
 RUNGS = (131_072, 262_144)
@@ -207,6 +208,11 @@ def verdict_of(sweep: SweepResults, **changes: Any) -> dict[str, Any]:
     from sweeps.verdict.decision import decide
 
     return {**decide(sweep).as_dict(), **changes}
+
+
+def judged(sweep: SweepResults, **changes: Any) -> Facts:
+    """Return what a report reads out of a sweep and its verdict."""
+    return Facts(sweep, verdict_of(sweep, **changes))
 
 
 def changed(sweep: SweepResults, change: Callable[[CellResult], CellResult | None]) -> SweepResults:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces import Cell
-from sweeps.errors import BadInputError, StorageError
+from sweeps.errors import BadInputError, DamagedError, StorageError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import BEGINNING_KEYS, CellFolder, Ledger, PlannedCell
 
@@ -78,6 +78,26 @@ def test_a_damaged_file_is_found_and_named(ledger: Ledger, tmp_path: Path, damag
     next(tmp_path.glob("first/cells/c0ffee/checkpoint-*200/state.bin")).write_bytes(damage)
     with pytest.raises(StorageError, match=r"state\.bin is damaged: \d bytes that do not match the manifest"):
         loaded(folder, 200)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "says"),
+    [
+        ('{"schema": 1, "tokens_seen": 200}', "files: Field required"),
+        ('{"files": {"state.bin": {"bytes": 3}}}', "files.state.bin.blake2b: Field required"),
+        ("[]", "the manifest: Input should be a valid dictionary"),
+        ('{"files"', "it is not JSON"),
+    ],
+)
+def test_a_manifest_that_lists_no_files_is_a_damaged_checkpoint(
+    ledger: Ledger, tmp_path: Path, manifest: str, says: str
+) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    write_checkpoint(folder, 200)
+    next(tmp_path.glob("first/cells/c0ffee/checkpoint-*200/manifest.json")).write_text(manifest)
+    with pytest.raises(DamagedError, match=r"manifest\.json is damaged: ") as damaged:
+        loaded(folder, 200)
+    assert says in str(damaged.value)
 
 
 def test_a_checkpoint_that_was_set_aside_does_not_serve(ledger: Ledger) -> None:

@@ -103,6 +103,8 @@ def test_numbers_are_written_with_their_noise_in_mind() -> None:
     assert (rate(0.02), rate(3e-5)) == ("0.02", "3e-05")
     assert (share(0.123), share(0.0013), share(0.05)) == ("12%", "0.13%", "5.0%")
     assert (count(524288), short_count(524288), short_count(2_555_904)) == ("524,288", "524k", "2.56M")
+    short = " ".join(short_count(value) for value in (999, 999.9, 999_499, 999_999, 999.9e6))
+    assert short == "999 1k 999k 1M 1B"
     assert (gib(0.0206), gib(0.613), gib(21.94)) == ("0.0206 GiB", "0.61 GiB", "21.9 GiB")
     assert [duration(s) for s in (0.5, 42, 200, 7_260, 200_000)] == [
         "0.50 s",

@@ -15,7 +15,7 @@ from sweeps.errors import BadInputError, DamagedError, WorldError
 from sweeps.extension import extend_plan
 from sweeps.finish import finish, keep_needed_weights
 from sweeps.interruption import resumable
-from sweeps.ledger.free_space import BYTES_OF_RECORDS_PER_CELL, BYTES_PER_PARAMETER, bytes_needed
+from sweeps.ledger.free_space import BYTES_OF_RECORDS_PER_CELL, BYTES_PER_PARAMETER, bytes_needed, require_room
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import BEGINNING_KEYS, Ledger
@@ -107,7 +107,7 @@ def test_whatever_ends_a_sitting_from_outside_names_the_command_that_goes_on(end
         raise ended_by
 
 
-def test_damage_is_not_calledresumable() -> None:
+def test_damage_is_not_called_resumable() -> None:
     with pytest.raises(DamagedError, match=r"^outcome is damaged$"), resumable("first"):
         raise DamagedError("outcome is damaged")
 
@@ -172,3 +172,29 @@ def test_room_is_asked_for_what_is_held_at_once_and_not_for_less(space: Space) -
     confirm = with_overrides(space, ["seeds.confirm=9"])  # 6 explore cells, 27 confirm cells
     more = bytes_needed(confirm, vocab_size=512) - bytes_needed(space, vocab_size=512)
     assert more == (27 - 6) * checkpoint + 21 * BYTES_OF_RECORDS_PER_CELL
+
+
+def test_cells_that_have_ended_ask_for_no_more_room(ledger: Ledger, space: Space) -> None:
+    cells = [planned.cell for planned in ledger.planned_cells()]
+    whole = bytes_needed(space, vocab_size=512, begun=cells)
+    assert whole == bytes_needed(space, vocab_size=512)
+    late = bytes_needed(space, vocab_size=512, ended=cells[:4], begun=cells[4:])
+    assert whole - late >= 4 * BYTES_OF_RECORDS_PER_CELL
+
+
+def test_a_sweep_is_not_resumed_where_the_storage_lacks_room_for_what_is_left(
+    ledger: Ledger, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = SimpleNamespace(vocab_size=512)
+    monkeypatch.setattr("sweeps.session._material", lambda *_, **__: SimpleNamespace(tokens=tokens))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    sitting = Sitting(runs_uri=str(tmp_path), quiet=True, allow_code_change=True)
+    with pytest.raises(BadInputError, match=r"has 1 MiB free, and this sweep may come to hold \d+ MiB more; free some"):
+        resume("first", sitting, Console())
+
+    planned = ledger.planned_cells()
+    held = ledger.cell_folder(planned[0].cell_id)
+    needed = bytes_needed(space, vocab_size=512, begun=[p.cell for p in planned])
+    held.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x" * 1_000) and None)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1_000))
+    require_room(ledger, space, vocab_size=512)  # what a cell holds already is not asked for again

@@ -1,0 +1,31 @@
+"""A command that does not run here: RAY_ADDRESS names a job server, and the cluster behind it runs the same words."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_job() -> bool:
+    """Whether RAY_ADDRESS names a job server: then the command itself runs on the cluster."""
+    from sweeps.cluster.connection import is_job_address
+
+    return is_job_address(os.environ.get("RAY_ADDRESS"))
+
+
+def words_of(*options: tuple[str, object]) -> list[str]:
+    """Options with their values as words of a command, those without a value left out."""
+    return [word for option, value in options if value is not None for word in (option, str(value))]
+
+
+def flags_of(**wishes: bool) -> list[str]:
+    """The flags that are on, as words of a command."""
+    return [f"--{name.replace('_', '-')}" for name, on in wishes.items() if on]
+
+
+def run_there(words: list[str], runs_dir: str, name: str | None) -> int:
+    """Run ``sweeps WORDS`` as a job, on a runs folder that all its nodes see; returns the exit code."""
+    from sweeps.cluster.job import JobRequest, run_as_job, shared_runs_uri
+
+    address = os.environ["RAY_ADDRESS"]
+    request = JobRequest(arguments=tuple(words), runs_uri=shared_runs_uri(runs_dir, address), sweep=name)
+    return run_as_job(address, request)

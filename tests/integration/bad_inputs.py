@@ -1,0 +1,335 @@
+"""What a user can type or hand in that is wrong, and the essential words of the message: value, rule, remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One bad input or world: the words after ``sweeps``, the exit code, what must be said."""
+
+    words: str
+    says: tuple[str, ...]
+    code: int = 2
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+BAD_INPUTS = {
+    # a space that cannot be read
+    "preset misspelt": Row(words="plan --preset laptpo", says=('preset="laptpo" is not a preset', "mean 'laptop'?")),
+    "preset and space": Row(
+        words="plan --preset smoke --space space.toml", says=("both were given; name exactly one",)
+    ),
+    "space missing": Row(words="run --space nowhere.toml", says=("nowhere.toml does not exist", "`sweeps new`")),
+    "space not TOML": Row(
+        words="plan --space not.toml", says=("not.toml is not valid TOML", "line 2", "correct that line")
+    ),
+    "space not UTF-8": Row(words="plan --space latin.toml", says=("latin.toml is not UTF-8 text; save it as UTF-8",)),
+    "space a folder": Row(words="run --space folder", says=("folder cannot be read (Is a directory)", "TOML file")),
+    "space empty": Row(
+        words="run --space empty.toml",
+        says=("budget_tokens is missing", "strategies is missing", "model is missing", "`sweeps new` writes"),
+    ),
+    # --set
+    "set without equals": Row(
+        words="plan --preset smoke --set budget_tokens",
+        says=("--set=budget_tokens must be key=value; write it like --set seeds.confirm=3",),
+    ),
+    "set of an unknown key": Row(
+        words="plan --preset smoke --set budgt_tokens=3",
+        says=("budgt_tokens=3 is not a key of a space; did you mean 'budget_tokens'?",),
+    ),
+    "set of an unknown arm": Row(
+        words="run --space space.toml --set strategies.shrot.seq_len=8",
+        says=("--set strategies.shrot names none of the strategies; did you mean 'short'?",),
+    ),
+    "set of half a list": Row(
+        words="run --space space.toml --set rates.lr=[0.1",
+        says=("--set rates.lr=[0.1 is not a TOML value", "quote it as TOML"),
+    ),
+    "every set wrong at once": Row(
+        words="run --space space.toml --set x --set budget_tokens=100 --set verdict.alpha=2 --set seeds.confirm=0",
+        says=(
+            "5 problems in space.toml",
+            "--set=x",
+            "budget_tokens=100 must be a multiple of 64",
+            "verdict.alpha=2",
+            "seeds.confirm=0",
+        ),
+    ),
+    # the command line
+    "command misspelt": Row(words="ressume first", says=("No such command 'ressume'", "Did you mean 'resume'?")),
+    "option misspelt": Row(words="run --presset smoke", says=("No such option: --presset", "--preset")),
+    "option without value": Row(words="run --preset", says=("Option '--preset' requires an argument",)),
+    "number that is none": Row(words="extend first --lr fast", says=("Invalid value for '--lr'", "valid number")),
+    "GPU of no memory": Row(
+        words="plan --space space.toml --assume-gpu-gib 0",
+        says=("Invalid value for '--assume-gpu-gib'", "greater than or equal to 0.1"),
+    ),
+    "port beyond ports": Row(words="ui --port 70000", says=("Invalid value for '--port'", "65535")),
+    # names
+    "name with a slash": Row(
+        words="run --space space.toml --name a/b",
+        says=("name='a/b' must be 1 to 64 letters, digits", "for example: --name first"),
+    ),
+    "name too long": Row(words=f"run --space space.toml --name {'x' * 65}", says=("must be 1 to 64 letters",)),
+    "name empty": Row(words="run --space space.toml --name ''", says=("name='' must be 1 to 64 letters",)),
+    "name taken": Row(
+        words="run --space space.toml --name first",
+        says=(
+            "'first' is there already and is never overwritten",
+            "sweeps resume first",
+            "sweeps extend first",
+            "--name",
+        ),
+    ),
+    **{
+        f"{command.partition(' ')[0]} of no sweep": Row(
+            words=command, says=(f"there is no sweep '{command.split()[1]}' in", "did you mean 'first'?")
+        )
+        for command in (
+            "resume frist",
+            "status frist",
+            "verdict fisrt",
+            "report frst",
+            "export firts --out x",
+            "exam firs --out x.npz",
+            "sync firrst",
+            "rm First --yes",
+            "extend fist --lr 0.1",
+            "ui firstt",
+        )
+    },
+    "a sweep like no other": Row(
+        words="status elsewhere", says=("there is no sweep 'elsewhere'", "`sweeps status` lists those that are there")
+    ),
+    "no sweep at all": Row(words="resume --runs-dir nothing", says=("there is no sweep in", "`sweeps run` begins one")),
+    "list of no sweep": Row(words="status --runs-dir nothing", code=0, says=("No sweep in nothing yet",)),
+    # extend and resume
+    "extend by nothing": Row(
+        words="extend first", says=("nothing to extend by; give --lr, --adamw-lr, --strategy or --seeds",)
+    ),
+    "extend by half an arm": Row(
+        words="extend first --strategy medium",
+        says=("--strategy 'medium' is not NAME=MICRO_BATCHxSEQ_LEN", "medium=16x128"),
+    ),
+    "extend by an arm of nothing": Row(
+        words="extend first --strategy 'a b=0x16'",
+        says=("2 problems in --strategy a b=0x16", 'name="a b" must match', "micro_batch_size=0 must be at least 1"),
+    ),
+    "extend by fewer seeds": Row(
+        words="extend first --seeds 1",
+        says=("--seeds=1 is the total of confirm seeds, and the sweep has 3 already; choose more than 3",),
+    ),
+    "extend beyond the blocks": Row(
+        words="extend first --strategy wide=1x128",
+        says=("seq_len=128 is longer than the longest arm (64 tokens)", "choose 16 <= seq_len <= 64"),
+    ),
+    "extend by three wrongs": Row(
+        words="extend first --lr -1 --adamw-lr 0.1 --seeds 2",
+        says=(
+            "3 problems in the extension",
+            "--lr=-1.0 must be a positive",
+            "--adamw-lr=[0.1] has no grid",
+            "--seeds=2",
+        ),
+    ),
+    "extend by a known arm": Row(
+        words="extend first --strategy short=2x16", says=('name="short" is already the name of', "a name of its own")
+    ),
+    "resume with another budget": Row(
+        words="resume first --set budget_tokens=8192",
+        says=("budget_tokens=8192 was 4096 when the sweep began", "leave it, extend the sweep, or start one"),
+    ),
+    "resume with a misspelt wish": Row(
+        words="resume first --set resourcs.workers=1", says=("resourcs", "did you mean 'resources'?")
+    ),
+    # verdict and records
+    "verdict of nothing": Row(words="verdict", says=("name one sweep, or one file with --records",)),
+    "verdict of both": Row(words="verdict first --records a.csv", says=("name one sweep, or one file with --records",)),
+    "records missing": Row(
+        words="verdict --records nowhere.csv",
+        says=("nowhere.csv: 1 problem", "cannot be read: No such file", "check the path"),
+    ),
+    "records empty": Row(
+        words="verdict --records empty.csv", says=("missing columns 'strategy'", "the columns are strategy,lr")
+    ),
+    "records without rows": Row(words="verdict --records bare.csv", says=("has no rows; write one row per cell",)),
+    "records of other columns": Row(
+        words="verdict --records columns.csv", says=("missing column", "'val_loss'", "unknown column 'loss'")
+    ),
+    "records full of wrongs": Row(
+        words="verdict --records wrong.csv --json",
+        says=(
+            "line 2: seed='one' must be a whole number",
+            "line 3: lr='fast' must be a positive number",
+            "line 3: test_loss='low' must be a number, or empty",
+            "line 4: phase='final' must be one of explore, confirm",
+            "lines 5 and 6: a at lr 0.01, seed 1, phase confirm stands there 2 times; keep one",
+            "one arm only (a); a verdict compares two or more",
+        ),
+    ),
+    "records not text": Row(words="verdict --records binary.csv", says=("is not a CSV file in UTF-8",)),
+    "records a folder": Row(words="verdict --records folder", says=("folder: 1 problem", "Is a directory")),
+    # corpus and tokenizer
+    "corpus missing": Row(
+        words="run --space space.toml --set corpus=files:nowhere/*.txt",
+        says=("nowhere/*.txt matches no file; give a path, a directory or a glob that does",),
+    ),
+    "corpus empty": Row(
+        words="run --space space.toml --set corpus=files:empty.txt",
+        says=("files (empty.txt) has 0 documents and none for train", "give more documents"),
+    ),
+    "corpus of one document": Row(
+        words="run --space space.toml --set corpus=files:one.txt", says=("none for validation and test", "split column")
+    ),
+    "corpus binary": Row(
+        words="run --space space.toml --set corpus=files:binary.txt",
+        says=("binary.txt is not UTF-8 at byte 128; convert it (`iconv -t utf-8`) or leave it out",),
+    ),
+    "corpus of no known kind": Row(
+        words="run --space space.toml --set corpus=files:paper.pdf",
+        says=("paper.pdf is of no known kind; known are .txt",),
+    ),
+    "corpus without text": Row(
+        words="run --space space.toml --set corpus=files:body.jsonl",
+        says=("body.jsonl row 0 has no column 'text', only body", "--set corpus.text_column="),
+    ),
+    "corpus of numbers": Row(
+        words="run --space space.toml --set corpus=files:numbers.jsonl", says=("column 'text' holds int, not text",)
+    ),
+    "corpus of half a line": Row(
+        words="run --space space.toml --set corpus=files:half.jsonl",
+        says=("half.jsonl cannot be read as json", "mend the file or leave it out"),
+    ),
+    "corpus no parquet": Row(
+        words="run --space space.toml --set corpus=files:fake.parquet", says=("fake.parquet cannot be read as parquet",)
+    ),
+    "corpus missing in a plan": Row(
+        words="plan --space space.toml --set corpus=files:nowhere.txt --assume-gpu-gib 24",
+        code=0,
+        says=("warning: planned without the corpus (no cell ids, no audit)", "matches no file"),
+    ),
+    "tokenizer missing": Row(
+        words="run --space space.toml --set tokenizer=directory:nowhere",
+        says=("nowhere holds no tokenizer (no tokenizer.json)", "`save_pretrained`"),
+    ),
+    "tokenizer damaged": Row(
+        words="run --space space.toml --set tokenizer=directory:damaged-tokenizer",
+        says=("damaged-tokenizer cannot be read", "save it again"),
+    ),
+    "tokenizer offline": Row(
+        words="run --space space.toml --set tokenizer=hub:nobody/nothing",
+        environment={"HF_HUB_OFFLINE": "1"},
+        says=(
+            "tokenizer nobody/nothing is not in the local cache and HF_HUB_OFFLINE forbids",
+            "--set corpus=files:PATH",
+        ),
+    ),
+    # the second round: what only the corpus can tell
+    "three misfits with the corpus": Row(
+        words="run --space space.toml --set strategies.long.seq_len=4096 --set budget_tokens=8192 "
+        "--set rungs_tokens=[4096] --set exam.rows_test=9000 --set tokenizer=bpe:60000",
+        says=(
+            "4 problems in the space with its corpus",
+            "strategies.long.seq_len=4096 exceeds the longest document (",
+            'another corpus, or corpus.longer_windows = "warn"',
+            "exam.rows_validation=4 asks for 16388 tokens, and the validation split has",
+            "exam.rows_test=9000 asks for",
+            "tokenizer.vocab_size=60000 is more than the train split yields (",
+        ),
+    ),
+    "an exam too large for a plan": Row(
+        words="plan --space space.toml --set exam.rows_test=9000 --json",
+        says=("exam.rows_test=9000 asks for 585000 tokens", "choose rows_test <= 137"),
+    ),
+}
+
+EVERYTHING_WRONG = """
+budget_tokens = 4100
+rungs_tokens = [2048, 8192]
+precision = "bf61"
+learning_rates = [0.1]
+early_stopping = { kind = "asha", keep = [1] }
+
+[[strategies]]
+name = "same"
+micro_batch_size = 4
+seq_len = 16
+
+[[strategies]]
+name = "same"
+micro_batch_size = 1
+seq_len = 64
+
+[[strategies]]
+name = "no/slash"
+micro_batch_size = 0
+seq_len = 48
+
+[rates]
+lr = [-0.01, 0.02, 0.02]
+adamw_ratio = 0.3
+adamw_fixed = 0.001
+
+[seeds]
+confirm = "three"
+
+[model]
+d_model = 18
+n_layers = 1.5
+n_heads = 6
+d_expert = 16
+n_experts = 2
+top_k = 3
+dropout = 0.1
+
+[corpus]
+kind = "fils"
+max_epochs = 0
+
+[tokenizer]
+kind = "bpe"
+
+[schedule]
+warmup_share = 0.6
+decay_share = 0.6
+
+[exam]
+rows_test = 0
+
+[resources]
+workers = "many"
+
+[verdict]
+alpha = 0.7
+"""
+
+PROBLEMS_SEEN_IN_THE_FILE = (
+    "budget_tokens=4100 must be a multiple of 64",
+    "choose 4096 or 4160",
+    "rungs_tokens[1]=8192 must lie below the budget (4100 tokens)",
+    "precision=\"bf61\" must be one of auto, fp32, bf16, fp16; did you mean 'bf16'?",
+    "early_stopping.keep=[1] must have one entry per rung (2 in rungs_tokens)",
+    'strategies.1.name="same" is already the name of strategies.0',
+    'strategies.no/slash.name="no/slash" must match [A-Za-z0-9]',
+    "strategies.no/slash.micro_batch_size=0 must be at least 1",
+    "strategies.no/slash.seq_len=48 must divide the longest seq_len (64)",
+    "rates.lr[0]=-0.01 must be greater than 0",
+    "rates decides AdamW's rate more than once: rates.adamw_ratio, rates.adamw_fixed; keep one of them",
+    'seeds.confirm="three" must be a whole number',
+    "model.n_layers=1.5 must be a whole number",
+    "model.n_heads=6 makes heads of 3 channels, and RoPE needs an even number",
+    "model.top_k=3 exceeds model.n_experts (2); choose top_k <= 2",
+    "model.dropout=0.1 is not a key of model; leave it out; known keys:",
+    "corpus.kind=\"fils\" must be one of embedded, files, hub; did you mean 'files'?",
+    "corpus.max_epochs=0 must be greater than 0",
+    "tokenizer.vocab_size is missing, and a tokenizer of kind 'bpe' needs it",
+    "schedule.decay_share=0.6 leaves no room for schedule.warmup_share (0.6)",
+    "exam.rows_test=0 must be at least 1",
+    'resources.workers="many" must be "auto" or a whole number of at least 1',
+    "verdict.alpha=0.7 must be less than 0.5",
+    "learning_rates=[0.1] is not a key of a space; did you mean 'rates.lr'?",
+)
