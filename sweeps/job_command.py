@@ -7,7 +7,9 @@ import os
 
 def is_job() -> bool:
     """Whether RAY_ADDRESS names a job server: then the command itself runs on the cluster."""
-    return os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://"))
+    from sweeps.cluster.connection import is_job_address
+
+    return is_job_address(os.environ.get("RAY_ADDRESS"))
 
 
 def words_of(*options: tuple[str, object]) -> list[str]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from search_spaces import Cell, Space, corpus_warnings, planned_cells
+from sweeps.cluster.connection import is_job_address, joined_ray
 from sweeps.cluster.duration import estimate, expected_tokens
 from sweeps.cluster.packing import fit_arms, predicted_peaks, resource_plan
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from sweeps.cluster.resources import ClusterFacts
     from sweeps.material import Material
 
 TYPICAL_SEED_SD: Final = 0.011
@@ -20,6 +23,14 @@ TYPICAL_SEED_SD: Final = 0.011
 
 FALLBACK_VOCAB_SIZE: Final = 49_152  # of the SmolLM tokenizer, the published study's
 LONG_HOURS: Final = 2.0
+
+_BEHIND_A_JOB_SERVER: Final = (
+    "RAY_ADDRESS={address} is a job server, whose nodes cannot be looked at from here: this is the plan for this "
+    "machine; type it on the head node with RAY_ADDRESS=auto for the cluster's"
+)
+_NO_HOURS_FOR_A_CLUSTER: Final = (
+    "no hours are told for a cluster: how fast its nodes are is known once trials have reported (`sweeps status`)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +77,50 @@ class SweepPlan:
 
 
 def make_plan(space: Space, *, assume_gpu_gib: float | None = None, price_per_hour: float | None = None) -> SweepPlan:
-    """Plan a space on the machine at hand, or on GPUs of ``assume_gpu_gib``; ``price_per_hour`` is the machine's.
+    """Plan a space on the machine or cluster at hand, or on GPUs of ``assume_gpu_gib``.
 
-    What needs the corpus (cell ids, memory with its vocabulary, the audit) is left out with a warning where the corpus
-    cannot be had; raises SpaceErrors where it can be had and does not fit.
+    ``price_per_hour`` is the machine's. The cluster is the one that ``RAY_ADDRESS`` names; a job server's nodes cannot
+    be looked at from outside, which is said. What needs the corpus (cell ids, memory with its vocabulary, the audit) is
+    left out with a warning where the corpus cannot be had.
+
+    Raises:
+        SpaceErrors: the corpus can be had and does not fit.
+        WorldError: no cluster answers at ``RAY_ADDRESS``.
     """
-    warnings = list(space.warnings())
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return _plan(space, None, assume_gpu_gib, price_per_hour)
+    if is_job_address(address):
+        return _plan(space, None, assume_gpu_gib, price_per_hour, (_BEHIND_A_JOB_SERVER.format(address=address),))
+    from sweeps.cluster.facts import cluster_facts
+    from sweeps.cluster.node_probe import ask_gpu_memories
+
+    with joined_ray(address):
+        facts = cluster_facts(ask_gpu_memories())
+        return _plan(space, facts, assume_gpu_gib, price_per_hour, (_NO_HOURS_FOR_A_CLUSTER,))
+
+
+def _plan(
+    space: Space,
+    facts: ClusterFacts | None,
+    assume_gpu_gib: float | None,
+    price_per_hour: float | None,
+    notes: tuple[str, ...] = (),
+) -> SweepPlan:
+    """The plan on the machines of ``facts``; None is this machine, the only one for which hours are told."""
+    warnings = [*space.warnings(), *notes]
     material, audit = _from_corpus(space, warnings)
     identity = None if material is None else material.identity
     vocab_size = (space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE) if material is None else material.tokens.vocab_size
     space, said = fit_arms(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
     warnings += said
     peaks = predicted_peaks(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
-    resources = resource_plan(space, peaks, assume_gpu_gib=assume_gpu_gib)
+    resources = resource_plan(space, peaks, facts=facts, assume_gpu_gib=assume_gpu_gib)
     warnings += [*resources.warnings, *resources.problems]
     expected = expected_tokens(space)
     cells = planned_cells(space, identity)
-    duration = None if assume_gpu_gib is not None else estimate(space, material, vocab_size, resources)
+    is_here = facts is None and assume_gpu_gib is None
+    duration = estimate(space, material, vocab_size, resources) if is_here else None
     if duration is not None and duration.hours > LONG_HOURS:
         warnings.append(
             f"this machine would need about {duration.hours:,.0f} hours for it; a GPU, or --preset laptop, is faster"

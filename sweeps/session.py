@@ -15,9 +15,10 @@ from rich.console import Console
 from search_spaces import Space, SpaceErrors, corpus_warnings, frozen_differences, with_overrides
 from sweeps.beginning import audit_table, begin
 from sweeps.bridge import at_home_anywhere
+from sweeps.cluster.connection import joined_ray
 from sweeps.cluster.packing import cpus_wanted, fit_arms, packing_for, predicted_peaks, resource_plan
 from sweeps.engine.driver import Driver, Packing, failed_cells
-from sweeps.engine.ray_engine import joined_ray, local_ray
+from sweeps.engine.ray_engine import local_ray
 from sweeps.errors import (
     EXIT_DONE,
     EXIT_RESUMABLE,

@@ -84,7 +84,9 @@ def completed(tmp_path: Path) -> CellFolder:
     ledger = Ledger(Storage(str(tmp_path)), "first")
     folder = ledger.cell_folder(planned.cell_id)
     trainer: Any = EndingTrainer()
-    _Segment(ledger, folder, trainer, whole_job(tmp_path, planned), print).train(planned, lambda report: None)
+    _Segment(ledger, folder, trainer, whole_job(tmp_path, planned), print, lambda: 1).train(
+        planned, lambda report: None
+    )
     return folder
 
 

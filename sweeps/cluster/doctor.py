@@ -11,13 +11,13 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sweeps.cluster.matmul_rate import matmul_flops_per_s
+from sweeps.cluster.pinned import installed_version, public, read_constraints
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,7 +106,7 @@ def check_python() -> list[Row]:
 def check_versions(constraints: Path) -> list[Row]:
     """Installed packages against the pinned ones, where ``constraints`` is found."""
     if not constraints.is_file():
-        shown = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in ("torch", "ray", "mlflow"))
+        shown = ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in ("torch", "ray", "mlflow"))
         return [
             Row(
                 what="versions",
@@ -119,21 +119,12 @@ def check_versions(constraints: Path) -> list[Row]:
     wrong = [
         f"{name} {there} instead of {wanted}"
         for name, wanted in pinned.items()
-        if (there := _installed(name)) is not None and _public(there) != _public(wanted)
+        if (there := installed_version(name)) is not None and public(there) != public(wanted)
     ]
     if wrong:
         found = f"{len(wrong)} of {len(pinned)} differ: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
         return [Row(what="versions", level="warn", found=found, remedy="`make clean` and any target, or pip -c")]
     return [Row(what="versions", level="ok", found=f"as pinned in {constraints.name} ({len(pinned)} packages)")]
-
-
-def read_constraints(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The ``name==version`` pairs of a constraints file; comments, markers and options are left out."""
-    for line in lines:
-        requirement = line.partition("#")[0].partition(";")[0].strip()
-        name, separator, pinned = requirement.partition("==")
-        if separator and not name.startswith("-"):
-            yield name.partition("[")[0].strip(), pinned.strip()
 
 
 def check_devices() -> list[Row]:
@@ -165,7 +156,7 @@ def check_matmul() -> list[Row]:
 
 def check_ray(address: str | None) -> list[Row]:
     """Ray's version, the cluster that would be used, and what earlier ones left behind."""
-    found = f"{_installed('ray')}, {f'cluster at {address}' if address else 'a private one per sweep'}"
+    found = f"{installed_version('ray')}, {f'cluster at {address}' if address else 'a private one per sweep'}"
     rows = [Row(what="Ray", level="ok", found=found)]
     if address and address != "auto":
         rows += _ray_address_rows(address)
@@ -299,18 +290,6 @@ def _ray_processes() -> list[tuple[int, str]]:
         for process in psutil.process_iter(["pid", "name"])
         if process.info["name"] in daemons
     ]
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _public(number: str) -> str:
-    """A version without its local part: 2.13.0+cpu is 2.13.0."""
-    return number.partition("+")[0]
 
 
 def _standing(folder: Path) -> Path:

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeps.cluster.connection import is_job_address, joined_ray
 from sweeps.cluster.resources import ClusterFacts, NodeFacts
-from sweeps.errors import BadInputError, WorldError
+from sweeps.errors import BadInputError
 
 GIB = 2**30
 
@@ -31,8 +33,17 @@ def usable_cpus() -> int:
     return allowed
 
 
-def gpu_memories_gib() -> tuple[float, ...]:
-    """Memory of every NVIDIA GPU of this machine in GiB, by ``nvidia-smi``; empty without that program or a GPU.
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One NVIDIA GPU of this machine as ``nvidia-smi`` lists it."""
+
+    index: int
+    uuid: str
+    memory_gib: float
+
+
+def listed_gpus() -> tuple[Gpu, ...]:
+    """Every NVIDIA GPU of this machine, by ``nvidia-smi``; empty without that program or a GPU.
 
     It is asked rather than torch, because a Ray task that holds no GPU sees none, and because a context costs memory.
     Ray counts the GPUs that trials may use; this only says how large they are.
@@ -40,12 +51,41 @@ def gpu_memories_gib() -> tuple[float, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = [program, "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return ()  # a driver that does not answer has no usable GPU; doctor names it
-    return tuple(float(line) / 1024 for line in answer.stdout.split("\n") if line.strip().replace(".", "").isdigit())
+    rows = ([word.strip() for word in line.split(",")] for line in answer.stdout.splitlines())
+    return tuple(
+        Gpu(index=int(row[0]), uuid=row[1], memory_gib=float(row[2]) / 1024)
+        for row in rows
+        if len(row) == 3 and row[0].isdigit() and row[2].replace(".", "").isdigit()
+    )
+
+
+def gpu_memories_gib() -> tuple[float, ...]:
+    """Memory of every NVIDIA GPU of this machine in GiB, hidden ones too."""
+    return tuple(gpu.memory_gib for gpu in listed_gpus())
+
+
+def visible_gpus(gpus: Sequence[Gpu], visible_devices: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; all of them where it is not set (None).
+
+    As CUDA reads it (CUDA C++ programming guide, environment variables): indices, or UUIDs of which a beginning that
+    only one GPU has is enough; the list ends before its first entry that names no GPU. A slice of a GPU (``MIG-...``)
+    is none of them. Indices are those of ``nvidia-smi``, which are CUDA's under ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` and
+    wherever all GPUs are of one kind.
+    """
+    if visible_devices is None:
+        return tuple(gpus)
+    found: list[Gpu] = []
+    for entry in (word.strip() for word in visible_devices.split(",")):
+        named = [gpu for gpu in gpus if (str(gpu.index) == entry if entry.isdigit() else gpu.uuid.startswith(entry))]
+        if not entry or len(named) != 1:
+            break
+        found += named
+    return tuple(found)
 
 
 def local_facts(*, declared_gpus: int | None = None) -> ClusterFacts:
@@ -64,12 +104,16 @@ def local_facts(*, declared_gpus: int | None = None) -> ClusterFacts:
 
 def usable_gpu_memories_gib() -> tuple[float, ...]:
     """Memory of the GPUs that trials of this process's own Ray may use: those torch can train on and nobody hides."""
-    memories_gib = gpu_memories_gib()
-    if not memories_gib:
+    gpus = listed_gpus()
+    if not gpus:
         return ()
     import torch
 
-    return memories_gib[: torch.cuda.device_count()]
+    count = torch.cuda.device_count()
+    visible = visible_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if len(visible) < count:  # slices of GPUs, which only CUDA itself can size
+        return tuple(torch.cuda.get_device_properties(number).total_memory / GIB for number in range(count))
+    return tuple(gpu.memory_gib for gpu in visible[:count])
 
 
 def cluster_has_gpu() -> bool:
@@ -80,42 +124,10 @@ def cluster_has_gpu() -> bool:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return bool(usable_gpu_memories_gib())
-    if address.startswith(("http://", "https://")):
+    if is_job_address(address):
         return False
-    import ray
-
-    was_connected = ray.is_initialized()
-    if not was_connected:
-        connect(address)
-    try:
+    with joined_ray(address):
         return cluster_facts().gpus > 0
-    finally:
-        if not was_connected:
-            ray.shutdown()
-
-
-def connect(address: str, runtime_env: Mapping[str, Any] | None = None) -> None:
-    """Connect to the Ray cluster at ``address``, quietly.
-
-    Raises WorldError where none answers.
-    """
-    import logging
-
-    import ray
-
-    try:
-        ray.init(
-            address=address,
-            runtime_env=None if runtime_env is None else dict(runtime_env),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise WorldError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start one (`ray start --head`), run on "
-            "one of its nodes, or unset RAY_ADDRESS to use this machine alone"
-        ) from error
 
 
 def cluster_facts(gpu_gib_by_node: Mapping[str, float] | None = None) -> ClusterFacts:

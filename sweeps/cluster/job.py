@@ -7,23 +7,30 @@ come back and how to stop the job.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweeps.cluster.shipping import UPLOAD_EXCLUDES, forwarded_environment, pinned_requirements, stage
+from sweeps.cluster.node_probe import INSTALL_DEADLINE_S
+from sweeps.cluster.pinned import LACKING, pins_of_first_rank, pins_of_project
+from sweeps.cluster.shipping import UPLOAD_EXCLUDES, forwarded_environment, stage
 from sweeps.errors import EXIT_RESUMABLE, BadInputError, WorldError
 
 STOP_WAIT_S = 20
 """Ray kills a stopped job after 3 s; a sweep saves its cells within 20."""
 
 POLL_S = 1.0
+LOOK_DEADLINE_S = 180.0
+"""Until the cluster has said which packages it has: it unpacks the sources and starts a Python."""
+
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 _TALKATIVE = (
@@ -36,21 +43,11 @@ _FINAL_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """What is asked of the cluster: the words after ``sweeps``, where the sweep is kept, and how Python is set up.
-
-    ``installs_constraints`` makes Ray install the pinned packages on every node first (minutes, once per node);
-    otherwise the nodes must have them already, which preflight checks.
-    """
+    """What is asked of the cluster: the words after ``sweeps``, and where the sweep is kept."""
 
     arguments: tuple[str, ...]
     runs_uri: str
     sweep: str | None = None
-    installs_constraints: bool = False
-
-
-def is_job_address(address: str | None) -> bool:
-    """Whether ``RAY_ADDRESS`` names a job server rather than a cluster to connect to."""
-    return address is not None and address.startswith(("http://", "https://"))
 
 
 def shared_runs_uri(runs_dir: str, address: str) -> str:
@@ -78,7 +75,8 @@ def run_as_job(
 ) -> int:
     """Submit, or find the running job of this sweep; follow its logs to its end, and return its exit code.
 
-    A second call for a sweep whose job still runs attaches to that job. Ctrl-C detaches and returns 130.
+    A second call for a sweep whose job still runs attaches to that job. Ctrl-C detaches and returns 130. Where the
+    cluster lacks what ``constraints`` pins, Ray first installs it on every node that the job uses.
 
     Raises:
         BadInputError: nothing answers at ``address``, or a file to be shipped is not there.
@@ -89,10 +87,9 @@ def run_as_job(
     if job_id is not None:
         say(f"job {job_id} of this sweep is running already: following it from its start")
     else:
-        with tempfile.TemporaryDirectory(prefix="moe-sweeps-job-") as staged:
-            job_id = _submit(
-                client, request, Path(staged), constraints, os.environ if environment is None else environment
-            )
+        with tempfile.TemporaryDirectory(prefix="moe-sweeps-job-") as folder:
+            staged = _Staged(client, Path(folder), os.environ if environment is None else environment)
+            job_id = staged.submit(request, constraints, say)
         say(f"submitted job {job_id} to {address}; Ctrl-C stops following it, not the job")
     try:
         return _follow(client, job_id)
@@ -140,25 +137,78 @@ def _running_job(client: Any, request: JobRequest) -> str | None:
     return None
 
 
-def _submit(client: Any, request: JobRequest, staged: Path, constraints: Path, environment: Mapping[str, str]) -> str:
-    arguments = stage(staged, request.arguments, constraints)
-    runtime_env: dict[str, Any] = {
-        "working_dir": str(staged),
-        "excludes": list(UPLOAD_EXCLUDES),
-        "env_vars": {
-            **forwarded_environment(environment),
-            "PYTHONUNBUFFERED": "1",
-            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
-        },
-    }
-    if request.installs_constraints:
-        runtime_env["pip"] = {"packages": pinned_requirements(constraints), "pip_check": False}
-    entrypoint = f"{_interpreter(client)} {shlex.join(['-m', 'sweeps', *arguments, '--runs-dir', request.runs_uri])}"
-    metadata = {"sweep": request.sweep or "", "runs_uri": request.runs_uri}
-    try:
-        return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata))
-    except RuntimeError as error:
-        raise BadInputError(f"the cluster refused the job: {_first_line(error)}") from error
+@dataclass(frozen=True)
+class _Staged:
+    """The project in a folder from which jobs are submitted; Ray uploads it once, however many there are."""
+
+    client: Any
+    folder: Path
+    environment: Mapping[str, str]
+
+    def submit(self, request: JobRequest, constraints: Path, say: Callable[[str], None]) -> str:
+        """Ship the project and start the command on the cluster; returns the job's id."""
+        arguments = stage(self.folder, request.arguments, constraints)
+        packages = self._packages_to_install(constraints, say)
+        # an environment that Ray makes is entered by the name `python`, and this Python is outside of it
+        interpreter = "python" if packages else _interpreter(self.client)
+        words = shlex.join(["-m", "sweeps", *arguments, "--runs-dir", request.runs_uri])
+        metadata = {"sweep": request.sweep or "", "runs_uri": request.runs_uri}
+        return self._start(f"{interpreter} {words}", metadata, packages)
+
+    def _packages_to_install(self, constraints: Path, say: Callable[[str], None]) -> Sequence[str]:
+        """All pins of the project where the cluster lacks one of the packages that it names; none where it has them."""
+        if not constraints.is_file():
+            return ()
+        words = shlex.join(["-m", "sweeps.cluster.pinned", *pins_of_first_rank(constraints)])
+        job_id = self._start(f"{_interpreter(self.client)} {words}", metadata={"purpose": "look at packages"})
+        lacking = _answer_of(self.client, job_id)
+        if not lacking:
+            return ()
+        some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        say(f"the cluster lacks {some}: Ray installs what {constraints} pins first (minutes, once per node)")
+        return pins_of_project(constraints)
+
+    def _start(self, entrypoint: str, metadata: Mapping[str, str], packages: Sequence[str] = ()) -> str:
+        runtime_env: dict[str, Any] = {
+            "working_dir": str(self.folder),
+            "excludes": list(UPLOAD_EXCLUDES),
+            "env_vars": {
+                **forwarded_environment(self.environment),
+                "PYTHONUNBUFFERED": "1",
+                "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+            },
+        }
+        if packages:
+            # what the image has besides may wish for other versions than the project's, and nothing of it is used
+            runtime_env["pip"] = {"packages": list(packages), "pip_check": False}
+            runtime_env["config"] = {"setup_timeout_seconds": round(INSTALL_DEADLINE_S)}
+        try:
+            started = self.client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=dict(metadata))
+        except RuntimeError as error:
+            raise BadInputError(f"the cluster refused the job: {_first_line(error)}") from error
+        return str(started)
+
+
+def _answer_of(client: Any, job_id: str) -> list[str]:
+    """What the job that looks at the cluster's packages found lacking; nothing is left of it.
+
+    Raises BadInputError where it could not run, as the sweep's own job could not.
+    """
+    deadline_s = time.monotonic() + LOOK_DEADLINE_S
+    while (details := _details(client, job_id)).status not in _FINAL_STATES:
+        if time.monotonic() > deadline_s:
+            client.stop_job(job_id)
+            raise BadInputError(
+                f"the cluster did not begin a small job within {LOOK_DEADLINE_S:.0f} s (it is {details.status}); look "
+                "at `ray status` on the head node"
+            )
+        time.sleep(POLL_S)
+    answers = [line for line in client.get_job_logs(job_id).splitlines() if line.startswith(LACKING)]
+    client.delete_job(job_id)
+    if not answers:
+        raise BadInputError(f"the cluster cannot run a job: {details.status}: {details.message}")
+    found: list[str] = json.loads(answers[-1].removeprefix(LACKING))
+    return found
 
 
 def _interpreter(client: Any) -> str:
@@ -179,17 +229,22 @@ def _follow(client: Any, job_id: str) -> int:
     shown = 0
     while True:
         shown = asyncio.run(_tail(client, job_id, shown))
-        try:
-            details = client.get_job_info(job_id)
-        except (ConnectionError, RuntimeError) as error:
-            raise WorldError(
-                f"the cluster went away while job {job_id} ran ({_first_line(error)}); its sweep can be resumed"
-            ) from error
+        details = _details(client, job_id)
         if details.status in _FINAL_STATES:
             _show(client.get_job_logs(job_id)[shown:])
             return _exit_code(details)
         # the logs ended before the job: it has not begun, or the connection broke
         asyncio.run(asyncio.sleep(POLL_S))
+
+
+def _details(client: Any, job_id: str) -> Any:
+    """Ray's own entry of the job; raises WorldError where the cluster does not answer any more."""
+    try:
+        return client.get_job_info(job_id)
+    except (ConnectionError, RuntimeError) as error:
+        raise WorldError(
+            f"the cluster went away while job {job_id} ran ({_first_line(error)}); its sweep can be resumed"
+        ) from error
 
 
 async def _tail(client: Any, job_id: str, shown: int) -> int:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.cluster.shipping import SHIPPED_PACKAGES
+from sweeps.cluster.shipping import JOB_MARKER, SHIPPED_PACKAGES
 from sweeps.ledger.storage import Storage
 
 NODE_DEADLINE_S = 90.0
 """A cold node unpacks the working directory and starts a Python before it answers."""
+
+INSTALL_DEADLINE_S = 1_800.0
+"""The same where Ray makes the job's environment on the node first: some gigabytes of packages."""
 
 OK = "ok"
 
@@ -43,25 +47,24 @@ class NodeAnswer:
     clock_skew_s: float = 0.0
 
 
+def node_deadline_s(environment: Mapping[str, str]) -> float:
+    """How long a node may take to answer: longer within a job for which packages are installed."""
+    job_config = json.loads(environment.get(JOB_MARKER) or "{}")
+    return INSTALL_DEADLINE_S if (job_config.get("runtime_env") or {}).get("pip") else NODE_DEADLINE_S
+
+
 def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) -> tuple[NodeAnswer, ...]:
     """The answers of all live nodes, asked at once by one pinned task each.
 
     A node that is silent past ``deadline_s`` is reported, not awaited. Ray must be connected.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from sweeps.cluster.facts import live_nodes
 
-    task = ray.remote(num_cpus=0, max_retries=0)(inspect_node)
     nodes = live_nodes()
     asked_s = time.time()
-    pending = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            storage_uri, node["NodeID"], token_cache_dir
-        ): node
-        for node in nodes
-    }
+    pending = {_on_node(node, inspect_node, storage_uri, node["NodeID"], token_cache_dir): node for node in nodes}
     done, late = ray.wait(list(pending), num_returns=len(pending), timeout=deadline_s)
     here = ray.get_runtime_context().get_node_id()
     answers = {pending[ref]["NodeID"]: _answer(pending[ref], ref, here, asked_s) for ref in done}
@@ -70,6 +73,38 @@ def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) 
         silent = f"did not answer within {deadline_s:.0f} s; look at its raylet, or end it with `ray stop` there"
         answers[pending[ref]["NodeID"]] = NodeAnswer(**_known(pending[ref], here), error=silent)
     return tuple(answers[node["NodeID"]] for node in nodes)
+
+
+def ask_gpu_memories(deadline_s: float = NODE_DEADLINE_S) -> dict[str, float]:
+    """GiB of the smallest GPU by node id, of the nodes that have GPUs and answer in time. Ray must be connected."""
+    import ray
+
+    from sweeps.cluster.facts import gpu_memories_gib, live_nodes
+
+    nodes = [node for node in live_nodes() if node["Resources"].get("GPU", 0)]
+    pending = {_on_node(node, gpu_memories_gib): node["NodeID"] for node in nodes}
+    done, late = ray.wait(list(pending), num_returns=len(pending), timeout=deadline_s) if pending else ([], [])
+    for ref in late:
+        ray.cancel(ref, force=True)
+    found = {}
+    for ref in done:
+        try:
+            memories_gib = ray.get(ref)
+        except ray.exceptions.RayError:
+            continue  # a node that cannot say is one whose GPUs are of unknown size, which the plan tells
+        if memories_gib:
+            found[pending[ref]] = min(memories_gib)
+    return found
+
+
+def _on_node(node: Mapping[str, Any], function: Callable[..., Any], *arguments: object) -> Any:
+    """A task on this node and no other, which takes none of its CPUs; returns Ray's reference to its answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    return task.options(scheduling_strategy=pinned).remote(*arguments)
 
 
 def _known(node: Mapping[str, Any], driver_node_id: str) -> dict[str, Any]:

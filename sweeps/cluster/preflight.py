@@ -6,13 +6,14 @@ function. A trial that meets these problems one by one would fail on some nodes,
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.cluster.node_probe import NODE_DEADLINE_S, OK, NodeAnswer, ask_nodes
+from sweeps.cluster.node_probe import OK, NodeAnswer, ask_nodes, node_deadline_s
 from sweeps.ledger.storage import Storage
 
 if TYPE_CHECKING:
@@ -43,12 +44,13 @@ def preflight(
     storage_uri: str,
     token_cache_dir: Path | None = None,
     tracking_uri: str | None = None,
-    deadline_s: float = NODE_DEADLINE_S,
+    deadline_s: float | None = None,
 ) -> Preflight:
     """Ask every live node of the cluster that Ray is connected to.
 
     ``token_cache_dir`` is looked at on every node; None for the one that each node would use by itself.
-    ``tracking_uri`` is asked from here, the driver: trials never talk to it.
+    ``tracking_uri`` is asked from here, the driver: trials never talk to it. ``deadline_s`` is how long a node may take
+    to answer (by itself, 90 s, or the time that an installation needs).
     Leaves nothing behind on the storage.
     """
     from sweeps.cluster.reachability import tracking_problem
@@ -57,7 +59,8 @@ def preflight(
     storage = Storage(storage_uri).child(PROBE_FOLDER).child(token)
     try:
         storage_problem = _write_mark(storage, "driver")
-        answers = ask_nodes(storage.uri, None if token_cache_dir is None else str(token_cache_dir), deadline_s)
+        patience_s = node_deadline_s(os.environ) if deadline_s is None else deadline_s
+        answers = ask_nodes(storage.uri, None if token_cache_dir is None else str(token_cache_dir), patience_s)
         answers = tuple(_with_mark_seen(storage, answer) for answer in answers)
     finally:
         _clean(Storage(storage_uri), token)

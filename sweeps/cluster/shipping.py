@@ -21,7 +21,8 @@ FORWARDED_PREFIXES = ("SWEEPS_", "MLFLOW_", "HF_", "AWS_", "GOOGLE_")
 SECRET_WORDS = ("PASS", "TOKEN", "SECRET", "KEY", "CREDENTIALS")
 """Ray's dashboard shows a job's variables to everyone who can open it: secrets travel only when they are named."""
 
-UPLOAD_EXCLUDES = ("__pycache__", "*.pyc", ".*")
+UPLOAD_EXCLUDES = ("__pycache__", "*.pyc", ".?*")
+"""``.*`` would leave out the uploaded folder itself, which Ray calls ``.``, and all that is in it."""
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in a job's driver, whose workers inherit the code that the job was submitted with."""
@@ -86,16 +87,3 @@ def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
         if name not in named:
             found.pop(name, None)
     return found
-
-
-def pinned_requirements(constraints: Path) -> list[str]:
-    """Every pinned package but Ray, which the cluster itself is made of.
-
-    Raises BadInputError where the file is not there.
-    """
-    from sweeps.cluster.doctor import read_constraints
-
-    if not constraints.is_file():
-        raise BadInputError(f"{constraints} is not there, so no environment can be made from it; run in the project")
-    pins = read_constraints(constraints.read_text().splitlines())
-    return [f"{name}=={pinned}" for name, pinned in pins if name.lower() != "ray"]

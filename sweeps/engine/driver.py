@@ -161,7 +161,6 @@ class Driver:
             threads=self.packing.threads,
             checkpoint_every_s=self.checkpoint_every_s,
             gpu_fraction=self.packing.gpu_fraction[cell.strategy] or 0.0,
-            concurrent_trials=1 if self.exclusive and cell.phase != "explore" else self.packing.slots[cell.strategy],
         )
 
     def _would_share(self, segment: Segment) -> bool:

@@ -7,7 +7,6 @@ Trials are never stopped by a scheduler, workers are reused, and Ray's own state
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import tempfile
@@ -16,25 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from sweeps.cluster.shipping import cluster_runtime_env
+from sweeps.cluster.connection import quiet_ray
 from sweeps.engine.trainable import SegmentJob, run_segment
-from sweeps.errors import WorldError
 
 OBJECT_STORE_BYTES = 100_000_000  # nothing of size goes through Ray: tokens and checkpoints are files
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "disabled",  # a stray token file would switch a local cluster to token mode
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a segment says only how it ended
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # a slow clean-up must not abort the next trial
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
-
 
 Trainable = Callable[[dict[str, Any]], None]
 
@@ -66,7 +50,7 @@ class Share:
 @contextmanager
 def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
     """A Ray of our own on this machine until the block ends; what SIGTERM does stays as it was."""
-    ray = _quiet_ray()
+    ray = quiet_ray()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local",
@@ -82,39 +66,6 @@ def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def joined_ray(address: str) -> Iterator[None]:
-    """The cluster at ``address``, with this project's sources on every node, until the block ends.
-
-    Raises WorldError where no cluster answers.
-    """
-    ray = _quiet_ray()
-    try:
-        ray.init(
-            address=address,
-            runtime_env=cluster_runtime_env(os.environ),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        message = f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start one, or unset RAY_ADDRESS"
-        raise WorldError(message) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _quiet_ray() -> Any:
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    return ray
 
 
 def run_trials(

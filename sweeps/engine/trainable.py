@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweeps.cluster.resources import allocator_share
+from sweeps.engine.neighbours import device_name, running_trial
 from sweeps.errors import BadInputError, DamagedError, StorageError, SweepHeldError
 from sweeps.ledger.lease import STALE_AFTER_S, Lease
 from sweeps.ledger.storage import Storage
@@ -40,7 +41,6 @@ class SegmentJob:
     threads: int
     checkpoint_every_s: float
     gpu_fraction: float
-    concurrent_trials: int
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SegmentJob:
@@ -82,6 +82,7 @@ def train_segment(
     ``on_note`` is told what a user should hear of, in one line.
     """
     from moe.errors import Diverged, OutOfMemory
+    from sweeps.material import cache_dir
 
     ledger = Ledger(Storage(job.runs_uri), job.sweep)
     planned = next(planned for planned in ledger.planned_cells() if planned.cell_id == job.cell_id)
@@ -89,16 +90,17 @@ def train_segment(
     lease = Lease(folder.storage, CELL_LEASE)
     lease.acquire(wait_s=ORPHAN_WAIT_S)
     try:
-        trainer = build_trainer(ledger, planned, job)
-        segment = _Segment(ledger, folder, trainer, job, on_note, require_held=lease.require_held)
-        segment.restore()
-        try:
-            return segment.train(planned, on_report)
-        except (Diverged, OutOfMemory) as end:
-            outcome: Outcome = "diverged" if isinstance(end, Diverged) else "oom"
-            segment.write_records()
-            folder.write_outcome(planned.cell, outcome, tokens_seen=end.tokens_seen, reason=end.reason)
-            return "done"
+        with running_trial(cache_dir(), device_name(job.gpu_fraction)) as count_trials:
+            trainer = build_trainer(ledger, planned, job)
+            segment = _Segment(ledger, folder, trainer, job, on_note, count_trials, require_held=lease.require_held)
+            segment.restore()
+            try:
+                return segment.train(planned, on_report)
+            except (Diverged, OutOfMemory) as end:
+                outcome: Outcome = "diverged" if isinstance(end, Diverged) else "oom"
+                segment.write_records()
+                folder.write_outcome(planned.cell, outcome, tokens_seen=end.tokens_seen, reason=end.reason)
+                return "done"
     finally:
         lease.release()
 
@@ -136,6 +138,7 @@ class _Segment:
         trainer: Trainer,
         job: SegmentJob,
         note: Callable[[str], None],
+        count_trials: Callable[[], int],
         require_held: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
@@ -143,6 +146,7 @@ class _Segment:
         self._trainer = trainer
         self._job = job
         self._note = note
+        self._count_trials = count_trials
         self._require_held = require_held
         self._durable_tokens = 0
         self._durable_records = 0
@@ -229,7 +233,7 @@ class _Segment:
     def _circumstances(self) -> dict[str, Any]:
         """Under what load a record was made, so that timings are compared only where they may be."""
         return {
-            "concurrent_trials": self._job.concurrent_trials,
+            "concurrent_trials": self._count_trials(),
             "gpu_fraction": self._job.gpu_fraction or None,
             "threads": self._job.threads,
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from search_spaces import (
     Arrangement,
@@ -27,6 +26,7 @@ from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.sweep_folder import PlannedCell, PlanReason
 from sweeps.verdict.margin import default_margin
 from sweeps.verdict.selection import Choice, choose
+from sweeps.verdict.speeds import measured_speeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,20 +159,14 @@ def _time_cells(
 
 
 def _budgets_of_equal_time(space: Space, confirmed: Mapping[str, Sequence[CellResult]]) -> dict[str, float]:
-    """Tokens of each slower arm, by the median throughput of its confirm cells, exams left out; none without speeds."""
-    speeds = {arm: _tokens_per_s(cells) for arm, cells in confirmed.items()}
-    known = {arm: speed for arm, speed in speeds.items() if speed is not None}
-    if len(known) < len(speeds):
+    """Tokens of each slower arm, by the arms' throughput in confirm cells under one load; none without speeds."""
+    measured = measured_speeds(confirmed)
+    if measured is None:
         return {}
-    fastest = max(known.values())
-    return {arm: space.budget_tokens * speed / fastest for arm, speed in known.items() if speed < fastest}
-
-
-def _tokens_per_s(cells: Sequence[CellResult]) -> float | None:
-    """Median tokens per second of training of the cells that completed."""
-    times = [(result.tokens_seen, result.last("train_time_s")) for result in cells if result.reached_budget]
-    speeds = [tokens / seconds for tokens, seconds in times if seconds]
-    return median(speeds) if speeds else None
+    fastest = max(measured.tokens_per_s.values())
+    return {
+        arm: space.budget_tokens * speed / fastest for arm, speed in measured.tokens_per_s.items() if speed < fastest
+    }
 
 
 def _rate_of(choice: Choice) -> Rate:

@@ -11,6 +11,7 @@ from sweeps.ledger.results import finite
 from sweeps.report.facts import Facts, mapping, mean_value, rows
 from sweeps.verdict.caveats import MEMORY_SPREAD_LIMIT
 from sweeps.verdict.confirmed import FEWEST_SEEDS
+from sweeps.verdict.speeds import measured_speeds
 
 Level = Literal["ok", "warn", "bad", "unknown"]
 RULES = {
@@ -220,10 +221,23 @@ def _memory_and_time(facts: Facts) -> Iterator[Check]:
         yield Check(
             rule=10, level="ok" if equal else "warn", text=text + (": no claim is made about memory" if silent else "")
         )
-    loads = {record.get("concurrent_trials") for r in facts.cells("confirm") for record in r.records[-1:]} - {None}
+    yield from _loads(facts)
+
+
+def _loads(facts: Facts) -> Iterator[Check]:
+    """Under which load confirm cells were timed: every record counts the trials on its device."""
+    counted = {finite(record.get("concurrent_trials")) for r in facts.cells("confirm") for record in r.records} - {None}
+    loads = sorted(int(load) for load in counted if load is not None)
+    if not loads:
+        return
+    speeds = measured_speeds({arm.name: facts.cells("confirm", arm=arm.name) for arm in facts.arms})
     if len(loads) == 1:
-        yield Check(rule=10, level="ok", text=f"confirm cells ran {next(iter(loads))} at a time throughout")
-    elif loads:
+        yield Check(rule=10, level="ok", text=f"confirm cells ran {loads[0]} at a time throughout")
+    elif speeds is not None and speeds.concurrent_trials is not None:
+        shared = f"speeds are compared where {speeds.concurrent_trials} did"
+        text = f"confirm cells ran {loads[0]} to {loads[-1]} at a time; {shared}"
+        yield Check(rule=10, level="ok", text=text)
+    else:
         text = "confirm cells ran under unequal load: seconds are not compared"
         yield Check(rule=10, level="warn", text=text)
 

@@ -137,7 +137,7 @@ def _time(facts: Facts) -> Iterator[Group]:
     sentences = []
     if view.get("comparable") is False:
         sentences.append(
-            "Trials are not known to have run under equal load, so their seconds do not compare and no arm is named."
+            "Arms are not known to have been timed under equal load: seconds do not compare, and no arm is named."
         )
     elif isinstance(view.get("winner"), str):
         sentences.append(f"In equal time {view['winner']} is better than every other arm.")

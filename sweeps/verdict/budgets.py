@@ -14,6 +14,7 @@ import numpy as np
 from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.confirmed import Confirmed, test_loss
 from sweeps.verdict.leads import interval_entry
+from sweeps.verdict.speeds import measured_speeds
 from sweeps.verdict.statistics import Floats, winner
 
 
@@ -105,7 +106,10 @@ def tokens_to_target(
 
 
 def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> dict[str, Any] | None:
-    """The time view: an arm without time cells had the full budget as its own."""
+    """The time view: an arm without time cells had the full budget as its own.
+
+    It is comparable when the arms' speeds, of which the budgets were made, were measured under one load.
+    """
     planned = [arm for arm in confirmed.arms if results.of("time", arm)]
     timed = {arm: {r.cell.seed: r for r in _timed(results, confirmed, arm)} for arm in planned}
     if not timed or not all(timed.values()):
@@ -113,7 +117,9 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> di
     cells: Mapping[str, Mapping[int, CellResult]] = {**confirmed.cells, **timed}
     shared = [s for s in confirmed.planned_seeds if all(test_loss(cells[arm].get(s)) is not None for arm in cells)]
     budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
-    entry: dict[str, Any] = {"budgets_tokens": budgets, "seeds": shared, "comparable": equally_packed(cells.values())}
+    measured = measured_speeds({arm: found.values() for arm, found in confirmed.cells.items()})
+    comparable = measured is not None and measured.concurrent_trials is not None
+    entry: dict[str, Any] = {"budgets_tokens": budgets, "seeds": shared, "comparable": comparable}
     if shared:
         table = np.asarray(
             [[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64
@@ -127,12 +133,6 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> di
 def _timed(results: SweepResults, confirmed: Confirmed, arm: str) -> list[CellResult]:
     """An arm's time cells at the rate at which it is judged: after an extension that may be another one."""
     return [result for result in results.of("time", arm) if confirmed.at_judged_rate(result)]
-
-
-def equally_packed(cells_of_arms: Any) -> bool:
-    """Return whether all trials ran with the same number of neighbours, so that their speeds compare."""
-    packed = {result.last("concurrent_trials") for cells in cells_of_arms for result in cells.values()}
-    return len(packed) == 1 and None not in packed
 
 
 def _equal_updates(

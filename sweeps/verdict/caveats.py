@@ -196,7 +196,7 @@ def _time_and_memory(found: Findings) -> Iterator[str]:
         yield f"arms do not fill the same memory ({counts}): no claim is made about equal memory"
     time = found.by_budget.get("time")
     if time is not None and not time["comparable"]:
-        yield "trials are not known to have shared the machine equally, so the view at equal time names no arm"
+        yield "arms are not known to have been timed under equal load, so the view at equal time names no arm"
     elif time is not None and found.outcome in DECIDED and time.get("winner") != found.winner:
         other = f"{time['winner']} wins" if time.get("winner") else "no arm wins"
         yield f"at equal time {other}"

@@ -26,7 +26,6 @@ class Desk:
             threads=1,
             checkpoint_every_s=60.0,
             gpu_fraction=0.0,
-            concurrent_trials=1,
         )
 
     def report(self, cell_id: str, record: Mapping[str, Any]) -> None: ...

@@ -14,6 +14,7 @@ import signal
 import string
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,6 +133,7 @@ class RayCluster:
         with_dashboard: bool = False,
         private_folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> Node:
         """Start one more node; the first is the head.
 
@@ -139,11 +141,11 @@ class RayCluster:
         """
         number = len(self.nodes) + 1
         address = f"{self._subnet}.{number}" if self.uses_namespaces else f"127.0.0.{number}"
-        prefix = self._namespace(f"{self._tag}n{number}", address) if self.uses_namespaces else ()
+        prefix = self.namespace()[0] if self.uses_namespaces else ()
         temporary_dir = Path(tempfile.mkdtemp(prefix=f"{self._tag}-{number}-", dir="/tmp"))  # sockets need short paths
         words = [
             *(_with_private(private_folder) if private_folder else ()),
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *(python, "-m", "ray.scripts.scripts", "start", "--block"),
             f"--node-ip-address={address}",
             f"--num-cpus={num_cpus}",
             f"--num-gpus={num_gpus}",
@@ -208,12 +210,16 @@ class RayCluster:
         if self._namespaces:
             subprocess.run(["ip", "link", "del", self._tag], check=False, capture_output=True)
 
-    def _namespace(self, name: str, address: str) -> tuple[str, ...]:
-        """A namespace with one link to the bridge; its default route leads nowhere and only names its address."""
+    def namespace(self) -> tuple[tuple[str, ...], str]:
+        """One more network namespace: the words that run a command in it, and its address.
+
+        It has one link to the bridge; its default route leads nowhere and only names its address.
+        """
         if not self._namespaces:
             _ip("link", "add", self._tag, "type", "bridge")
             _ip("link", "set", self._tag, "up")
         number = len(self._namespaces) + 1
+        name, address = f"{self._tag}n{number}", f"{self._subnet}.{number}"
         outer, inner = f"{self._tag}v{number}", f"{self._tag}i{number}"
         _ip("netns", "add", name)
         self._namespaces.append(name)
@@ -225,7 +231,7 @@ class RayCluster:
         _ip("-n", name, "address", "add", f"{address}/24", "dev", inner)
         _ip("-n", name, "link", "set", inner, "up")
         _ip("-n", name, "route", "add", "default", "dev", inner)
-        return ("ip", "netns", "exec", name)
+        return ("ip", "netns", "exec", name), address
 
 
 @contextlib.contextmanager
@@ -236,6 +242,25 @@ def ray_cluster(folder: Path) -> Iterator[RayCluster]:
         yield cluster
     finally:
         cluster.close()
+
+
+def python_without_project(folder: Path) -> str:
+    """A Python of its own in ``folder`` with every package of this one but the project: what is not shipped is missing.
+
+    It is small, because it only points at this one's packages, and Ray may copy it.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    [packages] = folder.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")  # its .pth files are not followed
+    python = str(folder / "bin" / "python")
+    missing = subprocess.run([python, "-c", "import sweeps"], capture_output=True, check=False, cwd="/").returncode != 0
+    assert missing, "the project is installed among the packages, not as `make` does it (pip install -e)"
+    return python
+
+
+def on_path(python: str) -> dict[str, str]:
+    """Variables of a node on which ``python`` is that one, and nothing of the project is at hand."""
+    return {"PYTHONPATH": "", "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def can_use_namespaces() -> bool:

@@ -125,6 +125,27 @@ def losses(runs_uri: str, name: str) -> Losses:
     }
 
 
+def curves(runs_uri: str, name: str) -> dict[tuple[str, int], tuple[Any, ...]]:
+    """Every loss of every record, by cell and tokens: equal to the last bit however often a sweep was disturbed."""
+    ledger = Ledger(Storage(runs_uri), name)
+    return {
+        (planned.cell_id, int(record["tokens_seen"])): tuple(
+            record.get(key) for key in ("train_loss", "val_loss", "val_common_loss", "test_loss")
+        )
+        for planned in ledger.planned_cells()
+        for record in ledger.cell_folder(planned.cell_id).records()
+    }
+
+
+def decided(runs_uri: str, name: str) -> dict[str, Any]:
+    """What a verdict says, without how fast and in how much memory it came about."""
+    verdict = Storage(runs_uri).child(name).read_json("verdict.json")
+    measured = ("tokens_per_s", "peak_mem_allocated_gib")
+    arms = [{key: arm[key] for key in arm if key not in measured} for arm in verdict["strategies"]]
+    kept = ("outcome", "winner", "statement", "margin", "pairs", "seeds_needed", "by_rung", "controls", "context")
+    return {"strategies": arms, **{key: verdict[key] for key in kept}}
+
+
 def holders(runs_uri: str, name: str) -> dict[int, str]:
     """Which process works on which cell now: pid to cell id."""
     ledger = Ledger(Storage(runs_uri), name)

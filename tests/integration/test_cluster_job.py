@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.ray_cluster import RayCluster, ray_cluster
+from tests.integration.ray_cluster import RayCluster, on_path, python_without_project, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -27,9 +27,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[RayCluster]:
-    """One node that has no copy of the project on its path: what runs there was shipped."""
+    """One node that has no copy of the project: what runs there was shipped."""
     with ray_cluster(folder) as started:
-        started.start(num_cpus=2, with_dashboard=True, environment={"PYTHONPATH": "", "SWEEPS_CACHE_DIR": str(folder)})
+        python = python_without_project(folder / "python")
+        variables = {**on_path(python), "SWEEPS_CACHE_DIR": str(folder)}
+        started.start(num_cpus=2, with_dashboard=True, environment=variables, python=python)
         started.wait_for(1)
         yield started
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.ray_cluster import RayCluster, can_use_namespaces, ray_cluster
+from tests.integration.ray_cluster import RayCluster, can_use_namespaces, on_path, python_without_project, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -19,13 +19,13 @@ ASK = """
 import json, sys
 from dataclasses import asdict
 import os
-from sweeps.cluster.facts import cluster_facts, connect
+from sweeps.cluster.connection import joined_ray
+from sweeps.cluster.facts import cluster_facts
 from sweeps.cluster.preflight import preflight
-from sweeps.cluster.shipping import cluster_runtime_env
-connect(os.environ["RAY_ADDRESS"], cluster_runtime_env(os.environ))
 storage, tracking = sys.argv[1:]
-result = preflight(storage_uri=storage, tracking_uri=tracking or None)
-facts = cluster_facts(result.gpu_gib_by_node)
+with joined_ray(os.environ["RAY_ADDRESS"]):
+    result = preflight(storage_uri=storage, tracking_uri=tracking or None)
+    facts = cluster_facts(result.gpu_gib_by_node)
 print(json.dumps({"answers": [asdict(answer) for answer in result.answers], "problems": result.problems,
                   "warnings": result.warnings, "cpus": [node.cpus for node in facts.nodes], "gpus": facts.gpus,
                   "growth": len(facts.growth)}))
@@ -48,7 +48,8 @@ def cluster(folder: Path) -> Iterator[RayCluster]:
     (folder / "unshared").mkdir()
     with ray_cluster(folder) as started:
         started.start()
-        started.start(num_gpus=1, environment={"PYTHONPATH": ""})
+        bare = python_without_project(folder / "python")
+        started.start(num_gpus=1, environment=on_path(bare), python=bare)
         packages = f"{folder / 'packages'}{os.pathsep}{Path(__file__).parents[2]}"
         private = folder / "unshared" if started.uses_namespaces else None
         started.start(num_cpus=2, private_folder=private, environment={"PYTHONPATH": packages})
@@ -106,3 +107,14 @@ def test_a_sweep_is_refused_before_it_costs_anything_with_what_nodes_lack_and_wh
     assert f"node {cluster.nodes[2].address}: torch is 9.9.9" in done.stderr
     assert "asks for 2 CPU and 0.5 GPU and no node has that (the largest has 2 CPU" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plan_is_for_the_nodes_of_the_cluster_and_asks_them_for_their_gpus(cluster: RayCluster, folder: Path) -> None:
+    words = [sys.executable, "-m", "sweeps", "plan", "--preset", "smoke", "--json"]
+    done = cluster.run(words, {"SWEEPS_CACHE_DIR": str(folder / "cache")})
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = json.loads(done.stdout)
+    assert {arm["gpu_fraction"] for arm in plan["arms"]} == {1.0}
+    assert plan["workers"] == 1, "the cluster has one GPU"
+    assert plan["hours"] is None
+    assert any(warning.startswith("the memory of the GPUs is unknown") for warning in plan["warnings"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ray_cluster import REPOSITORY, Node, RayCluster, ray_cluster
-from tests.integration.sweeping import PATIENCE_S, command, holders, losses, wait_for
+from tests.integration.sweeping import PATIENCE_S, command, curves, decided, holders, losses, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -77,7 +77,8 @@ def test_a_sweep_uses_every_node_survives_the_loss_of_one_and_ends_as_if_nothing
     said, _ = sweep.communicate(timeout=PATIENCE_S)
     assert sweep.returncode == 0, said
     assert losses(str(runs), "first") == losses(str(undisturbed), "first")
-    assert (runs / "first" / "verdict.json").is_file()
+    assert curves(str(runs), "first") == curves(str(undisturbed), "first")
+    assert decided(str(runs), "first") == decided(str(undisturbed), "first")
 
 
 def test_a_sweep_whose_head_was_lost_is_resumed_on_a_new_cluster(

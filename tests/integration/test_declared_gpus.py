@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sweeps.cluster.resources import ClusterFacts, plan_resources, trials_per_gpu
+from sweeps.engine.neighbours import device_name, running_trial
 from sweeps.engine.ray_engine import Share, local_ray, run_trials
 from tests.integration.desk import Desk
 
@@ -46,11 +47,15 @@ def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declare
         from ray import tune
 
         started_s = time.time()
-        Path(folder, f"worker-{os.getpid()}").touch()
-        while len(list(Path(folder).glob("worker-*"))) < slots:  # workers start seconds apart: all or none
-            time.sleep(0.02)
-        time.sleep(SEGMENT_S)
+        with running_trial(Path(folder, "cache"), device_name(fraction)) as count_trials:
+            Path(folder, f"worker-{os.getpid()}").touch()
+            while len(list(Path(folder).glob("worker-*"))) < slots:  # workers start seconds apart: all or none
+                time.sleep(0.02)
+            time.sleep(SEGMENT_S / 2)
+            counted = count_trials()
+            time.sleep(SEGMENT_S / 2)
         facts = {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "started_s": started_s, "ended_s": time.time()}
+        facts["counted"] = counted
         Path(folder, f"{config['cell_id']}.json").write_text(json.dumps(facts))
         tune.report({"ended": "done"})
 
@@ -65,10 +70,13 @@ def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declare
 
     assert [ended for _, ended in desk.ended] == ["done"] * SEGMENTS_PER_ARM
     by_gpu: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    counted = set()
     for path in tmp_path.glob("*.json"):
         facts = json.loads(path.read_text())
         by_gpu[facts["gpu"]].append((facts["started_s"], facts["ended_s"]))
+        counted.add(facts["counted"])
     assert set(by_gpu) == {"0", "1"}
+    assert max(counted) == trials_per_gpu(fraction), "a trial counts those on its own GPU"
     for spans in by_gpu.values():
         together = max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
         assert together == trials_per_gpu(fraction)

@@ -1,15 +1,19 @@
-"""The files in deploy/, by the schemas and parsers of the tools that read them, as far as these are at hand."""
+"""The files in deploy/, by the schemas, parsers and dry runs of the tools that read them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml  # type: ignore[import-untyped]
 
 from sweeps.cluster.facts import declared_growth
+from tests.integration.schemas import closed, problems, schema
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PINNED_RAY = "2.60.0"
@@ -20,12 +24,121 @@ def parsed(name: str) -> dict[str, Any]:
     return content
 
 
-def test_the_launcher_file_passes_rays_own_validation() -> None:
-    pytest.importorskip("jsonschema", reason="the program jsonschema is missing, with which Ray validates")
-    from ray.autoscaler._private.util import fillout_defaults, validate_config
+def changed(name: str, change: Callable[[Any], object]) -> dict[str, Any]:
+    """The file's content after a change that its schema must refuse."""
+    content = deepcopy(parsed(name))
+    change(content)
+    return content
 
-    config = fillout_defaults(parsed("ray-cluster.yaml"))
-    validate_config(config)
+
+def validate_as_ray_does(config: dict[str, Any]) -> None:
+    """What ``ray up`` does before it asks a cloud: defaults and Docker filled in, then ray-schema.json."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(config))
+
+
+def test_the_launcher_file_passes_rays_own_validation() -> None:
+    validate_as_ray_does(parsed("ray-cluster.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.update(idle_timeout="10"), "'idle_timeout' was unexpected"),
+        (lambda file: file.update(max_workers="4"), "'4' is not of type 'integer'"),
+        (lambda file: file["docker"].update(images="x"), "'images' was unexpected"),
+        (lambda file: file["available_node_types"]["gpu_spot"].update(min=0), "'min' was unexpected"),
+        (lambda file: file["provider"].pop("type"), "'type' is a required property"),
+    ],
+)
+def test_a_wrong_field_in_the_launcher_file_is_refused(change: Callable[[Any], object], message: str) -> None:
+    content = changed("ray-cluster.yaml", change)
+    with pytest.raises(jsonschema.ValidationError, match=re.escape(message)):
+        if "type" in content["provider"]:
+            validate_as_ray_does(content)
+        else:  # the defaults depend on it
+            from ray.autoscaler._private.util import validate_config
+
+            validate_config(content)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what the stand-in for AWS and Ray's launcher say of each other
+def test_the_launcher_finds_what_it_asks_for_in_a_stand_in_for_aws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``ray up`` as far as the moment before it starts a machine: moto answers for EC2 and IAM in this process."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.commands import _bootstrap_config
+
+    (tmp_path / ".ssh").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))  # the launcher makes a key there
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    file = parsed("ray-cluster.yaml")
+    kinds = file["available_node_types"]
+    with mock_aws():
+        [profile] = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in kinds.values()}
+        boto3.client("iam", region_name=file["provider"]["region"]).create_instance_profile(InstanceProfileName=profile)
+        made = _bootstrap_config(file, no_config_cache=True)["available_node_types"]
+    assert made.keys() == kinds.keys()
+    for name, kind in made.items():
+        assert kinds[name]["node_config"].items() <= kind["node_config"].items(), "nothing of ours was replaced"
+        assert {"ImageId", "KeyName", "SubnetIds", "SecurityGroupIds"} <= kind["node_config"].keys()
+    assert made["head"]["resources"] == {"CPU": 0}
+    assert made["gpu_spot"]["resources"]["GPU"] == 1
+    assert made["gpu_spot"]["resources"]["accelerator_type:A10G"] == 1, "the instance type has the GPU that is declared"
+
+
+STRICT = {"rayjob.yaml": "kuberay-rayjob", "mlflow-compose.yaml": "compose-spec"}
+
+
+@pytest.mark.parametrize(("name", "rules"), STRICT.items())
+def test_a_deployment_file_passes_its_tools_schema_and_has_no_field_that_is_not_in_it(name: str, rules: str) -> None:
+    assert problems(parsed(name), closed(schema(rules))) == []
+
+
+def worker(file: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = file["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    return found
+
+
+def container(file: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = worker(file)["template"]["spec"]["containers"][0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("rayjob.yaml", lambda file: file["spec"].update(entrypont="x"), "spec: .*'entrypont' was unexpected"),
+        ("rayjob.yaml", lambda file: file.update(specs={}), ": .*'specs' was unexpected"),
+        ("rayjob.yaml", lambda file: worker(file).update(maxReplicas="4"), ".*/maxReplicas: '4' is not of type 'int"),
+        ("rayjob.yaml", lambda file: worker(file).pop("groupName"), ".*/0: 'groupName' is a required property"),
+        ("rayjob.yaml", lambda file: container(file).update(images="x"), ".*/containers/0: .*'images' was unexpected"),
+        ("rayjob.yaml", lambda file: container(file)["volumeMounts"].append({"name": "a"}), ".*'mountPath' is a requ"),
+        (
+            "rayjob.yaml",
+            lambda file: container(file)["volumeMounts"].append({"name": "b", "mountPath": "/dev/shm"}),
+            r".*/volumeMounts: \('/dev/shm',\) stands 2 times",
+        ),
+        (
+            "mlflow-compose.yaml",
+            lambda file: file["services"]["server"].update(command_line=[]),
+            "services/server: 'command_line' does not match any",
+        ),
+        (
+            "mlflow-compose.yaml",
+            lambda file: file["services"]["database"]["healthcheck"].update(interval=5),
+            ".*/interval: 5 is not of type 'string'",
+        ),
+    ],
+)
+def test_a_wrong_field_in_a_deployment_file_is_named(name: str, change: Callable[[Any], object], problem: str) -> None:
+    [found] = problems(changed(name, change), closed(schema(STRICT[name])))
+    assert re.match(problem, found), found
 
 
 def test_the_launchers_gpu_nodes_start_from_zero_and_its_head_offers_no_cpu_to_trials() -> None:

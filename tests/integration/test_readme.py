@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import WORDS
+from tests.integration.documents import ROOT, block_commands, copy_working_tree
 from tests.integration.sweeping import clean_environment
-from tests.integration.tracked_files import ROOT, copy_tracked
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,20 +39,15 @@ ELSEWHERE = re.compile(r"git clone|RAY_ADDRESS=")
 
 
 def commands() -> list[str]:
-    """Every line of the README's fenced blocks without its comment."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not ELSEWHERE.search(line)]
+    """The README's commands that can be typed in a clone."""
+    return [line for line in block_commands("README.md") if not ELSEWHERE.search(line)]
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The tracked files as they are in the working tree, this environment as theirs, and some text of the user's."""
+    """A copy of the working tree, and some text of the user's."""
     folder = tmp_path_factory.mktemp("clone")
-    for copied in copy_tracked(folder):
-        os.utime(copied, (0, 0))  # older than the environment, so that make finds it ready
-    (folder / ".venv").symlink_to(ROOT / ".venv")
+    copy_working_tree(folder)
     texts = folder / "path" / "to" / "texts"
     texts.mkdir(parents=True)
     rng = random.Random(7)

@@ -55,5 +55,4 @@ def whole_job(runs: Path, planned: PlannedCell, *, sweep: str = "first") -> Segm
         threads=1,
         checkpoint_every_s=60.0,
         gpu_fraction=0.5,
-        concurrent_trials=1,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.cluster.facts import cluster_has_gpu, connect, declared_growth, not_yet_up
+from sweeps.cluster.connection import joined_ray
+from sweeps.cluster.facts import Gpu, cluster_has_gpu, declared_growth, not_yet_up
 from sweeps.cluster.resources import ClusterFacts, NodeFacts, plan_resources
 from sweeps.errors import BadInputError, WorldError
 
@@ -38,7 +39,7 @@ def test_a_cluster_that_grows_from_zero_is_planned_at_its_full_size() -> None:
 
 def test_a_gpu_is_looked_for_here_and_not_behind_a_job_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("sweeps.cluster.facts.gpu_memories_gib", lambda: (24.0,))
+    monkeypatch.setattr("sweeps.cluster.facts.listed_gpus", lambda: (Gpu(index=0, uuid="GPU-1", memory_gib=24.0),))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert cluster_has_gpu()
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)  # a torch for CPUs beside a GPU
@@ -52,7 +53,20 @@ def test_a_cluster_that_does_not_answer_is_named_with_what_to_do(monkeypatch: py
         raise ConnectionError("Could not find any running Ray instance.\nlong advice")
 
     monkeypatch.setattr("ray.init", refuse)
-    with pytest.raises(
-        WorldError, match=r"no Ray cluster answers at RAY_ADDRESS=auto \(Could not find any running Ray"
+    with (
+        pytest.raises(
+            WorldError, match=r"no Ray cluster answers at RAY_ADDRESS=auto \(Could not find any running Ray.*start one"
+        ),
+        joined_ray("auto"),
     ):
-        connect("auto")
+        pytest.fail("nothing was joined")
+
+
+def test_a_block_inside_another_uses_the_connection_that_is_there_and_leaves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("connected twice"))
+    monkeypatch.setattr("ray.shutdown", lambda: pytest.fail("the connection is somebody else's"))
+    with joined_ray("auto"):
+        pass

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -24,7 +25,7 @@ from sweeps.cluster.doctor import (
     read_constraints,
     render,
 )
-from sweeps.cluster.facts import gpu_memories_gib, local_facts, usable_cpus
+from sweeps.cluster.facts import Gpu, gpu_memories_gib, local_facts, usable_cpus, visible_gpus
 from sweeps.cluster.reachability import hub_problem, tracking_problem
 
 
@@ -93,7 +94,7 @@ def test_versions_that_differ_from_the_pins_are_named(tmp_path: Path) -> None:
 def test_a_local_build_of_the_pinned_version_is_the_pinned_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_installed", lambda package: "2.13.0+cpu")
+    monkeypatch.setattr(doctor, "installed_version", lambda package: "2.13.0+cpu")
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("torch==2.13.0\n")
     assert rows_of(check_versions(constraints)) == [("versions", "ok")]
@@ -236,11 +237,48 @@ def nvidia_smi(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_gpu_memory_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvidia_smi(tmp_path, "echo 24576; echo 81920", monkeypatch)
+    nvidia_smi(tmp_path, "echo 0, GPU-1a2b, 24576; echo 1, GPU-1c3d, 81920", monkeypatch)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_memories_gib() == (24.0, 80.0)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # as CUDA_VISIBLE_DEVICES=0 would have it
     [node] = local_facts().nodes
-    assert (node.gpus, node.gpu_gib) == (1, 24.0)
+    assert (node.gpus, node.gpu_gib) == (2, 24.0)
+
+
+@pytest.mark.parametrize("shown", ["1", "GPU-1c", "GPU-1c3d", "1,GPU-lost,0"])
+def test_the_memory_of_a_hidden_gpu_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    nvidia_smi(tmp_path, "echo 0, GPU-1a2b, 24576; echo 1, GPU-1c3d, 81920", monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    [node] = local_facts().nodes
+    assert (node.gpus, node.gpu_gib) == (1, 80.0)
+    assert gpu_memories_gib() == (24.0, 80.0), "a task of Ray's that holds no GPU sees all of the machine's"
+
+
+def test_the_list_of_visible_gpus_is_read_as_cuda_reads_it() -> None:
+    gpus = [Gpu(index=i, uuid=f"GPU-{name}", memory_gib=i) for i, name in enumerate(("1a", "1b", "2c"))]
+
+    def shown(visible_devices: str | None) -> list[int]:
+        return [gpu.index for gpu in visible_gpus(gpus, visible_devices)]
+
+    assert shown(None) == [0, 1, 2]
+    assert shown("") == []
+    assert shown("2, 0") == [2, 0]
+    assert shown("GPU-2,GPU-1a") == [2, 0]
+    assert shown("0,GPU-1,2") == [0], "a beginning that two GPUs share names neither, and ends the list"
+    assert shown("0,-1,2") == [0]
+
+
+def test_a_slice_of_a_gpu_has_the_memory_that_cuda_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, "echo 0, GPU-1a2b, 81920", monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5e6f")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    slice_of_it = SimpleNamespace(total_memory=10 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: slice_of_it)
+    [node] = local_facts().nodes
+    assert (node.gpus, node.gpu_gib) == (1, 10.0)
 
 
 def test_a_driver_that_fails_shows_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

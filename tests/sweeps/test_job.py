@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -12,13 +14,14 @@ from typing import Any
 import pytest
 
 from sweeps.cluster import job
+from sweeps.cluster.connection import is_job_address
 from sweeps.cluster.job import (
     JobRequest,
     detached_message,
-    is_job_address,
     run_as_job,
     shared_runs_uri,
 )
+from sweeps.cluster.pinned import LACKING
 from sweeps.errors import BadInputError, WorldError
 
 ADDRESS = "http://head:8265"
@@ -40,11 +43,18 @@ class JobServer:
         self.break_after: int | None = None
         self.interrupt = False
         self.address = ADDRESS
+        self.lacking: list[str] = []
+        self.looks: list[dict[str, Any]] = []
+        self.look_states = ["SUCCEEDED"]
+        self.ended: list[str] = []
 
     def get_address(self) -> str:
         return self.address
 
     def submit_job(self, **request: Any) -> str:
+        if "sweeps.cluster.pinned" in request["entrypoint"]:
+            self.looks.append(request)
+            return "raysubmit_look"
         self.submitted.append(request)
         folder = Path(request["runtime_env"]["working_dir"])
         self.staged = sorted(path.name for path in folder.iterdir())
@@ -54,11 +64,23 @@ class JobServer:
         return self.jobs
 
     def get_job_info(self, job_id: str) -> SimpleNamespace:
+        if job_id == "raysubmit_look":
+            state = self.look_states.pop(0) if len(self.look_states) > 1 else self.look_states[0]
+            return SimpleNamespace(submission_id=job_id, status=state, message="as told")
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         return SimpleNamespace(submission_id=job_id, status=state, driver_exit_code=self.code, message="as told")
 
     def get_job_logs(self, job_id: str) -> str:
+        if job_id == "raysubmit_look":
+            ended_well = self.look_states == ["SUCCEEDED"]
+            return f"a warning\n{LACKING}{json.dumps(self.lacking)}\n" if ended_well else "no module named sweeps\n"
         return self.logs
+
+    def stop_job(self, job_id: str) -> None:
+        self.ended.append(f"stopped {job_id}")
+
+    def delete_job(self, job_id: str) -> None:
+        self.ended.append(f"deleted {job_id}")
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         if self.interrupt:
@@ -118,20 +140,53 @@ def test_a_local_address_means_this_python_and_behind_a_tunnel_the_clusters(
     assert said.stdout == f"{taken} -m sweeps run --preset smoke --name first --runs-dir s3://b/runs\n"
 
 
-def test_an_environment_by_constraints_installs_the_pins_and_leaves_ray_alone(
-    server: JobServer, tmp_path: Path
+def test_a_cluster_that_has_the_pinned_packages_is_used_as_it_is(server: JobServer) -> None:
+    said, say = collected()
+    run_as_job(ADDRESS, REQUEST, environment={}, say=say)
+    [look], [submitted] = server.looks, server.submitted
+    words = look["entrypoint"].split()
+    assert words[:3] == ["python", "-m", "sweeps.cluster.pinned"]
+    assert any(word.startswith("torch==") for word in words)
+    assert not any(word.startswith(("ray==", "pytest==", "aiohttp==")) for word in words)
+    assert look["runtime_env"]["working_dir"] == submitted["runtime_env"]["working_dir"], "it is uploaded once"
+    assert "pip" not in submitted["runtime_env"]
+    assert server.ended == ["deleted raysubmit_look"]
+    assert len(said) == 1
+
+
+def test_a_cluster_that_lacks_one_gets_what_the_project_needs_by_constraints_and_not_its_tools(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    constraints = tmp_path / "constraints.txt"
-    constraints.write_text(
-        "# pinned\ntorch==2.13.0\nray[tune]==2.60.0\nsympy==1.14.0 ; python_version > '3'\n-r other\n"
+    server.lacking = ["mlflow==3.17.2", "optuna==5.0.0", "torch==2.13.0", "typer==0.29.2"]
+    server.address = "http://127.0.0.1:8265"
+    said, say = collected()
+    run_as_job(server.address, REQUEST, environment={}, say=say)
+    [submitted] = server.submitted
+    runtime_env = submitted["runtime_env"]
+    assert runtime_env["pip"]["pip_check"] is False
+    assert runtime_env["config"] == {"setup_timeout_seconds": 1800}
+    pins = {pin.partition("==")[0] for pin in runtime_env["pip"]["packages"]}
+    assert {"torch", "mlflow", "aiohttp"} <= pins, "with all that they need in turn"
+    assert not {"ray", "pytest", "mypy", "moto"} & pins
+    assert submitted["entrypoint"].startswith("python -m sweeps run "), "this Python is outside of that environment"
+    assert said[0] == (
+        "the cluster lacks mlflow==3.17.2, optuna==5.0.0, torch==2.13.0 and 1 more: "
+        "Ray installs what constraints.txt pins first (minutes, once per node)"
     )
-    request = JobRequest(arguments=("run",), runs_uri="/shared/runs", installs_constraints=True)
-    run_as_job(ADDRESS, request, constraints=constraints, environment={}, say=lambda line: None)
-    assert server.submitted[0]["runtime_env"]["pip"] == {
-        "packages": ["torch==2.13.0", "sympy==1.14.0"],
-        "pip_check": False,
-    }
-    assert "constraints.txt" in server.staged
+
+
+def test_a_cluster_that_cannot_say_what_it_has_is_refused_with_its_reason(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.look_states = ["PENDING", "FAILED"]
+    with pytest.raises(BadInputError, match="the cluster cannot run a job: FAILED: as told"):
+        run_as_job(ADDRESS, REQUEST, environment={}, say=lambda line: None)
+    server.look_states = ["PENDING"]
+    monkeypatch.setattr(job, "LOOK_DEADLINE_S", -1.0)
+    with pytest.raises(BadInputError, match=re.escape("a small job within -1 s (it is PENDING); look at `ray status`")):
+        run_as_job(ADDRESS, REQUEST, environment={}, say=lambda line: None)
+    assert server.ended[-1] == "stopped raysubmit_look"
+    assert server.submitted == []
 
 
 def test_a_relative_runs_folder_is_only_taken_where_the_cluster_is_this_machine(
@@ -191,7 +246,11 @@ def test_the_exit_code_is_the_commands_own(server: JobServer, state: str, code: 
 
 
 def test_a_cluster_that_goes_away_is_no_bad_input(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = server.get_job_info
+
     def gone(job_id: str) -> SimpleNamespace:
+        if job_id == "raysubmit_look":
+            return known(job_id)
         raise ConnectionError("refused\nlong trace")
 
     monkeypatch.setattr(server, "get_job_info", gone)

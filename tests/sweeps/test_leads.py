@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -175,24 +175,28 @@ def test_an_order_that_changed_on_the_way_is_a_caveat() -> None:
     assert any("another arm led on validation loss at 250 (undecayed)" in c for c in judged(cells).caveats)
 
 
-def timed(budgets: dict[str, int], lift: float, trials: float | None = 1.0) -> list[CellResult]:
+def timed(budgets: dict[str, int], lift: float) -> list[CellResult]:
     """Time cells of some arms, their losses lifted by what the smaller budget costs."""
     return [
-        cell(arm, 0.02, 101 + i, "time", loss=loss + lift, budget=budget, records=({"concurrent_trials": trials},))
+        cell(arm, 0.02, 101 + i, "time", loss=loss + lift, budget=budget)
         for arm, budget in budgets.items()
         for i, loss in enumerate(CLEAR_WIN[arm])
     ]
 
 
-def alone() -> list[CellResult]:
-    return [replace(found, records=({"concurrent_trials": 1},)) for found in confirm()]
+def alone(packed: Collection[str] = ()) -> list[CellResult]:
+    """Confirm cells that were timed alone, and those of the arms in ``packed`` beside another trial."""
+    return [
+        replace(found, records=({"tokens_per_s": 100.0, "concurrent_trials": 1 + (found.cell.strategy in packed)},))
+        for found in confirm()
+    ]
 
 
 def test_equal_time_takes_each_arms_own_budget_and_only_comparable_trials_name_an_arm() -> None:
     view = judged([*alone(), *timed({"large_batch": 600}, 0.3)]).by_budget["time"]
     assert view["budgets_tokens"] == {"large_batch": 600, "balanced": 1_000, "long_seq": 1_000}
     assert (view["comparable"], view["winner"]) == (True, "balanced")
-    verdict = judged([*alone(), *timed({"large_batch": 600}, 0.3, trials=2.0)])
+    verdict = judged([*alone(packed=["large_batch"]), *timed({"large_batch": 600}, 0.3)])
     assert (verdict.by_budget["time"]["comparable"], verdict.by_budget["time"]["winner"]) == (False, None)
     assert any("equal time names no arm" in caveat for caveat in verdict.caveats)
 

@@ -1,5 +1,6 @@
 """What a sweep plans next, from results alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,6 +134,21 @@ def test_slower_arms_get_time_cells_with_the_tokens_of_the_fastest_arms_time() -
     assert {(entry.cell.strategy, entry.cell.seed, entry.cell.budget_tokens) for entry in after.cells} == {
         (arm, 106, tokens) for arm, tokens in budgets.items()
     }
+
+
+def test_time_cells_are_made_of_speeds_under_equal_load() -> None:
+    space = space_with("time_view=true")
+    cells = explored(space, best=0.01)
+    chosen = {arm: Rate(lr=0.01, adamw_lr=0.003) for arm in ARMS}
+    for cell in confirm_cells(space, IDENTITY, chosen):
+        speeds = [(80.0, 2)] if cell.strategy == "balanced" else [(100.0, 2)]
+        if cell.strategy == "large_batch":
+            speeds += [(200.0, 1)]  # its last steps, when the others had ended
+        records = tuple({"tokens_per_s": speed, "concurrent_trials": load} for speed, load in speeds)
+        cells.append(replace(ended(cell, 4.0), records=records))
+    added = next_cells(space, IDENTITY, sweep(space, cells), planned(cells))
+    budgets = {entry.cell.strategy: entry.cell.budget_tokens for entry in added.cells}
+    assert budgets == {"balanced": round(524_288 * 0.8 / 2048) * 2048}
 
 
 def optuna_space() -> Space:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from sweeps.ledger.results import SweepResults
+from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.report.facts import Facts
 from sweeps.report.fairness import fairness_ledger
-from tests.sweeps.report_data import BUDGET, changed, results, verdict_of
+from tests.sweeps.report_data import ARMS, BUDGET, changed, results, verdict_of
 
 
 def levels(sweep: SweepResults) -> dict[int, str]:
@@ -27,6 +28,29 @@ def test_the_ledger_turns_red_where_a_rule_is_broken(finished: SweepResults) -> 
     edge = changed(finished, lambda r: None if r.cell.phase == "explore" and r.cell.lr == 0.005 else r)
     assert levels(edge)[7] == "bad"
     assert levels(edge)[5] == "ok"
+
+
+def test_the_ledger_says_under_which_load_arms_were_timed(finished: SweepResults) -> None:
+    def beside(load: int, *, last: bool) -> Callable[[CellResult], CellResult]:
+        """Records of the first arm made beside another number of trials: the last ones, or all."""
+
+        def changed_records(result: CellResult) -> CellResult:
+            if result.cell.strategy != next(iter(ARMS)):
+                return result
+            others, tail = (result.records[:-1], result.records[-1:]) if last else ((), result.records)
+            return replace(result, records=(*others, *({**record, "concurrent_trials": load} for record in tail)))
+
+        return changed_records
+
+    def said(sweep: SweepResults) -> set[tuple[str, str]]:
+        (entry,) = (entry for entry in fairness_ledger(Facts(sweep, verdict_of(sweep))) if entry.rule == 10)
+        return {(check.level, check.text) for check in entry.checks}
+
+    assert ("ok", "confirm cells ran 2 at a time throughout") in said(finished)
+    mixed = said(changed(finished, beside(1, last=True)))
+    assert ("ok", "confirm cells ran 1 to 2 at a time; speeds are compared where 2 did") in mixed
+    apart = said(changed(finished, beside(1, last=False)))
+    assert ("warn", "confirm cells ran under unequal load: seconds are not compared") in apart
 
 
 def test_the_ledger_notes_what_is_short_of_a_rule(finished: SweepResults) -> None:

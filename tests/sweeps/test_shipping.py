@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
-from sweeps.cluster.shipping import cluster_runtime_env, forwarded_environment, pinned_requirements, stage
+from sweeps.cluster.shipping import UPLOAD_EXCLUDES, cluster_runtime_env, forwarded_environment, stage
 from sweeps.errors import BadInputError
 
 
@@ -29,6 +30,17 @@ def test_only_packages_constraints_and_the_space_file_are_shipped(tmp_path: Path
         assert (folder / "mine.toml").read_text() == space.read_text()
         assert (folder / "search_spaces" / "presets" / "__init__.py").is_file()
         assert not list(folder.rglob("__pycache__"))
+
+
+def test_what_ray_uploads_of_a_folder_is_its_files_without_the_hidden_ones(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    for name in ("moe/a.py", "moe/__pycache__/a.pyc", ".git/config", ".env", "constraints.txt"):
+        (tmp_path / "staged" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "staged" / name).write_text("1")
+    package = tmp_path / "package.zip"
+    create_package(str(tmp_path / "staged"), package, include_gitignore=True, excludes=list(UPLOAD_EXCLUDES))
+    assert sorted(ZipFile(package).namelist()) == ["constraints.txt", "moe/a.py"]
 
 
 def test_a_space_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -68,14 +80,6 @@ def test_an_address_travels_without_its_password_unless_it_is_named() -> None:
     environment = {"MLFLOW_TRACKING_URI": "https://ada:secret@mlflow:5000"}
     assert forwarded_environment(environment) == {"MLFLOW_TRACKING_URI": "https://mlflow:5000"}
     assert forwarded_environment({**environment, "SWEEPS_JOB_ENV": "MLFLOW_TRACKING_URI"}) == environment
-
-
-def test_pins_are_all_packages_but_ray(tmp_path: Path) -> None:
-    constraints = tmp_path / "constraints.txt"
-    constraints.write_text("torch==2.13.0\nray==2.60.0\n")
-    assert pinned_requirements(constraints) == ["torch==2.13.0"]
-    with pytest.raises(BadInputError, match="so no environment can be made from it"):
-        pinned_requirements(tmp_path / "none.txt")
 
 
 def test_a_driver_ships_its_sources_and_a_job_inherits_what_it_was_submitted_with() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 
 from moe.errors import CorpusError
 from sweeps.engine import trainable
+from sweeps.engine.neighbours import CPU, running_trial
 from sweeps.engine.trainable import CELL_LEASE, SegmentJob, run_segment, train_segment
 from sweeps.errors import SweepHeldError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
+from sweeps.material import cache_dir
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.ending_trainer import EndingTrainer, whole_job
 
@@ -27,7 +30,8 @@ def folder(tmp_path: Path) -> CellFolder:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> SegmentJob:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SegmentJob:
+    monkeypatch.setenv("SWEEPS_CACHE_DIR", str(tmp_path / "cache"))
     return whole_job(tmp_path, PLANNED)
 
 
@@ -42,6 +46,15 @@ def test_a_test_loss_that_is_not_finite_ends_its_cell_as_diverged(
     assert (outcome["outcome"], outcome["reason"]) == ("diverged", f"the test loss is {loss}")
     assert outcome["test_loss"] is None
     assert len(folder.records()) == 1
+
+
+def test_a_record_says_how_many_trials_ran_at_its_moment(
+    folder: CellFolder, job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable, "build_trainer", lambda *_: EndingTrainer())
+    with running_trial(cache_dir(), CPU), running_trial(cache_dir(), "gpu 0"):
+        train_segment(replace(job, gpu_fraction=0.0), on_report=lambda _: None)
+    assert [record["concurrent_trials"] for record in folder.records()] == [2]
 
 
 def test_a_worker_whose_cell_another_one_has_taken_writes_nothing_more(

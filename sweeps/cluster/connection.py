@@ -1,0 +1,70 @@
+"""The one way to a Ray cluster that is there already: quietly, with this project's sources on every node."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sweeps.cluster.shipping import cluster_runtime_env
+from sweeps.errors import WorldError
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled",  # a stray token file would switch a local cluster to token mode
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a segment says only how it ended
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # a slow clean-up must not abort the next trial
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def is_job_address(address: str | None) -> bool:
+    """Whether ``RAY_ADDRESS`` names a job server rather than a cluster to connect to."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
+def quiet_ray() -> Any:
+    """The module ``ray``, imported under this project's settings; what the user has set stays."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    return ray
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """The cluster at ``address`` until the block ends; a block inside another one uses the connection that is there.
+
+    Raises WorldError where no cluster answers.
+    """
+    ray = quiet_ray()
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(
+            address=address,
+            runtime_env=cluster_runtime_env(os.environ),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise WorldError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start one (`ray start --head`), run on "
+            "one of its nodes, or unset RAY_ADDRESS to use this machine alone"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
