@@ -21,7 +21,8 @@ _GRAM_SIDE_RATIO = 2
 def orthogonalise(matrices_NRC: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """U V^T, approximately, of every matrix U S V^T of a batch [N, R, C]; same shape, in ``dtype``.
 
-    A matrix is divided by its Frobenius norm first, so its scale does not matter; a matrix of zeros stays zero.
+    A matrix is divided by its Frobenius norm first, so its scale does not matter (in fp32 between 1e-7 and 1e18); a
+    matrix of zeros stays zero.
     In fp32 and fp64, long matrices are iterated on as Gram matrices: every factor of the iteration is a polynomial of
     X X^T, so the factors are multiplied up among S x S matrices and X is touched twice instead of ten times. The
     squares of singular values need fp32's digits, so lower precisions iterate on the matrix itself.

@@ -326,10 +326,11 @@ def ui(
 @app.command()
 def doctor(runs_dir: RunsDir = "runs") -> None:
     """Say what this machine, cluster, hub and tracking server can do, and what to mend."""
+    from sweeps.cluster.connection import cluster_address
     from sweeps.cluster.doctor import examine, render
     from sweeps.tracking.store import tracking_store
 
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_store(runs_dir).uri
     console().print(render(examine(runs_dir=runs_dir, tracking_uri=tracking_uri, ray_address=address)))
 

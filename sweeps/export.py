@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sweeps.bridge import train_config
 from sweeps.errors import BadInputError, StorageError
 from sweeps.extension import current_space
+from sweeps.frozen_precision import as_trained
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.sweep_folder import Ledger
@@ -80,7 +81,7 @@ def write_checkpoint(ledger: Ledger, result: CellResult, out: Path) -> None:
         )
     space = current_space(ledger)
     material = material_for(space, expected=ledger.beginning()["fingerprints"])
-    config = train_config(space, result.cell, vocab_size=material.tokens.vocab_size)
+    config = train_config(as_trained(space, ledger), result.cell, vocab_size=material.tokens.vocab_size)
     trainer = Trainer(config, training_data(material.tokens, config, material.exam))
     checkpoints.load(tokens, trainer.load)
     export_checkpoint(trainer.model, config.model, material.tokens.tokenizer_dir, out)

@@ -15,15 +15,21 @@ from typing import Final, NoReturn, Self
 from rich.console import Console
 
 from sweeps.engine.driver import Driver
-from sweeps.errors import EXIT_RESUMABLE, DamagedError, WorldError
+from sweeps.errors import EXIT_RESUMABLE, BadInputError, DamagedError, WorldError
+from sweeps.ledger.sweep_folder import Ledger
 
 GRACE_S: Final = 13.0
 """How long a sitting may take after a first signal to save, tell MLflow, and end its Ray."""
 
+LAST_WORD_S: Final = 1.0
+
 
 @contextmanager
-def resumable(name: str) -> Iterator[None]:
-    """Whatever ends a sitting from outside, SIGTERM like SIGINT, ends it with the command that goes on."""
+def resumable(ledger: Ledger) -> Iterator[None]:
+    """Whatever ends a sitting from outside, SIGTERM like SIGINT, ends it with the command that goes on.
+
+    Where no sweep has begun yet there is none, and a world that fails is bad input.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -34,9 +40,13 @@ def resumable(name: str) -> Iterator[None]:
     except DamagedError:
         raise  # a person must mend it first, and the message says so
     except WorldError as error:
-        raise WorldError(f"{error}\nWhat is durable is kept. Go on with: sweeps resume {name}") from error
-    except (KeyboardInterrupt, SystemExit):  # Ray, once it runs, makes the latter of a SIGTERM
-        raise WorldError(f"interrupted; what is durable is kept. Go on with: sweeps resume {name}") from None
+        if not ledger.exists():
+            raise BadInputError(str(error)) from error
+        raise WorldError(f"{error}\nWhat is durable is kept. Go on with: sweeps resume {ledger.name}") from error
+    except (KeyboardInterrupt, SystemExit):  # Ray, once it has joined a cluster, makes the latter of a SIGTERM
+        if not ledger.exists():
+            raise WorldError("interrupted before the sweep began; nothing is left of it") from None
+        raise WorldError(f"interrupted; what is durable is kept. Go on with: sweeps resume {ledger.name}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -61,7 +71,10 @@ class Grace:
         self._timer.start()
 
     def end_at_once(self) -> NoReturn:
-        """Leave without another word to anybody but the user."""
+        """Leave without another word to anybody but the user, and with none where the terminal takes none."""
+        speechless = threading.Timer(LAST_WORD_S, os._exit, [EXIT_RESUMABLE])
+        speechless.daemon = True
+        speechless.start()
         try:
             self._console.show_cursor()
             print(f"\nleft at once; go on with: sweeps resume {self._name}", file=sys.stderr, flush=True)
@@ -79,14 +92,16 @@ def stopped_by_signals(driver: Driver, grace: Grace) -> Iterator[None]:
     writer.setblocking(False)
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, _leave_it_to_the_thread) for number in (signal.SIGINT, signal.SIGTERM)}
-    threading.Thread(target=_answer, args=(reader, driver, grace), name="signals", daemon=True).start()
+    answering = threading.Thread(target=_answer, args=(reader, driver, grace), name="signals", daemon=True)
+    answering.start()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup_before)
         writer.close()
+        answering.join()  # a signal of the last moment is answered before anybody asks whether there was one
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave_it_to_the_thread(_number: int, _frame: FrameType | None) -> None:
@@ -103,9 +118,10 @@ def _answer(reader: socket.socket, driver: Driver, grace: Grace) -> None:
                 grace.end_at_once()
             is_asked = True
             grace.begin()  # first of all: neither terminal nor storage may answer
+            driver.stopping = True
             threading.Thread(target=_stop, args=(driver,), name="stop", daemon=True).start()
 
 
 def _stop(driver: Driver) -> None:
-    driver.watcher.say("stopping: running trials save and return (again to leave at once)")
     driver.stop()
+    driver.watcher.say("stopping: running trials save and return (again to leave at once)")

@@ -7,9 +7,9 @@ import os
 
 def is_job() -> bool:
     """Whether RAY_ADDRESS names a job server: then the command itself runs on the cluster."""
-    from sweeps.cluster.connection import is_job_address
+    from sweeps.cluster.connection import cluster_address, is_job_address
 
-    return is_job_address(os.environ.get("RAY_ADDRESS"))
+    return is_job_address(cluster_address())
 
 
 def words_of(*options: tuple[str, object]) -> list[str]:

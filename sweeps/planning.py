@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from search_spaces import Cell, Space, corpus_warnings, planned_cells
-from sweeps.cluster.connection import is_job_address, joined_ray
+from sweeps.cluster.connection import cluster_address, is_job_address, joined_ray
 from sweeps.cluster.duration import estimate, expected_tokens
 from sweeps.cluster.packing import fit_arms, predicted_peaks, resource_plan
+from sweeps.errors import BadInputError, WorldError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -85,9 +85,9 @@ def make_plan(space: Space, *, assume_gpu_gib: float | None = None, price_per_ho
 
     Raises:
         SpaceErrors: the corpus can be had and does not fit.
-        WorldError: no cluster answers at ``RAY_ADDRESS``.
+        BadInputError: no cluster answers at ``RAY_ADDRESS``.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     if not address:
         return _plan(space, None, assume_gpu_gib, price_per_hour)
     if is_job_address(address):
@@ -95,9 +95,12 @@ def make_plan(space: Space, *, assume_gpu_gib: float | None = None, price_per_ho
     from sweeps.cluster.facts import cluster_facts
     from sweeps.cluster.node_probe import ask_gpu_memories
 
-    with joined_ray(address):
-        facts = cluster_facts(ask_gpu_memories())
-        return _plan(space, facts, assume_gpu_gib, price_per_hour, (_NO_HOURS_FOR_A_CLUSTER,))
+    try:
+        with joined_ray(address):
+            facts = cluster_facts(ask_gpu_memories())
+            return _plan(space, facts, assume_gpu_gib, price_per_hour, (_NO_HOURS_FOR_A_CLUSTER,))
+    except WorldError as error:
+        raise BadInputError(str(error)) from error
 
 
 def _plan(

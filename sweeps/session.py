@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rich.console import Console
 
 from search_spaces import Space, SpaceErrors, corpus_warnings, frozen_differences, with_overrides
 from sweeps.beginning import audit_table, begin
 from sweeps.bridge import at_home_anywhere
-from sweeps.cluster.connection import joined_ray
+from sweeps.cluster.connection import cluster_address, joined_ray
 from sweeps.cluster.packing import cpus_wanted, fit_arms, packing_for, predicted_peaks, resource_plan
 from sweeps.engine.driver import Driver, Packing, failed_cells
 from sweeps.engine.ray_engine import local_ray
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from moe.token_build import Progress
     from sweeps.cluster.resources import ClusterFacts
 
+T = TypeVar("T")
+
 CHECKPOINT_EVERY_S: Final = 60.0
 TRACKING_CLOSE_S: Final = 30.0
 TRACKING_AFTER_S: Final = 8.0  # importing MLflow takes a core some seconds, in which the first workers start
@@ -73,20 +75,37 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
         require_folder(runs.path, "--runs-dir")
     ledger = Ledger(runs, name)
     _require_new(ledger)
-    space = at_home_anywhere(space)
+    with resumable(ledger), Grace(name, console) as grace, _cluster():
+        return _begin_and_sit(ledger, at_home_anywhere(space), sitting, console, grace)
+
+
+def _begin_and_sit(ledger: Ledger, space: Space, sitting: Sitting, console: Console, grace: Grace) -> int:
     material = _material(space, console, sitting, expected=None)
     space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
     for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
         _say(console, sitting, f"note: {warning}")
     require_room(ledger, space, vocab_size=material.tokens.vocab_size)
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        looking = beside.submit(_look_ahead, space, material)
-        with Grace(name, console) as grace, _own_ray(space):
-            audit, peaks = looking.result()
-            with Lease(ledger.storage, LEASE) as lease:
-                _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
-                begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
-                return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
+    looking = _beside(lambda: _look_ahead(space, material))
+    with _own_ray(space):
+        audit, peaks = looking.result()
+        with Lease(ledger.storage, LEASE) as lease:
+            _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
+            begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
+            return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
+
+
+def _beside(work: Callable[[], T]) -> Future[T]:
+    """Do ``work`` in a thread that nobody waits for when the process ends, unlike those of an executor."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="beside", daemon=True).start()
+    return future
 
 
 def _look_ahead(space: Space, material: Material) -> tuple[dict[str, Any], dict[str, float]]:
@@ -97,18 +116,26 @@ def _look_ahead(space: Space, material: Material) -> tuple[dict[str, Any], dict[
     """
     audit = audit_table(space, material)
     peaks = predicted_peaks(space, vocab_size=material.tokens.vocab_size)
-    if os.environ.get("RAY_ADDRESS") is None:
+    if cluster_address() is None:
         packing_for(space, peaks)
     return audit, peaks
 
 
 @contextmanager
+def _cluster() -> Iterator[None]:
+    """The cluster that ``RAY_ADDRESS`` names, until the block ends; nothing where it names none."""
+    address = cluster_address()
+    with nullcontext() if address is None else joined_ray(address):
+        yield
+
+
+@contextmanager
 def _own_ray(space: Space) -> Iterator[None]:
     """A Ray of our own on this machine until the block ends, unless ``RAY_ADDRESS`` names a cluster."""
-    if os.environ.get("RAY_ADDRESS") is None:
-        with local_ray(cpus=cpus_wanted(space), declared_gpus=space.resources.declared_gpus):
-            yield
-    else:
+    if cluster_address() is not None:
+        yield
+        return
+    with local_ray(cpus=cpus_wanted(space), declared_gpus=space.resources.declared_gpus):
         yield
 
 
@@ -153,26 +180,31 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
             _say(console, sitting, f"sweep {name} is finished; nothing to run")
             return _last_words(ledger, console)
         _check_code(ledger, beginning, sitting)
-        space = _with_resources(current_space(ledger), sitting.overrides)
-        material = _material(space, console, sitting, expected=beginning["fingerprints"])
-        require_room(ledger, space, vocab_size=material.tokens.vocab_size)
-        note = precision_note(beginning)
-        if note is not None:
-            _say(console, sitting, f"note: {note}")
-        peaks = _peaks(beginning, space, vocab_size=material.tokens.vocab_size)
-        with Grace(name, console) as grace, _own_ray(space):
-            return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
+        with resumable(ledger), Grace(name, console) as grace, _cluster():
+            return _go_on(ledger, lease, sitting, console, grace)
     finally:
         lease.release()
 
 
-def _peaks(beginning: Mapping[str, Any], space: Space, *, vocab_size: int) -> dict[str, float]:
+def _go_on(ledger: Ledger, lease: Lease, sitting: Sitting, console: Console, grace: Grace) -> int:
+    space = _with_resources(current_space(ledger), sitting.overrides)
+    material = _material(space, console, sitting, expected=ledger.beginning()["fingerprints"])
+    require_room(ledger, space, vocab_size=material.tokens.vocab_size)
+    note = precision_note(space, ledger)
+    if note is not None:
+        _say(console, sitting, f"note: {note}")
+    peaks = _peaks(ledger, space, vocab_size=material.tokens.vocab_size)
+    with _own_ray(space):
+        return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
+
+
+def _peaks(ledger: Ledger, space: Space, *, vocab_size: int) -> dict[str, float]:
     """Peak GiB of each arm as it was frozen; those of arms that an extension added are predicted now."""
-    frozen = {entry["name"]: entry["predicted_peak_gib"] for entry in beginning["strategies"]}
+    frozen = {entry["name"]: entry["predicted_peak_gib"] for entry in ledger.beginning()["strategies"]}
     known = {arm: gib for arm, gib in frozen.items() if gib is not None}
     if all(arm.name in frozen for arm in space.strategies):
         return known
-    return predicted_peaks(as_trained(space, beginning), vocab_size=vocab_size) | known
+    return predicted_peaks(as_trained(space, ledger), vocab_size=vocab_size) | known
 
 
 def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
@@ -234,18 +266,15 @@ def _sit(
     console: Console,
     grace: Grace,
 ) -> int:
-    address = os.environ.get("RAY_ADDRESS")
-    with resumable(ledger.name), ExitStack() as stack:
-        if address is None:
-            peaks_gib = _calibrated(as_trained(space, ledger.beginning()), peaks_gib, None, console, sitting)
+    with ExitStack() as stack:
+        if cluster_address() is None:
+            peaks_gib = _calibrated(as_trained(space, ledger), peaks_gib, None, console, sitting)
             packing = packing_for(space, peaks_gib)
             for warning in resource_plan(space, peaks_gib).warnings:
                 _say(console, sitting, f"note: {warning}")
-            slots = max(packing.slots.values())
         else:
-            stack.enter_context(joined_ray(address))
             packing = _packing_on_cluster(ledger, space, peaks_gib, console, sitting)
-            slots = max(packing.slots.values())
+        slots = max(packing.slots.values())
         _say(console, sitting, f"sweep {ledger.name}: {slots} trials at once, results in {ledger.storage.uri}")
         watch = open_watch(console, space, ledger.name, slots, quiet=sitting.quiet)
         tracked = _Tracked()
@@ -307,7 +336,7 @@ def _packing_on_cluster(
         console.print(render(found))
     facts = cluster_facts(found.gpu_gib_by_node)
     if not found.problems:
-        peaks_gib = _calibrated(as_trained(space, ledger.beginning()), peaks_gib, facts, console, sitting)
+        peaks_gib = _calibrated(as_trained(space, ledger), peaks_gib, facts, console, sitting)
     shared = resource_plan(space, peaks_gib, facts=facts)
     problems = [*found.problems, *shared.problems]
     if problems:

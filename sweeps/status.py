@@ -123,7 +123,7 @@ def render_status(ledger: Ledger) -> Group:
 def _seconds_left(space: Space, plan: Plan, newest: Mapping[str, Mapping[str, Any]]) -> float | None:
     """What is left at the speed of the newest records, shared among as many trials as run now or ran on one device."""
     reported = {cell_id: record for cell_id, record in newest.items() if record}
-    counted = (int(record["concurrent_trials"]) for record in reported.values())
+    counted = (int(record["concurrent_trials"] or 1) for record in reported.values())
     workers = max(len(plan.running), *counted, 1)
     return forecast_from_records(space, plan, reported, workers).seconds_left
 

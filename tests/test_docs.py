@@ -126,8 +126,9 @@ def sweep_with_everything() -> SweepResults:
     ]
     control = [cell("large_batch", 0.02, 101 + i, "control", loss=loss + 0.1) for i, loss in enumerate(leader)]
     timed: list[CellResult] = [
-        cell("large_batch", 0.02, 101 + i, "time", loss=loss + 0.3, budget=600, records=({"concurrent_trials": 1},))
-        for i, loss in enumerate(leader)
+        cell(arm, 0.02, 101 + i, "time", loss=loss + 0.3, budget=600, records=({"concurrent_trials": 1},))
+        for arm in ("large_batch", "long_seq")
+        for i, loss in enumerate(CLEAR_WIN[arm])
     ]
     results = sweep([*explore(), *judged, *grouped, *control, *timed])
     shapes = [

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sweeps.cluster.shipping import cluster_runtime_env
-from sweeps.errors import WorldError
+from sweeps.errors import BadInputError, WorldError
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -24,6 +24,11 @@ _SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+def cluster_address() -> str | None:
+    """``RAY_ADDRESS``: the cluster or job server that is asked for, None for this machine alone."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 def is_job_address(address: str | None) -> bool:
@@ -45,7 +50,7 @@ def quiet_ray() -> Any:
 def joined_ray(address: str) -> Iterator[None]:
     """The cluster at ``address`` until the block ends; a block inside another one uses the connection that is there.
 
-    Raises WorldError where no cluster answers.
+    Raises BadInputError for what is no address, WorldError where no cluster answers.
     """
     ray = quiet_ray()
     if ray.is_initialized():
@@ -58,6 +63,11 @@ def joined_ray(address: str) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    except ValueError as error:
+        raise BadInputError(
+            f"RAY_ADDRESS={address} is no address of a Ray cluster ({error}); give `auto` on one of its nodes, "
+            "HOST:6379, http://HOST:8265 for its job server, or unset RAY_ADDRESS to use this machine alone"
+        ) from error
     except (ConnectionError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise WorldError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.cluster.connection import is_job_address, joined_ray
+from sweeps.cluster.connection import cluster_address, is_job_address, joined_ray
 from sweeps.cluster.resources import ClusterFacts, NodeFacts
 from sweeps.errors import BadInputError
 
@@ -121,7 +121,7 @@ def cluster_has_gpu() -> bool:
 
     Connects to the cluster for a moment. A job server's address says no: the job itself asks once it runs there.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     if not address:
         return bool(usable_gpu_memories_gib())
     if is_job_address(address):

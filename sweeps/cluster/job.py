@@ -190,7 +190,7 @@ class _Staged:
 
 
 def _answer_of(client: Any, job_id: str) -> list[str]:
-    """What the job that looks at the cluster's packages found lacking; nothing is left of it.
+    """What the job that looks at the cluster's packages found lacking; once it has answered it is deleted.
 
     Raises BadInputError where it could not run, as the sweep's own job could not.
     """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from search_spaces import Space, Strategy
 from sweeps.bridge import any_cell, train_config
+from sweeps.cluster.connection import cluster_address
 from sweeps.cluster.facts import cluster_has_gpu, local_facts
 from sweeps.cluster.fit_memory import fit_memory
 from sweeps.cluster.resources import MAX_TRIALS_PER_GPU, ClusterFacts, ResourcePlan, plan_resources
@@ -53,7 +53,7 @@ def training_device() -> Device:
     from moe.device import BF16_COMPUTE_CAPABILITY, Device
 
     here = Device.resolve()
-    if here.kind == "cpu" and os.environ.get("RAY_ADDRESS") and cluster_has_gpu():
+    if here.kind == "cpu" and cluster_address() and cluster_has_gpu():
         return Device(kind="cuda", name="a GPU of the cluster", compute_capability=BF16_COMPUTE_CAPABILITY)
     return here
 

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import quote
 
 CPU = "cpu"
@@ -25,23 +26,37 @@ def device_name(gpu_fraction: float) -> str:
 
 
 @contextmanager
-def running_trial(cache_dir: Path, device: str) -> Iterator[Callable[[], int]]:
-    """While the block runs, this trial is one of those on ``device``; yields what counts them, this one included."""
+def running_trial(cache_dir: Path, device: str) -> Iterator[Callable[[], int | None]]:
+    """While the block runs, this trial is one of those on ``device``; yields what counts them, this one included.
+
+    In a folder that cannot be written or locked nobody is counted: None.
+    """
     folder = cache_dir / "trials" / quote(socket.gethostname(), safe="") / quote(device, safe="")
-    folder.mkdir(parents=True, exist_ok=True)
     own = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
-    hidden = own.with_name(f".{own.name}")
-    with hidden.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        hidden.replace(own)  # locked before anybody sees it
-        try:
-            yield lambda: 1 + sum(_trains(other) for other in folder.iterdir() if _is_another(other, own))
-        finally:
+    held = _locked(own)
+    try:
+        yield lambda: None if held is None else 1 + sum(_trains(other) for other in _others(own))
+    finally:
+        if held is not None:
             own.unlink(missing_ok=True)
+            held.close()
 
 
-def _is_another(found: Path, own: Path) -> bool:
-    return found != own and not found.name.startswith(".")
+def _locked(own: Path) -> TextIO | None:
+    """The file, made and locked before anybody sees it."""
+    hidden = own.with_name(f".{own.name}")
+    try:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        held = hidden.open("w")
+        fcntl.flock(held, fcntl.LOCK_EX)
+        hidden.replace(own)
+    except OSError:
+        return None
+    return held
+
+
+def _others(own: Path) -> list[Path]:
+    return [found for found in own.parent.iterdir() if found != own and not found.name.startswith(".")]
 
 
 def _trains(trial: Path) -> bool:

@@ -121,7 +121,7 @@ def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trai
         limit_memory(allocator_share(job.gpu_fraction, gpu_gib))
     space, beginning = current_space(ledger), ledger.beginning()
     material = material_for(space, expected=beginning["fingerprints"])
-    config = train_config(as_trained(space, beginning), planned.cell, vocab_size=material.tokens.vocab_size)
+    config = train_config(as_trained(space, ledger), planned.cell, vocab_size=material.tokens.vocab_size)
     if not job.gpu_fraction:
         config = replace(config, device="cpu")  # a trial without a share of a GPU may see one all the same
     require_precision(config.precision, Device.resolve(config.device))
@@ -138,7 +138,7 @@ class _Segment:
         trainer: Trainer,
         job: SegmentJob,
         note: Callable[[str], None],
-        count_trials: Callable[[], int],
+        count_trials: Callable[[], int | None],
         require_held: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -65,4 +66,8 @@ def require_room(ledger: Ledger, space: Space, *, vocab_size: int) -> None:
 
 
 def _held_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a worker of an earlier driver may still be at it
+            total += path.stat().st_size if path.is_file() else 0
+    return total

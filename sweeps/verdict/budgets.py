@@ -106,18 +106,19 @@ def tokens_to_target(
 
 
 def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> dict[str, Any] | None:
-    """The time view: an arm without time cells had the full budget as its own.
+    """The time view: the fastest arm has no time cells, its full budget is its own.
 
-    It is comparable when the arms' speeds, of which the budgets were made, were measured under one load.
+    None where more arms have none: one that an extension added is in no budget that was measured. It is comparable when
+    the arms' speeds, of which the budgets were made, were measured under one load.
     """
     planned = [arm for arm in confirmed.arms if results.of("time", arm)]
     timed = {arm: {r.cell.seed: r for r in _timed(results, confirmed, arm)} for arm in planned}
-    if not timed or not all(timed.values()):
+    if not timed or not all(timed.values()) or len(timed) < len(confirmed.arms) - 1:
         return None
     cells: Mapping[str, Mapping[int, CellResult]] = {**confirmed.cells, **timed}
     shared = [s for s in confirmed.planned_seeds if all(test_loss(cells[arm].get(s)) is not None for arm in cells)]
     budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
-    measured = measured_speeds({arm: found.values() for arm, found in confirmed.cells.items()})
+    measured = measured_speeds({arm: _measured_first(results, arm) for arm in confirmed.arms})
     comparable = measured is not None and measured.concurrent_trials is not None
     entry: dict[str, Any] = {"budgets_tokens": budgets, "seeds": shared, "comparable": comparable}
     if shared:
@@ -128,6 +129,13 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> di
         if not entry["comparable"]:
             entry["winner"] = None
     return entry
+
+
+def _measured_first(results: SweepResults, arm: str) -> list[CellResult]:
+    """The confirm cells of which the budgets of the time view were made: those that ended before its cells began."""
+    starts = [finite(r.records[0].get("timestamp_s")) for r in results.cells if r.cell.phase == "time" and r.records]
+    began_s = min((start for start in starts if start is not None), default=math.inf)
+    return [r for r in results.of("confirm", arm) if (r.last("timestamp_s") or 0.0) <= began_s]
 
 
 def _timed(results: SweepResults, confirmed: Confirmed, arm: str) -> list[CellResult]:

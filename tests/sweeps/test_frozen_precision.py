@@ -28,7 +28,19 @@ def space() -> Space:
 
 
 def here(device: Device | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen_precision, "_device", lambda: device)
+    monkeypatch.setattr(frozen_precision, "_device", lambda _space: device)
+
+
+def begun_in(precision: str | None, *records: str) -> Any:
+    """A ledger as far as its precision goes: what was frozen, and the precisions of its cells' records."""
+    folders = {
+        str(i): SimpleNamespace(records=lambda name=name: [{"precision": name}]) for i, name in enumerate(records)
+    }
+    return SimpleNamespace(
+        beginning=lambda: {"precision": precision},
+        planned_cells=lambda: [SimpleNamespace(cell_id=cell_id) for cell_id in folders],
+        cell_folder=folders.__getitem__,
+    )
 
 
 @pytest.mark.parametrize(("device", "name"), [(CPU, "fp32"), (OLD_GPU, "fp16"), (NEW_GPU, "bf16"), (None, None)])
@@ -46,9 +58,24 @@ def test_a_precision_that_was_named_is_frozen_as_it_is(space: Space, monkeypatch
 
 
 def test_the_frozen_precision_decides_training_and_leaves_the_ids_of_cells_alone(space: Space) -> None:
-    trained = as_trained(space, {"precision": "fp16"})
+    trained = as_trained(space, begun_in("fp16"))
     assert (trained.precision, space.precision) == ("fp16", "auto")
-    assert as_trained(space, {}) == as_trained(space, {"precision": None}) == space
+    assert as_trained(space, begun_in(None)) == space
+
+
+def test_what_the_first_records_say_counts_where_nothing_was_frozen(space: Space) -> None:
+    assert as_trained(space, begun_in(None, "bf16", "fp32")).precision == "bf16"
+
+
+@pytest.mark.parametrize("wish", [0.0, {"large_batch": 0.5, "balanced": 0.0, "long_seq": 0.5}])
+def test_trials_without_a_share_of_a_gpu_go_by_the_cpu(
+    space: Space, monkeypatch: pytest.MonkeyPatch, wish: Any
+) -> None:
+    monkeypatch.setattr("sweeps.cluster.facts.usable_gpu_memories_gib", lambda: (24.0,))
+    monkeypatch.setattr("moe.device.Device.resolve", lambda kind="auto": CPU if kind == "cpu" else OLD_GPU)
+    resources = space.resources.model_copy(update={"gpu_per_trial": wish})
+    assert precision_to_freeze(space) == "fp16"
+    assert precision_to_freeze(space.model_copy(update={"resources": resources})) == "fp32"
 
 
 def test_a_machine_that_lacks_the_precision_is_refused_with_the_remedy() -> None:
@@ -57,16 +84,18 @@ def test_a_machine_that_lacks_the_precision_is_refused_with_the_remedy() -> None
         require_precision("bf16", OLD_GPU)
 
 
-def test_a_machine_that_would_choose_another_precision_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_would_choose_another_precision_is_told(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     here(NEW_GPU, monkeypatch)
-    note = precision_note({"precision": "fp32"})
+    note = precision_note(space, begun_in("fp32"))
     assert note is not None
     assert note.startswith("the sweep goes on in fp32, in which it began; a sweep that begins here would train in bf16")
-    assert precision_note({"precision": "bf16"}) is None
-    assert precision_note({}) is None
+    assert precision_note(space, begun_in("bf16")) is None
+    assert precision_note(space, begun_in(None)) is None
     here(OLD_GPU, monkeypatch)
     with pytest.raises(BadInputError, match="began in bf16"):
-        precision_note({"precision": "bf16"})
+        precision_note(space, begun_in("bf16"))
+    here(None, monkeypatch)
+    assert precision_note(space, begun_in("fp32")) == "the sweep goes on in fp32, in which it began"
 
 
 def test_a_sweep_begins_with_its_precision_written_down(

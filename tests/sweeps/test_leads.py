@@ -193,12 +193,33 @@ def alone(packed: Collection[str] = ()) -> list[CellResult]:
 
 
 def test_equal_time_takes_each_arms_own_budget_and_only_comparable_trials_name_an_arm() -> None:
-    view = judged([*alone(), *timed({"large_batch": 600}, 0.3)]).by_budget["time"]
-    assert view["budgets_tokens"] == {"large_batch": 600, "balanced": 1_000, "long_seq": 1_000}
+    view = judged([*alone(), *timed({"large_batch": 600, "long_seq": 800}, 0.3)]).by_budget["time"]
+    assert view["budgets_tokens"] == {"large_batch": 600, "balanced": 1_000, "long_seq": 800}
     assert (view["comparable"], view["winner"]) == (True, "balanced")
-    verdict = judged([*alone(packed=["large_batch"]), *timed({"large_batch": 600}, 0.3)])
+    verdict = judged([*alone(packed=["large_batch"]), *timed({"large_batch": 600, "long_seq": 800}, 0.3)])
     assert (verdict.by_budget["time"]["comparable"], verdict.by_budget["time"]["winner"]) == (False, None)
     assert any("equal time names no arm" in caveat for caveat in verdict.caveats)
+
+
+def test_an_arm_that_was_added_after_the_time_cells_is_in_no_budget_so_there_is_no_view() -> None:
+    assert judged([*alone(), *timed({"large_batch": 600}, 0.3)]).by_budget["time"] is None
+
+
+def test_seeds_that_were_added_later_do_not_make_budgets_comparable_that_were_not() -> None:
+    before = [
+        replace(found, records=({**record, "timestamp_s": 1.0},))
+        for found in alone(packed=["large_batch"])
+        for record in found.records
+    ]
+    times = [
+        replace(found, records=({"timestamp_s": 2.0},)) for found in timed({"large_batch": 600, "long_seq": 800}, 0.3)
+    ]
+    later = [
+        replace(found, cell=replace(found.cell, seed=found.cell.seed + 100), records=({**record, "timestamp_s": 3.0},))
+        for found in alone()
+        for record in found.records
+    ]
+    assert not judged([*before, *times, *later]).by_budget["time"]["comparable"]
 
 
 def test_time_cells_at_a_rate_that_is_no_longer_judged_are_not_compared() -> None:
@@ -206,14 +227,14 @@ def test_time_cells_at_a_rate_that_is_no_longer_judged_are_not_compared() -> Non
     again = [replace(found, cell=replace(found.cell, lr=0.015, adamw_lr=0.0045)) for found in alone()]
     cells = [found for found in again if found.cell.strategy == "large_batch"]
     others = [found for found in alone() if found.cell.strategy != "large_batch"]
-    verdict = judged([*better, *cells, *others, *timed({"large_batch": 600}, 0.3)])
+    verdict = judged([*better, *cells, *others, *timed({"large_batch": 600, "long_seq": 800}, 0.3)])
     assert verdict.outcome == "wins"
     assert verdict.by_budget["time"] is None
     assert verdict.by_budget["tokens"]["to_target"] is None
 
 
 def test_no_view_names_a_winner_where_the_verdict_may_not() -> None:
-    cells = [*alone(), *timed({"large_batch": 600}, 0.3)]
+    cells = [*alone(), *timed({"large_batch": 600, "long_seq": 800}, 0.3)]
     open_cell = cell("balanced", 0.03, 1, outcome=None)
     verdict = judged([*cells, open_cell])
     assert verdict.outcome == "withheld"

@@ -158,7 +158,7 @@ def test_a_loss_of_zero_is_a_number(tmp_path: Path) -> None:
 
 def test_controls_say_nothing_where_no_length_is_known(tmp_path: Path) -> None:
     grouped = [
-        f"{arm},0.02,{101 + i},control,completed,1000,4.5,4.7" for arm in ("large_batch", "balanced") for i in range(5)
+        f"{arm},0.02,{101 + i},control,completed,1000,4.5,4.7" for arm in ("large_batch", "long_seq") for i in range(5)
     ]
     verdict = decide_file(write(tmp_path, [*planted_rows(), *grouped]))
     assert verdict.controls is None
@@ -166,9 +166,11 @@ def test_controls_say_nothing_where_no_length_is_known(tmp_path: Path) -> None:
 
 
 def test_rows_do_not_say_what_load_they_ran_under_so_equal_time_names_no_arm(tmp_path: Path) -> None:
-    timed = [f"large_batch,0.02,{101 + i},time,completed,600,4.9,4.9" for i in range(5)]
+    timed = [
+        f"{arm},0.02,{101 + i},time,completed,600,4.9,4.9" for arm in ("large_batch", "long_seq") for i in range(5)
+    ]
     verdict = decide_file(write(tmp_path, [*planted_rows(), *timed]))
-    assert any("not known to have shared the machine equally" in caveat for caveat in verdict.caveats)
+    assert any("not known to have been timed under equal load" in caveat for caveat in verdict.caveats)
 
 
 def test_a_file_that_is_missing_empty_or_not_text_is_a_problem_and_no_traceback(tmp_path: Path) -> None:

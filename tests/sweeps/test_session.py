@@ -92,30 +92,40 @@ def test_weights_are_kept_as_the_last_sitting_wished(ledger: Ledger) -> None:
 def test_an_arm_that_an_extension_added_gets_a_predicted_peak(
     ledger: Ledger, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beginning = ledger.beginning()
     frozen, added = (arm.name for arm in space.strategies[:2])
-    beginning["strategies"] = [{"name": frozen, "predicted_peak_gib": 1.0}]
+    beginning = {"strategies": [{"name": frozen, "predicted_peak_gib": 1.0}], "precision": "fp32"}
+    monkeypatch.setattr(Ledger, "beginning", lambda _self: beginning)
     predicted = {arm.name: 2.0 for arm in space.strategies}
     monkeypatch.setattr("sweeps.session.predicted_peaks", lambda *_, **__: predicted)
-    peaks = _peaks(beginning, space, vocab_size=512)
+    peaks = _peaks(ledger, space, vocab_size=512)
     assert (peaks[frozen], peaks[added]) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("ended_by", [WorldError("No space left on device"), KeyboardInterrupt()])
-def test_whatever_ends_a_sitting_from_outside_names_the_command_that_goes_on(ended_by: BaseException) -> None:
-    with pytest.raises(WorldError, match="sweeps resume first"), resumable("first"):
+def test_whatever_ends_a_sitting_from_outside_names_the_command_that_goes_on(
+    ledger: Ledger, ended_by: BaseException
+) -> None:
+    with pytest.raises(WorldError, match="sweeps resume first"), resumable(ledger):
         raise ended_by
 
 
-def test_damage_is_not_called_resumable() -> None:
-    with pytest.raises(DamagedError, match=r"^outcome is damaged$"), resumable("first"):
+def test_what_ends_it_before_the_sweep_began_names_none(tmp_path: Path) -> None:
+    nothing = Ledger(Storage(str(tmp_path)), "nothing")
+    with pytest.raises(BadInputError, match=r"^no Ray cluster answers$"), resumable(nothing):
+        raise WorldError("no Ray cluster answers")
+    with pytest.raises(WorldError, match=r"^interrupted before the sweep began"), resumable(nothing):
+        raise KeyboardInterrupt
+
+
+def test_damage_is_not_called_resumable(ledger: Ledger) -> None:
+    with pytest.raises(DamagedError, match=r"^outcome is damaged$"), resumable(ledger):
         raise DamagedError("outcome is damaged")
 
 
-def test_sigterm_is_as_resumable_as_ctrl_c_before_and_after_the_trials_run() -> None:
-    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable("first"):
+def test_sigterm_is_as_resumable_as_ctrl_c_before_and_after_the_trials_run(ledger: Ledger) -> None:
+    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable(ledger):
         signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable("first"):
+    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable(ledger):
         raise SystemExit(signal.SIGTERM)  # what Ray makes of one
 
 
