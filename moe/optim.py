@@ -114,7 +114,7 @@ def newton_schulz_dtype(device: Device, precision: Precision) -> torch.dtype:
     """The number format of Muon's iteration: bf16 where the device is known to be fast in it, else fp32; never fp16.
 
     bf16 on CUDA from compute capability 8.0 whatever the training precision, as in Jordan et al. 2024; on a CPU with
-    bf16 training, which only pays where there are bf16 units (`make bench ONLY=step` measures both); fp32 everywhere else.
+    bf16 training, which only pays where there are bf16 units (``make bench ONLY=step`` measures both); fp32 elsewhere.
     """
     if device.has_fast_bf16 or (device.kind == "cpu" and precision.name == "bf16"):
         return torch.bfloat16
