@@ -116,10 +116,11 @@ def _answer(reader: socket.socket, driver: Driver, grace: Grace) -> None:
                 continue
             if is_asked:
                 grace.end_at_once()
-            is_asked = True
-            grace.begin()  # first of all: neither terminal nor storage may answer
-            driver.stopping = True
-            threading.Thread(target=_stop, args=(driver,), name="stop", daemon=True).start()
+            else:
+                is_asked = True
+                grace.begin()  # first of all: neither terminal nor storage may answer
+                driver.stopping = True
+                threading.Thread(target=_stop, args=(driver,), name="stop", daemon=True).start()
 
 
 def _stop(driver: Driver) -> None:
