@@ -2,13 +2,15 @@
 
 The loop is one process with both cores as torch threads, without Ray, ledger or early stopping. Both train the same
 explore cells; the table says how long each takes to the same chosen rates, and how long a sweep needs from the command
-to its first training report. Writes ``bench/sweep.json``.
+to its first training report, how busy its workers are, and how long one takes between two trials. Writes
+``bench/sweep.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,12 +23,14 @@ from search_spaces import Space, explore_cells, load_space
 from sweeps.bridge import train_config
 from sweeps.cluster.facts import usable_cpus
 from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.results import SweepResults
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.material import Material, material_for
 from sweeps.verdict.selection import choices
 
 OUT = Path(__file__).with_name("sweep.json")
+PAUSE_S = 0.1  # between the records of one trial there is less
 
 
 def plain_loop(space: Space, material: Material) -> dict[str, Any]:
@@ -49,6 +53,40 @@ def plain_loop(space: Space, material: Material) -> dict[str, Any]:
     return {"wall_s": round(wall_s, 1), "tokens": space.budget_tokens * len(explore_cells(space, None)), "rates": best}
 
 
+def stretches(results: SweepResults) -> list[tuple[float, float]]:
+    """Begin and end, in seconds since the epoch, of each trial's training and exams without a pause, in order."""
+    found = []
+    for result in results.cells:
+        busy_s = 0.0
+        for record in result.records:
+            now_s, so_far_s = record["timestamp_s"], record["train_time_s"] + record["exam_time_s"]
+            began_s = now_s - (so_far_s - busy_s)
+            busy_s = so_far_s
+            if found and found[-1][0] is result and began_s - found[-1][2] < PAUSE_S:
+                found[-1] = (result, found[-1][1], now_s)
+            else:
+                found.append((result, began_s, now_s))
+    return sorted((began_s, ended_s) for _, began_s, ended_s in found)
+
+
+def worker_times(results: SweepResults, workers: int) -> dict[str, float]:
+    """How busy workers were between first and last record, and how long one takes from one trial to the next."""
+    worked = stretches(results)
+    running: list[float] = []
+    idle_since: list[float] = []
+    gaps_s = []
+    for began_s, ended_s in worked:
+        idle_since += [end_s for end_s in running if end_s <= began_s]
+        running = [end_s for end_s in running if end_s > began_s]
+        if idle_since:  # the worker that has just become free is the one that began
+            newest = idle_since.index(max(idle_since))
+            gaps_s.append(began_s - idle_since.pop(newest))
+        running.append(ended_s)
+    busy_s = sum(ended_s - began_s for began_s, ended_s in worked)
+    wall_s = max(ended_s for _, ended_s in worked) - worked[0][0]
+    return {"efficiency": round(busy_s / (wall_s * workers), 3), "median_gap_s": round(statistics.median(gaps_s), 3)}
+
+
 def sweep(space_options: list[str], runs: Path) -> dict[str, Any]:
     """The same explore cells by ``sweeps run``, with early stopping; one confirm seed, not counted."""
     words = [sys.executable, "-m", "sweeps", "run", "--preset", "laptop", "--name", "bench", "--runs-dir", str(runs)]
@@ -62,6 +100,7 @@ def sweep(space_options: list[str], runs: Path) -> dict[str, Any]:
         "to_first_report_s": round(min(stamps) - started_s, 1),
         "tokens": sum(result.tokens_seen for result in explored),
         "rates": {arm: choice.lr for arm, choice in choices(results).items()},
+        **worker_times(results, usable_cpus()),
     }
 
 
