@@ -147,6 +147,7 @@ class _Segment:
         self._job = job
         self._note = note
         self._count_trials = count_trials
+        self._counted = count_trials()
         self._require_held = require_held
         self._durable_tokens = 0
         self._durable_records = 0
@@ -231,9 +232,13 @@ class _Segment:
         self._folder.write_outcome(planned.cell, "completed", tokens_seen=self._trainer.tokens_seen, **facts)
 
     def _circumstances(self) -> dict[str, Any]:
-        """Under what load a record was made, so that timings are compared only where they may be."""
+        """Under what load a record was made, so that timings are compared only where they may be.
+
+        The load is null where a neighbour came or went since the last record: its speed belongs to neither number.
+        """
+        before, self._counted = self._counted, self._count_trials()
         return {
-            "concurrent_trials": self._count_trials(),
+            "concurrent_trials": self._counted if before == self._counted else None,
             "gpu_fraction": self._job.gpu_fraction or None,
             "threads": self._job.threads,
         }

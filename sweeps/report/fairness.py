@@ -225,7 +225,7 @@ def _memory_and_time(facts: Facts) -> Iterator[Check]:
 
 
 def _loads(facts: Facts) -> Iterator[Check]:
-    """Under which load confirm cells were timed: every record counts the trials on its device."""
+    """Under which load confirm cells were timed: records count the trials on their device."""
     counted = {finite(record.get("concurrent_trials")) for r in facts.cells("confirm") for record in r.records} - {None}
     loads = sorted(int(load) for load in counted if load is not None)
     if not loads:
