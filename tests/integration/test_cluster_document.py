@@ -63,7 +63,7 @@ FOLLOWED = {
     "ray status": Typed(says=r"(?:1 node_\w+\s+){3}"),
     "RAY_ADDRESS=auto sweeps doctor --runs-dir s3://bucket/runs": Typed(says="cluster at auto"),
     "sweeps plan --preset matched --assume-gpu-gib 24": Typed(says="GPU"),
-    "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="3 at once"),
+    "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="no hours are told for a cluster"),
     'make sweep RAY_ADDRESS=auto PRESET=matched NAME=first ARGS="--runs-dir s3://bucket/runs"': Typed(
         says="(?s)Preflight.*3 trials at once"
     ),
