@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class Typed:
     where: Where = "the head"
     code: int = 0
     says: str = ""
+    within_s: float = 0.0
+    """How long it may take until it says so: it is typed again until then."""
 
 
 FOLLOWED = {
@@ -60,7 +63,9 @@ FOLLOWED = {
     "ray start --address=HEAD:6379 --disable-usage-stats": Typed(
         where="every other machine", says="Ray runtime started"
     ),
-    "ray status": Typed(says=r"(?:1 node_\w+\s+){3}"),
+    "ray status": Typed(
+        says=r"(?:1 node_\w+\s+){3}", within_s=60.0
+    ),  # a node that has started is listed a little later
     "RAY_ADDRESS=auto sweeps doctor --runs-dir s3://bucket/runs": Typed(says="cluster at auto"),
     "sweeps plan --preset matched --assume-gpu-gib 24": Typed(says="GPU"),
     "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="no hours are told for a cluster"),
@@ -133,7 +138,11 @@ def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
             continue
         typed = instead(command, three[0], runs)
         for machine in typists[step.where]:
+            deadline_s = time.monotonic() + step.within_s
             done = machine.run(typed, environment, copy)
+            while not re.search(step.says, done.stdout) and time.monotonic() < deadline_s:
+                time.sleep(1.0)
+                done = machine.run(typed, environment, copy)
             assert done.returncode == step.code, f"{machine.name}: {typed}\n{done.stdout}"
             assert re.search(step.says, done.stdout), f"{machine.name}: {typed}\n{done.stdout}"
     for name in ("first", "second"):
