@@ -266,13 +266,13 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a sweep: its folder, its runs in MLflow and its registered model."""
-    from sweeps.session import remove
+    from sweeps.removal import remove
 
     ledger = begun_ledger(runs_dir, name)
     if not yes and not agreed(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?"):
         print("Nothing was deleted.")
         return
-    remove(ledger, sitting_of(runs_dir), console())
+    print(remove(ledger, runs_dir))
 
 
 @app.command("gpu-check")
@@ -295,7 +295,7 @@ def sync(
     """Bring MLflow up to date from the ledger, and register a winner that is not registered yet."""
     from sweeps.export import register_winner
     from sweeps.finish import view_of
-    from sweeps.session import require_unheld
+    from sweeps.following import require_unheld
     from sweeps.tracking.projector import sync as sync_view
     from sweeps.tracking.store import tracking_store
 

@@ -119,7 +119,7 @@ def _answer(reader: socket.socket, driver: Driver, grace: Grace) -> None:
             else:
                 is_asked = True
                 grace.begin()  # first of all: neither terminal nor storage may answer
-                driver.stopping = True
+                driver.stopping = True  # here and now: ``stop`` writes to the storage too
                 threading.Thread(target=_stop, args=(driver,), name="stop", daemon=True).start()
 
 

@@ -24,23 +24,22 @@ from sweeps.errors import (
     EXIT_RESUMABLE,
     EXIT_SOME_FAILED,
     BadInputError,
-    SweepHeldError,
 )
 from sweeps.extension import current_space, identity_of
-from sweeps.finish import finish, view_of
+from sweeps.finish import finish
+from sweeps.following import Followed, following, register
 from sweeps.frozen_precision import as_trained, precision_note
 from sweeps.interruption import Grace, resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
-from sweeps.ledger.lease import Lease, living_holder
+from sweeps.ledger.lease import DRIVER_LEASE, Lease
 from sweeps.ledger.provenance import code_fingerprint
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
-from sweeps.live import SweepWatch, open_watch, time_taken
+from sweeps.live import open_watch, time_taken
 from sweeps.material import Material, corpus_facts, material_for
 from sweeps.outputs import require_folder
 from sweeps.plan.phases import next_cells
-from sweeps.plan.segments import Plan
 
 if TYPE_CHECKING:
     from moe.token_build import Progress
@@ -49,9 +48,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHECKPOINT_EVERY_S: Final = 60.0
-TRACKING_CLOSE_S: Final = 30.0
-TRACKING_AFTER_S: Final = 8.0  # importing MLflow takes a core some seconds, in which the first workers start
-LEASE: Final = "driver.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +84,7 @@ def _begin_and_sit(ledger: Ledger, space: Space, sitting: Sitting, console: Cons
     looking = _beside(lambda: _look_ahead(space, material))
     with _own_ray(space):
         audit, peaks = looking.result()
-        with Lease(ledger.storage, LEASE) as lease:
+        with Lease(ledger.storage, DRIVER_LEASE) as lease:
             _require_new(ledger)  # once more: another driver may have begun it while the corpus was read
             begin(ledger, space, material, audit=audit, peaks_gib=peaks, command=sitting.command)
             return _sit(ledger, lease, space, material, peaks, sitting, console, grace)
@@ -147,7 +143,7 @@ def _require_new(ledger: Ledger) -> None:
             f"a sweep named {name!r} is there already and is never overwritten; `sweeps resume {name}` goes on, "
             f"`sweeps extend {name}` adds to it, or choose another --name"
         )
-    strangers = set(ledger.storage.names()) - {LEASE, "plan"}  # these two a beginning that was cut short leaves
+    strangers = set(ledger.storage.names()) - {DRIVER_LEASE, "plan"}  # these two a beginning that was cut short leaves
     if strangers:
         raise BadInputError(
             f"{ledger.storage.uri} holds no sweep and is not empty ({', '.join(sorted(strangers)[:5])}); "
@@ -162,7 +158,7 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
     """
     ledger = Ledger(Storage(sitting.runs_uri), name)
     beginning = ledger.beginning()
-    lease = Lease(ledger.storage, LEASE)
+    lease = Lease(ledger.storage, DRIVER_LEASE)
     dead = lease.acquire()
     try:
         _with_resources(current_space(ledger), sitting.overrides)  # a wrong wish is refused before anything is written
@@ -216,33 +212,6 @@ def _with_resources(space: Space, overrides: Sequence[str]) -> Space:
     return changed
 
 
-def require_unheld(ledger: Ledger) -> None:
-    """Raises SweepHeldError where a living driver runs the sweep: it keeps MLflow up to date itself."""
-    holder = living_holder(ledger.storage, LEASE)
-    if holder is not None:
-        raise SweepHeldError(f"sweep {ledger.name} is run by {holder}, which keeps MLflow up to date itself")
-
-
-def remove(ledger: Ledger, sitting: Sitting, console: Console) -> None:
-    """Delete a sweep that nobody runs: its runs and model in MLflow first, then its folder."""
-    from sweeps.tracking.projector import delete_runs
-    from sweeps.tracking.registry import unregister
-    from sweeps.tracking.store import tracking_store
-
-    sweep_id = str(ledger.beginning()["sweep_id"])
-    store = tracking_store(sitting.runs_uri)
-    lease = Lease(ledger.storage, LEASE)
-    lease.acquire()
-    try:
-        unregister(store, ledger.name, sweep_id)
-        count = delete_runs(store, sweep_id=sweep_id, experiment=ledger.name)
-        ledger.storage.delete("sweep.json")  # first, so that a half-deleted sweep is none that could be resumed
-    finally:
-        lease.release()
-    ledger.storage.delete("")
-    _say(console, sitting, f"deleted {ledger.storage.uri} and {count} runs in MLflow")
-
-
 def is_finished(ledger: Ledger) -> bool:
     """Whether every planned cell has its outcome, nothing follows from them, and the verdict was written since."""
     results = LedgerReader(ledger).results()
@@ -266,44 +235,43 @@ def _sit(
     console: Console,
     grace: Grace,
 ) -> int:
-    with ExitStack() as stack:
-        if cluster_address() is None:
-            peaks_gib = _calibrated(as_trained(space, ledger), peaks_gib, None, console, sitting)
-            packing = packing_for(space, peaks_gib)
-            for warning in resource_plan(space, peaks_gib).warnings:
-                _say(console, sitting, f"note: {warning}")
-        else:
-            packing = _packing_on_cluster(ledger, space, peaks_gib, console, sitting)
-        slots = max(packing.slots.values())
-        _say(console, sitting, f"sweep {ledger.name}: {slots} trials at once, results in {ledger.storage.uri}")
-        watch = open_watch(console, space, ledger.name, slots, quiet=sitting.quiet)
-        tracked = _Tracked()
-        driver = Driver(
-            ledger=ledger,
-            space=space,
-            identity=material.identity,
-            packing=packing,
-            watcher=watch,
-            checkpoint_every_s=sitting.checkpoint_every_s,
-            wake_tracking=tracked.wake,
-            require_held=lease.require_held,
-            exclusive=sitting.exclusive,
-        )
-        tracked.plan = driver.plan
-        stack.enter_context(_tracking(tracked, ledger, sitting, watch))
+    if cluster_address() is None:
+        peaks_gib = _calibrated(as_trained(space, ledger), peaks_gib, None, console, sitting)
+        packing = packing_for(space, peaks_gib)
+        for warning in resource_plan(space, peaks_gib).warnings:
+            _say(console, sitting, f"note: {warning}")
+    else:
+        packing = _packing_on_cluster(ledger, space, peaks_gib, console, sitting)
+    slots = max(packing.slots.values())
+    _say(console, sitting, f"sweep {ledger.name}: {slots} trials at once, results in {ledger.storage.uri}")
+    watch = open_watch(console, space, ledger.name, slots, quiet=sitting.quiet)
+    followed = Followed()
+    driver = Driver(
+        ledger=ledger,
+        space=space,
+        identity=material.identity,
+        packing=packing,
+        watcher=watch,
+        checkpoint_every_s=sitting.checkpoint_every_s,
+        wake_tracking=followed.wake,
+        require_held=lease.require_held,
+        exclusive=sitting.exclusive,
+    )
+    followed.plan = driver.plan
+    with following(followed, ledger, sitting.runs_uri, watch.say):
         began_s = time.time()
         with stopped_by_signals(driver, grace), watch.shown():
             driver.run()
         took = ledger.add_sitting(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
         if driver.stopping:
-            tracked.plan = None
+            followed.plan = None
             console.print(f"Interrupted; what is durable is kept. Go on with: sweeps resume {ledger.name}")
             return EXIT_RESUMABLE
         _say(console, sitting, time_taken(took["wall_s"], took["first_estimate_s"]))
         finish(ledger, console, keep=space.keep, quiet=sitting.quiet)
-        tracked.plan = None
-        tracked.wake()
-    _register(ledger, sitting, console)
+        followed.plan = None
+        followed.wake()
+    register(ledger, sitting.runs_uri, console, quiet=sitting.quiet)
     return _last_words(ledger, console)
 
 
@@ -356,54 +324,6 @@ def _calibrated(
     for note in found.notes:
         _say(console, sitting, f"note: {note}")
     return found.peaks_gib
-
-
-def _register(ledger: Ledger, sitting: Sitting, console: Console) -> None:
-    """Register the winner in MLflow; a store that is down costs the entry, never the sweep."""
-    from sweeps.export import register_winner
-    from sweeps.tracking.projector import is_outage
-    from sweeps.tracking.store import tracking_store
-
-    try:
-        uri = register_winner(ledger, tracking_store(sitting.runs_uri))
-    except Exception as error:
-        if not isinstance(error, BadInputError) and not is_outage(error):
-            raise
-        console.print(f"The winner is not registered ({error}); `sweeps sync {ledger.name}` tries again", markup=False)
-        return
-    if uri is not None:
-        _say(console, sitting, f"The winner's weights: {uri} in MLflow, or `sweeps export {ledger.name} --out DIR`")
-
-
-@dataclass
-class _Tracked:
-    """MLflow's view of this sitting: ``plan`` says what runs now, None once nothing does and the verdict is there."""
-
-    plan: Plan | None = None
-    ledger_changed: Callable[[], None] = lambda: None
-
-    def wake(self) -> None:
-        """Tell MLflow's thread, once there is one, that the ledger has changed."""
-        self.ledger_changed()
-
-
-@contextmanager
-def _tracking(tracked: _Tracked, ledger: Ledger, sitting: Sitting, watch: SweepWatch) -> Iterator[None]:
-    """MLflow follows in the background; at the end it is brought up to date, whatever happened."""
-    from sweeps.tracking.projector import Projector
-    from sweeps.tracking.store import tracking_store
-    from sweeps.tracking.thread import TrackingThread
-
-    view = view_of(ledger, lambda: tracked.plan)
-    store = tracking_store(sitting.runs_uri)
-    thread = TrackingThread(Projector(store), view, watch.say, sync_command=f"sweeps sync {ledger.name}")
-    tracked.ledger_changed = thread.wake
-    thread.start(after_s=TRACKING_AFTER_S)
-    try:
-        yield
-    finally:
-        tracked.plan = None
-        thread.close(TRACKING_CLOSE_S)
 
 
 def _check_code(ledger: Ledger, beginning: Mapping[str, Any], sitting: Sitting) -> None:

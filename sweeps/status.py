@@ -12,13 +12,12 @@ from sweeps.engine.driver import stopping_rule
 from sweeps.engine.trainable import CELL_LEASE
 from sweeps.errors import SweepError
 from sweeps.extension import current_space
-from sweeps.ledger.lease import living_holder
+from sweeps.ledger.lease import DRIVER_LEASE, living_holder
 from sweeps.ledger.reading import LedgerReader, progress_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, sweep_names
 from sweeps.plan.forecast import forecast_from_records
 from sweeps.plan.segments import Plan
-from sweeps.session import LEASE
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -61,7 +60,7 @@ def _status(ledger: Ledger, plan: Plan, newest: Mapping[str, Mapping[str, Any]])
         for planned in plan.cells
     ]
     verdict = ledger.verdict()
-    holder = living_holder(ledger.storage, LEASE)
+    holder = living_holder(ledger.storage, DRIVER_LEASE)
     return {
         "schema": 1,
         "sweep": ledger.name,

@@ -21,6 +21,7 @@ import psutil
 from sweeps.errors import DamagedError, StorageError, SweepHeldError
 from sweeps.ledger.storage import Storage
 
+DRIVER_LEASE = "driver.json"  # of a sweep, in its folder
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 30.0
 _SETTLE_S = 0.05  # between writing a lease and reading it back

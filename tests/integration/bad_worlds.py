@@ -89,6 +89,16 @@ BAD_WORLDS = {
         environment={"MLFLOW_TRACKING_URI": "foo://bar"},
         says=("tracking store foo://bar is of no kind that MLflow knows",),
     ),
+    "no address of a cluster": Row(
+        words="run --space space.toml --name a",
+        environment={"RAY_ADDRESS": "head"},
+        says=("RAY_ADDRESS=head is no address of a Ray cluster", "or unset RAY_ADDRESS to use this machine alone"),
+    ),
+    "no address of a cluster in a plan": Row(
+        words="plan --space space.toml",
+        environment={"RAY_ADDRESS": "head"},
+        says=("RAY_ADDRESS=head is no address of a Ray cluster",),
+    ),
     "tracking in a folder": Row(
         words="ui",
         environment={"MLFLOW_TRACKING_URI": "mlruns"},

@@ -55,3 +55,9 @@ def test_a_trial_shares_the_gpu_that_it_was_given_and_else_the_machine(monkeypat
 def test_a_device_of_any_name_has_a_folder(tmp_path: Path) -> None:
     with running_trial(tmp_path, "gpu MIG-GPU-1/2/0") as count:
         assert count() == 1
+
+
+def test_where_nothing_can_be_written_nobody_is_counted_and_the_trial_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "trials").write_text("a file where the folder should be")
+    with running_trial(tmp_path, CPU) as count:
+        assert count() is None
