@@ -6,18 +6,35 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+from moe import kernels
 from moe.config import ModelConfig
 from moe.matmul import Projection, compute_dtype, linear
 from moe.norm import RmsNorm
-from moe.rotary import RotaryTables, normalise_and_rotate
+from moe.rotary import RotaryTables, positioned_heads
 
 
 def document_mask(document_ids_BT: Tensor) -> Tensor:
     """True where a token may attend: to itself and to earlier tokens of its own document, [B, 1, T, T]."""
     same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
     return same_BTT.tril()[:, None]
+
+
+class _CausalAttention(torch.autograd.Function):
+    """The compiled kernel; what it keeps of the scores is the logarithm of every query's sum."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, qk_BTJC: Tensor, v_BTGC: Tensor, n_heads: int) -> Tensor:
+        out_BTHC, log_sum_BTH = kernels.attention(qk_BTJC, v_BTGC, n_heads)
+        ctx.save_for_backward(qk_BTJC, v_BTGC, out_BTHC, log_sum_BTH)
+        return out_BTHC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_BTHC: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *kernels.attention_backward(grad_BTHC, *ctx.saved_tensors), None  # type: ignore[attr-defined]
 
 
 class Attention(nn.Module):
@@ -44,27 +61,31 @@ class Attention(nn.Module):
         n_qk = self.n_heads + self.n_kv_heads
         weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         heads_BTHC = linear(x_ND, weight).view(-1, len(tables[0]), n_qk + self.n_kv_heads, self.head_dim)
-        qk_BTJC, v_BTGC = torch.split(heads_BTHC, [n_qk, self.n_kv_heads], dim=2)
         with torch.autocast(x_ND.device.type, enabled=False):
             dtype = attention_dtype(x_ND)
-            qk_BTJC = self._positioned(qk_BTJC, tables).to(dtype)
-            q_BTHC, k_BTGC = torch.split(qk_BTJC, [self.n_heads, self.n_kv_heads], dim=2)
-            out_BHTC = functional.scaled_dot_product_attention(
-                q_BTHC.transpose(1, 2),
-                k_BTGC.transpose(1, 2),
-                v_BTGC.to(dtype).transpose(1, 2),
-                attn_mask=mask,
-                is_causal=mask is None,
-                enable_gqa=self.n_heads != self.n_kv_heads,
-            )
-        out_ND: Tensor = self.o_proj(out_BHTC.transpose(1, 2).reshape(len(x_ND), -1))
+            qk_BTJC, v_BTGC = positioned_heads(heads_BTHC, self._norm_weight(), tables, self.q_norm.eps)
+            out_BTHC = self._attend(qk_BTJC.to(dtype), v_BTGC.to(dtype), mask)
+        out_ND: Tensor = self.o_proj(out_BTHC.reshape(len(x_ND), -1))
         return out_ND
 
-    def _positioned(self, qk_BTJC: Tensor, tables: RotaryTables) -> Tensor:
-        weight_JC = torch.cat(
-            (self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1))
+    def _attend(self, qk_BTJC: Tensor, v_BTGC: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None and kernels.attends(qk_BTJC, self.head_dim):
+            out: Tensor = _CausalAttention.apply(qk_BTJC, v_BTGC, self.n_heads)  # type: ignore[no-untyped-call]
+            return out
+        q_BTHC, k_BTGC = torch.split(qk_BTJC, [self.n_heads, self.n_kv_heads], dim=2)
+        out_BHTC = functional.scaled_dot_product_attention(
+            q_BTHC.transpose(1, 2),
+            k_BTGC.transpose(1, 2),
+            v_BTGC.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.n_heads != self.n_kv_heads,
         )
-        return normalise_and_rotate(qk_BTJC.to(weight_JC.dtype), weight_JC, tables, self.q_norm.eps)
+        return out_BHTC.transpose(1, 2)
+
+    def _norm_weight(self) -> Tensor:
+        """The norms' weights of every query and key head, [J, C]."""
+        return torch.cat((self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)))
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from moe.matmul import fast_matmuls
+from moe import kernels
+from moe.matmul import fast_matmuls, padded_buffer
+from moe.swiglu import swiglu, swiglu_backward
 
 BLOCK_BYTES = 2**22  # pre-activations worked on at once: near a core's second-level cache (measured)
 
@@ -27,9 +29,6 @@ ROW_MULTIPLE_ONEDNN = 64
 # 16 bytes of bf16: how a group must be aligned where the rows are what is summed over.
 ROW_MULTIPLE_GROUPED = 8
 _GROUPED_WIDTH_MULTIPLE = 8  # 16 bytes of bf16
-
-_silu_out = torch.ops.aten.silu.out
-_silu_backward_out = torch.ops.aten.silu_backward.grad_input
 
 
 class SortedRows(NamedTuple):
@@ -55,8 +54,8 @@ class ExpertProducts(Protocol):
     row_multiple: int
     least_rows: int
 
-    def forward(self, rows: SortedRows, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Outputs [R, D] and pre-activations [R, H], which ``backward`` or ``release`` wants back."""
+    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """Outputs [R, D] and, to keep for ``backward``, pre-activations [R, H], which ``release`` wants back."""
 
     def backward(
         self, grad_RD: Tensor, rows: SortedRows, weights: Weights, hidden_RH: Tensor, weight_dtype: torch.dtype
@@ -96,11 +95,23 @@ class BufferPool:
 
 
 class Block(NamedTuple):
-    """Rows of one expert that are worked on together."""
+    """Rows of one expert that are worked on together; blocks follow each other without gaps."""
 
     expert: int
-    rows: slice
+    n_rows: int
     is_first: bool  # of its expert
+
+
+class Blocks(NamedTuple):
+    """All blocks of a layer's rows."""
+
+    blocks: list[Block]
+    sizes: list[int]  # rows of every block, and of what is left at the end
+    longest: int
+
+    def of(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Views of the rows of every block, and one more of the rest."""
+        return torch.split(rows, self.sizes)
 
 
 class BlockedProducts:
@@ -115,18 +126,26 @@ class BlockedProducts:
         self.row_multiple = row_multiple
         self._pool = pool
 
-    def forward(self, rows: SortedRows, weights: Weights) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Tensor | None]:
         """As the protocol says."""
-        hidden_RH = self._pool.take(len(rows.x_RD), weights.gate_up_EHD.shape[1], rows.x_RD)
+        n_hidden, n_inner = weights.gate_up_EHD.shape[1], weights.down_EDF.shape[2]
+        hidden_RH = self._pool.take(len(rows.x_RD), n_hidden, rows.x_RD) if keep else None
         out_RD = torch.empty_like(rows.x_RD)
-        blocks, longest = _blocks(rows.ends_E, hidden_RH)
-        buffer_SF = hidden_RH.new_empty(longest, weights.down_EDF.shape[2])
-        with fast_matmuls(hidden_RH.device):
-            for expert, at, _ in blocks:
-                hidden_SH = torch.mm(rows.x_RD[at], weights.gate_up_EHD[expert].T, out=hidden_RH[at])
-                gate_SF, up_SF = hidden_SH.chunk(2, dim=1)
-                act_SF = _silu_out(gate_SF, out=buffer_SF[: len(gate_SF)]).mul_(up_SF)
-                torch.mm(act_SF, weights.down_EDF[expert].T, out=out_RD[at])
+        cut = _blocks(rows, n_hidden)
+        act_buffer_SF = out_RD.new_empty(cut.longest, n_inner)
+        # A kernel copies what is kept past the caches, while the block that it works on stays there.
+        is_copied = hidden_RH is None or kernels.available(rows.x_RD)
+        buffer_SH = out_RD.new_empty(cut.longest if is_copied else 0, n_hidden)
+        kept = cut.of(hidden_RH) if hidden_RH is not None else [None] * len(cut.sizes)
+        gate_ups, downs = weights.gate_up_EHD.mT.unbind(), weights.down_EDF.mT.unbind()
+        with fast_matmuls(out_RD.device):
+            for (expert, n_rows, _), x_SD, kept_SH, out_SD in zip(
+                cut.blocks, cut.of(rows.x_RD), kept, cut.of(out_RD), strict=False
+            ):
+                gate_up_SH = torch.mm(x_SD, gate_ups[expert], out=buffer_SH[:n_rows] if is_copied else kept_SH)
+                act_SF = act_buffer_SF[:n_rows]
+                swiglu(gate_up_SH, out_SF=act_SF, kept_SH=kept_SH if is_copied else None)
+                torch.mm(act_SF, downs[expert], out=out_SD)
         return out_RD, hidden_RH
 
     def backward(
@@ -135,28 +154,25 @@ class BlockedProducts:
         """As the protocol says."""
         grad_x_RD = torch.empty_like(rows.x_RD)
         grads = Weights(*(torch.empty_like(weight, dtype=weight_dtype) for weight in weights))
-        blocks, longest = _blocks(rows.ends_E, hidden_RH)
-        for idle in set(range(len(rows.ends_E))) - {block.expert for block in blocks}:
+        n_hidden, n_inner = weights.gate_up_EHD.shape[1], weights.down_EDF.shape[2]
+        cut = _blocks(rows, n_hidden)
+        for idle in set(range(len(rows.ends_E))) - {block.expert for block in cut.blocks}:
             grads.gate_up_EHD[idle].zero_()
             grads.down_EDF[idle].zero_()
-        buffers = [hidden_RH.new_empty(longest, weights.down_EDF.shape[2]) for _ in range(3)]
-        hidden_buffer_SH = hidden_RH.new_empty(longest, hidden_RH.shape[1])
+        grad_act_buffer_SF, act_buffer_SF = (hidden_RH.new_empty(cut.longest, n_inner) for _ in range(2))
+        grad_hidden_buffer_SH = padded_buffer(cut.longest, n_hidden, hidden_RH)
+        gate_ups, downs = (weight.unbind() for weight in weights)
+        grad_gate_ups, grad_downs = (grad.unbind() for grad in grads)
         with fast_matmuls(hidden_RH.device):
-            for expert, at, is_first in blocks:
-                grad_SD = grad_RD[at]
-                gate_SF, up_SF = hidden_RH[at].chunk(2, dim=1)
-                silu_SF, act_SF, grad_act_SF = (buffer[: len(grad_SD)] for buffer in buffers)
-                grad_hidden_SH = hidden_buffer_SH[: len(grad_SD)]
-                grad_gate_SF, grad_up_SF = grad_hidden_SH.chunk(2, dim=1)
-
-                torch.mm(grad_SD, weights.down_EDF[expert], out=grad_act_SF)
-                _silu_out(gate_SF, out=silu_SF)
-                torch.mul(silu_SF, up_SF, out=act_SF)
-                _accumulate(grads.down_EDF[expert], grad_SD.T, act_SF, is_first=is_first)
-                torch.mul(grad_act_SF, silu_SF, out=grad_up_SF)
-                _silu_backward_out(grad_act_SF.mul_(up_SF), gate_SF, grad_input=grad_gate_SF)
-                _accumulate(grads.gate_up_EHD[expert], grad_hidden_SH.T, rows.x_RD[at], is_first=is_first)
-                torch.mm(grad_hidden_SH, weights.gate_up_EHD[expert], out=grad_x_RD[at])
+            for (expert, n_rows, is_first), x_SD, hidden_SH, grad_SD, grad_x_SD in zip(
+                cut.blocks, *(cut.of(each) for each in (rows.x_RD, hidden_RH, grad_RD, grad_x_RD)), strict=False
+            ):
+                act_SF, grad_hidden_SH = act_buffer_SF[:n_rows], grad_hidden_buffer_SH[:n_rows]
+                grad_act_SF = torch.mm(grad_SD, downs[expert], out=grad_act_buffer_SF[:n_rows])
+                swiglu_backward(hidden_SH, grad_act_SF, act_SF=act_SF, grad_gate_up_SH=grad_hidden_SH)
+                _accumulate(grad_downs[expert], grad_SD.T, act_SF, is_first=is_first)
+                _accumulate(grad_gate_ups[expert], grad_hidden_SH.T, x_SD, is_first=is_first)
+                torch.mm(grad_hidden_SH, gate_ups[expert], out=grad_x_SD)
         return grad_x_RD, grads
 
     def release(self, hidden_RH: Tensor) -> None:
@@ -164,18 +180,23 @@ class BlockedProducts:
         self._pool.give_back(hidden_RH)
 
 
-def _blocks(ends_E: Tensor, hidden_RH: Tensor) -> tuple[list[Block], int]:
-    """The blocks of all experts in order, and the rows of the longest."""
-    row_bytes = hidden_RH.shape[1] * hidden_RH.element_size()
-    size = max(64, BLOCK_BYTES // row_bytes // 64 * 64) if hidden_RH.device.type == "cpu" else len(hidden_RH)
+def _blocks(rows: SortedRows, n_hidden: int) -> Blocks:
+    """Every expert's rows in blocks, the last one of which takes up to half of another block with it."""
+    n_rows = len(rows.x_RD)
+    row_bytes = n_hidden * rows.x_RD.element_size()
+    size = max(64, BLOCK_BYTES // row_bytes // 64 * 64) if rows.x_RD.device.type == "cpu" else n_rows
     # Fake tensors predict memory: they have no number to read, and one block stands for all.
-    ends = [min(size, -(-len(hidden_RH) // len(ends_E)))] if isinstance(ends_E, FakeTensor) else ends_E.tolist()
-    blocks = [
-        Block(expert, slice(first, min(first + size, end)), first == start)
-        for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
-        for first in range(start, end, size)
-    ]
-    return blocks, max(block.rows.stop - block.rows.start for block in blocks)
+    is_fake = isinstance(rows.ends_E, FakeTensor)
+    ends = [min(size, -(-n_rows // len(rows.ends_E)))] if is_fake else rows.ends_E.tolist()
+    blocks = []
+    for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        left = end - start
+        while left:
+            taken = size if left > size + size // 2 else left
+            blocks.append(Block(expert, taken, is_first=left == end - start))
+            left -= taken
+    sizes = [block.n_rows for block in blocks]
+    return Blocks(blocks, [*sizes, n_rows - sum(sizes)], max(sizes))
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
@@ -194,25 +215,21 @@ class GroupedProducts:
     row_multiple = ROW_MULTIPLE_GROUPED
     least_rows = 1  # an expert whose group is empty would have its weight gradient left unwritten
 
-    def forward(self, rows: SortedRows, weights: Weights) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Tensor | None]:
         """As the protocol says."""
         hidden_RH = functional.grouped_mm(rows.x_RD, weights.gate_up_EHD.mT, offs=rows.ends_E)
-        gate_RF, up_RF = hidden_RH.chunk(2, dim=1)
-        act_RF = functional.silu(gate_RF).mul_(up_RF)
-        return functional.grouped_mm(act_RF, weights.down_EDF.mT, offs=rows.ends_E), hidden_RH
+        act_RF = swiglu(hidden_RH, out_SF=hidden_RH.new_empty(len(hidden_RH), weights.down_EDF.shape[2]))
+        out_RD = functional.grouped_mm(act_RF, weights.down_EDF.mT, offs=rows.ends_E)
+        return out_RD, hidden_RH if keep else None
 
     def backward(
         self, grad_RD: Tensor, rows: SortedRows, weights: Weights, hidden_RH: Tensor, weight_dtype: torch.dtype
     ) -> tuple[Tensor, Weights]:
         """As the protocol says."""
-        gate_RF, up_RF = hidden_RH.chunk(2, dim=1)
-        silu_RF = functional.silu(gate_RF)
         grad_act_RF = functional.grouped_mm(grad_RD, weights.down_EDF, offs=rows.ends_E)
-        grad_down_EDF = functional.grouped_mm(grad_RD.T, silu_RF * up_RF, offs=rows.ends_E)
-        grad_hidden_RH = torch.empty_like(hidden_RH)
-        grad_gate_RF, grad_up_RF = grad_hidden_RH.chunk(2, dim=1)
-        torch.mul(grad_act_RF, silu_RF, out=grad_up_RF)
-        _silu_backward_out(grad_act_RF.mul_(up_RF), gate_RF, grad_input=grad_gate_RF)
+        act_RF, grad_hidden_RH = torch.empty_like(grad_act_RF), torch.empty_like(hidden_RH)
+        swiglu_backward(hidden_RH, grad_act_RF, act_SF=act_RF, grad_gate_up_SH=grad_hidden_RH)
+        grad_down_EDF = functional.grouped_mm(grad_RD.T, act_RF, offs=rows.ends_E)
         grad_gate_up_EHD = functional.grouped_mm(grad_hidden_RH.T, rows.x_RD, offs=rows.ends_E)
         grad_x_RD = functional.grouped_mm(grad_hidden_RH, weights.gate_up_EHD, offs=rows.ends_E)
         return grad_x_RD, Weights(grad_gate_up_EHD.to(weight_dtype), grad_down_EDF.to(weight_dtype))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+from moe import kernels
 from moe.expert_products import BufferPool, ExpertProducts, SortedRows, Weights, choose_products
 from moe.matmul import compute_dtype
 
@@ -64,6 +65,15 @@ def _sum_of_rows(rows_RD: Tensor, row_NK: Tensor, weights_NK: Tensor | None) -> 
     return functional.embedding_bag(row_NK, rows_RD, mode="sum", per_sample_weights=weights_NK)
 
 
+def _gradient_of_rows(grad_ND: Tensor, out_RD: Tensor, token_R: Tensor, weight_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the experts' outputs [R, D], and of the weights that they are summed with [R]."""
+    if kernels.available(out_RD):
+        return kernels.gradient_of_rows(grad_ND, out_RD, token_R, weight_R)
+    grad_RD = grad_ND.index_select(0, token_R)
+    grad_weight_R = (grad_RD * out_RD).sum(dim=1, dtype=weight_R.dtype)
+    return grad_RD.mul_(weight_R.to(grad_RD.dtype)[:, None]), grad_weight_R
+
+
 class _MixtureOfExperts(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -79,12 +89,10 @@ class _MixtureOfExperts(torch.autograd.Function):
     ) -> Tensor:
         cast_ND, weights = x_ND.to(dtype), Weights(gate_up_EHD.to(dtype), down_EDF.to(dtype))
         rows = SortedRows(_rows_of(cast_ND, plan), plan.ends_E)
-        out_RD, hidden_RH = products.forward(rows, weights)
-        if keep:
+        out_RD, hidden_RH = products.forward(rows, weights, keep=keep)
+        if hidden_RH is not None:
             ctx.save_for_backward(cast_ND, weights_NK, *weights, *plan, out_RD, hidden_RH)
             ctx.products, ctx.weight_dtype = products, gate_up_EHD.dtype  # type: ignore[attr-defined]
-        else:
-            products.release(hidden_RH)
         return _sum_of_rows(out_RD.to(weights_NK.dtype), plan.row_NK, weights_NK)
 
     @staticmethod
@@ -94,10 +102,8 @@ class _MixtureOfExperts(torch.autograd.Function):
         products: ExpertProducts = ctx.products  # type: ignore[attr-defined]
         plan, slots = Dispatch(*plan_parts), plan_parts[1].flatten()
         rows = SortedRows(_rows_of(x_ND, plan), plan.ends_E)
-        grad_RD = grad_ND.to(x_ND.dtype).index_select(0, plan.token_R)
-        grad_weight_R = (grad_RD * out_RD).sum(dim=1, dtype=weights_NK.dtype)
-        weight_R = weights_NK.new_zeros(len(grad_RD)).scatter_(0, slots, weights_NK.flatten())
-        grad_RD.mul_(weight_R.to(grad_RD.dtype)[:, None])
+        weight_R = weights_NK.new_zeros(len(plan.token_R)).scatter_(0, slots, weights_NK.flatten())
+        grad_RD, grad_weight_R = _gradient_of_rows(grad_ND.to(x_ND.dtype), out_RD, plan.token_R, weight_R)
         grad_x_RD, grads = products.backward(
             grad_RD,
             rows,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from moe import kernels
 from moe.norm import blocks, inverse_rms
 
 RotaryTables = tuple[Tensor, Tensor]  # cosine and sine, [T, C / 2] each
@@ -43,39 +44,75 @@ def _turn(x: Tensor, along: Tensor, across_first: Tensor, across_second: Tensor,
     return out
 
 
-class _NormaliseAndRotate(torch.autograd.Function):
-    """out = rotation(weight * unit), unit = x / rms(x), per head.
+def _turned_units(x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``rotation(weight * unit)`` with ``unit = x / rms(x)``, per head, and ``1 / rms(x)`` [B, T, J, 1].
 
-    The weight is folded into the tables. A rotation keeps inner products, so the projection of the gradient on the
-    unit vector, which normalisation takes away, is <grad, out>: nothing is turned back for it.
+    The weight is folded into the tables.
     """
+    if kernels.available(x_BTJC):
+        return kernels.normalise_and_rotate(x_BTJC, weight_JC, cos, sin, eps)
+    scale_BTJ1 = inverse_rms(x_BTJC, eps)
+    first, second = weight_JC.chunk(2, dim=-1)
+    along_TJC = torch.cat((cos, cos), dim=-1)[:, None] * weight_JC
+    across = sin[:, None] * second, sin[:, None] * first
+    out_BTJC = torch.empty(x_BTJC.shape, dtype=x_BTJC.dtype, device=x_BTJC.device)
+    for at in _blocks(x_BTJC):
+        t = at[1]
+        _turn(x_BTJC[at], along_TJC[t], across[0][t], across[1][t], out=out_BTJC[at]).mul_(scale_BTJ1[at])
+    return out_BTJC, scale_BTJ1
+
+
+def _gradients(
+    grad_BTJC: Tensor,
+    x_BTJC: Tensor,
+    weight_JC: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    scale_BTJ1: Tensor,
+    *,
+    grad_x_BTJC: Tensor,
+) -> Tensor:
+    """The gradient of x, into ``grad_x_BTJC``, and of the weight, returned."""
+    if kernels.available(x_BTJC):
+        return kernels.normalise_and_rotate_backward(
+            grad_BTJC, x_BTJC, weight_JC, cos, sin, scale_BTJ1, grad_x_BTJC=grad_x_BTJC
+        )
+    along_T1C, across = torch.cat((cos, cos), dim=-1)[:, None], -sin[:, None]
+    grad_weight_JC = torch.zeros_like(weight_JC)
+    for at in _blocks(x_BTJC):
+        t, x, scale, grad_x = at[1], x_BTJC[at], scale_BTJ1[at], grad_x_BTJC[at]
+        _turn(grad_BTJC[at], along_T1C[t], across[t], across[t], out=grad_x)
+        product = grad_x * x
+        grad_weight_JC += (product * scale).sum(dim=(0, 1))
+        projection = (product * weight_JC).sum(dim=-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
+        grad_x.mul_(weight_JC).addcmul_(x, projection).mul_(scale)
+    return grad_weight_JC
+
+
+class _PositionedHeads(torch.autograd.Function):
+    """Queries and keys, normalised and turned, and values as they are, out of one product's heads [B, T, J + G, C]."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-        scale_BTJ1 = inverse_rms(x_BTJC, eps)
-        first, second = weight_JC.chunk(2, dim=-1)
-        along_TJC = torch.cat((cos, cos), dim=-1)[:, None] * weight_JC
-        across = sin[:, None] * second, sin[:, None] * first
-        out_BTJC = torch.empty(x_BTJC.shape, dtype=x_BTJC.dtype, device=x_BTJC.device)
-        for at in _blocks(x_BTJC):
-            t = at[1]
-            _turn(x_BTJC[at], along_TJC[t], across[0][t], across[1][t], out=out_BTJC[at]).mul_(scale_BTJ1[at])
-        ctx.save_for_backward(x_BTJC, scale_BTJ1, weight_JC, cos, sin, out_BTJC)
-        return out_BTJC
+    def forward(
+        ctx: FunctionCtx, heads_BTHC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        n_qk = len(weight_JC)
+        x_BTJC = heads_BTHC[:, :, :n_qk].to(weight_JC.dtype)
+        out_BTJC, scale_BTJ1 = _turned_units(x_BTJC, weight_JC, cos, sin, eps)
+        ctx.save_for_backward(x_BTJC, weight_JC, cos, sin, scale_BTJ1)
+        ctx.heads = heads_BTHC.shape, heads_BTHC.dtype  # type: ignore[attr-defined]
+        return out_BTJC, heads_BTHC[:, :, n_qk:]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_BTJC: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x_BTJC, scale_BTJ1, weight_JC, cos, sin, out_BTJC = ctx.saved_tensors  # type: ignore[attr-defined]
-        along_T1C, across = torch.cat((cos, cos), dim=-1)[:, None], -sin[:, None]
-        grad_x_BTJC, grad_weight_JC = torch.empty_like(out_BTJC), torch.zeros_like(weight_JC)
-        for at in _blocks(x_BTJC):
-            t, x, scale, grad, grad_x = at[1], x_BTJC[at], scale_BTJ1[at], grad_BTJC[at], grad_x_BTJC[at]
-            projection = (grad * out_BTJC[at]).sum(dim=-1, keepdim=True).mul_(scale).div_(-x.shape[-1])
-            _turn(grad, along_T1C[t], across[t], across[t], out=grad_x)
-            grad_weight_JC += (grad_x * x).mul_(scale).sum(dim=(0, 1))
-            grad_x.mul_(weight_JC).addcmul_(x, projection).mul_(scale)
-        return grad_x_BTJC, grad_weight_JC, None, None, None
+    def backward(ctx: FunctionCtx, grad_BTJC: Tensor, grad_v_BTGC: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x_BTJC, weight_JC, *others = ctx.saved_tensors  # type: ignore[attr-defined]
+        shape, dtype = ctx.heads  # type: ignore[attr-defined]
+        grad_BTHC = grad_BTJC.new_empty(shape)
+        n_qk = len(weight_JC)
+        grad_weight_JC = _gradients(grad_BTJC, x_BTJC, weight_JC, *others, grad_x_BTJC=grad_BTHC[:, :, :n_qk])
+        grad_BTHC[:, :, n_qk:] = grad_v_BTGC
+        return grad_BTHC.to(dtype), grad_weight_JC, None, None, None
 
 
 def _blocks(x_BTJC: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -87,7 +124,11 @@ def _blocks(x_BTJC: Tensor) -> Iterator[tuple[slice, slice]]:
             yield rows, times
 
 
-def normalise_and_rotate(x_BTJC: Tensor, weight_JC: Tensor, tables: RotaryTables, eps: float) -> Tensor:
-    """Scale each head to unit root mean square, weight it by ``weight_JC``, turn it by its position: [B, T, J, C]."""
-    out: Tensor = _NormaliseAndRotate.apply(x_BTJC, weight_JC, *tables, eps)  # type: ignore[no-untyped-call]
+def positioned_heads(heads_BTHC: Tensor, weight_JC: Tensor, tables: RotaryTables, eps: float) -> tuple[Tensor, Tensor]:
+    """Queries and keys [B, T, J, C] and values [B, T, G, C] of the heads of one product [B, T, J + G, C].
+
+    Each query and key is scaled to unit root mean square, weighted by ``weight_JC``, turned by its position, and of
+    the weight's type; values are a view of the heads.
+    """
+    out: tuple[Tensor, Tensor] = _PositionedHeads.apply(heads_BTHC, weight_JC, *tables, eps)  # type: ignore[no-untyped-call]
     return out

@@ -56,6 +56,7 @@ def examine(
         lambda: check_versions(constraints),
         check_devices,
         check_matmul,
+        check_kernels,
         lambda: check_ray(ray_address),
         lambda: check_storage(runs_dir),
         lambda: check_disk(runs_dir),
@@ -152,6 +153,17 @@ def check_matmul() -> list[Row]:
     """How fast one thread of this CPU multiplies fp32 matrices: what hours in a plan rest on."""
     rate = matmul_flops_per_s() / 1e9
     return [Row(what="matmul", level="ok", found=f"{rate:.0f} GFLOP/s in fp32 on one CPU thread")]
+
+
+def check_kernels() -> list[Row]:
+    """Whether training on this CPU has its compiled kernels."""
+    from moe import kernels
+
+    loaded = kernels.load()
+    if loaded.library is None:
+        remedy = "install a C compiler (gcc), then `make clean` and any target; without, training is slower"
+        return [Row(what="kernels", level="warn", found=loaded.reason, remedy=remedy)]
+    return [Row(what="kernels", level="ok", found="compiled, for fp32 on a CPU")]
 
 
 def check_ray(address: str | None) -> list[Row]:

@@ -71,9 +71,18 @@ def test_the_whole_examination_names_every_subject_and_a_remedy_for_whatever_is_
         constraints=tmp_path / "constraints.txt",
         hub=False,
     )
-    assert {"Python", "CPU and memory", "versions", "torch", "device", "matmul", "Ray", "storage", "tracking"} <= {
-        row.what for row in rows
-    }
+    assert {
+        "Python",
+        "CPU and memory",
+        "versions",
+        "torch",
+        "device",
+        "matmul",
+        "kernels",
+        "Ray",
+        "storage",
+        "tracking",
+    } <= {row.what for row in rows}
     assert all(row.remedy for row in rows if row.level != "ok")
     assert not (tmp_path / "runs").exists(), "the doctor leaves nothing behind"
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123

@@ -1,0 +1,284 @@
+"""What torch does in many passes over memory, in one: C functions for fp32 on a CPU, where they were built.
+
+Installing the project compiles them if there is a C compiler. Where it was not built, and on every device but the
+CPU, callers compute the same with torch, in several passes: ``available`` tells which. The two agree within rounding,
+and for one processor and one installation the choice depends on nothing but types and the number of threads, so that a
+resumed run computes the bits of the run it resumes.
+"""
+
+# N tokens, R or S rows, D width of a row, F expert width, H = 2F, J heads, C head dimension, V vocabulary
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+_INTERFACE = 1  # of elementwise.c
+_MOST_THREADS = 4  # the kernels use one thread; torch's passes gain on them with every other one
+
+_POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, Sequence[type[Any]]] = {
+    "swiglu": [_POINTER] * 3 + [_COUNT] * 2,
+    "swiglu_backward": [_POINTER] * 4 + [_COUNT] * 3,
+    "rms_norm": [_POINTER] * 4 + [_COUNT] * 2 + [_FLOAT],
+    "rms_norm_backward": [_POINTER] * 6 + [_COUNT] * 2,
+    "normalise_and_rotate": [_POINTER, _COUNT] + [_POINTER] * 5 + [_COUNT] * 4 + [_FLOAT],
+    "normalise_and_rotate_backward": (
+        [_POINTER, _COUNT, _POINTER, _COUNT] + [_POINTER] * 5 + [_COUNT, _POINTER] + [_COUNT] * 4
+    ),
+    "cross_entropy": [_POINTER, _COUNT] + [_POINTER] * 2 + [_COUNT] * 2,
+    "gradient_of_rows": [_POINTER] * 6 + [_COUNT] * 2,
+    "attention": [_POINTER, _COUNT] * 2 + [_POINTER] * 2 + [_COUNT] * 5,
+    "attention_backward": [_POINTER] + [_POINTER, _COUNT] * 2 + [_POINTER] * 4 + [_COUNT] * 5,
+}
+
+
+class Loaded(NamedTuple):
+    """The compiled kernels, or why there are none."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+@functools.cache
+def load() -> Loaded:
+    """Find and open the compiled kernels, once."""
+    spec = importlib.util.find_spec("moe.kernels._compiled")
+    if spec is None or spec.origin is None:
+        return Loaded(None, "not built: there was no C compiler when the project was installed")
+    try:
+        library = ctypes.CDLL(spec.origin)
+        library.kernels_interface.restype = library.has_attention.restype = _COUNT
+        if library.kernels_interface() != _INTERFACE:
+            return Loaded(None, f"{spec.origin} was built from other sources: install the project again")
+        for name, types in _SIGNATURES.items():
+            getattr(library, name).argtypes = types
+            getattr(library, name).restype = _COUNT if name.startswith("attention") else None
+    except (OSError, AttributeError) as error:
+        return Loaded(None, f"built for another machine, or damaged: {error}")
+    return Loaded(library, "built")
+
+
+_switched_off = False
+
+
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """A scope in which torch computes everything, to compare the two."""
+    global _switched_off  # noqa: PLW0603
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+def available(x: Tensor) -> bool:
+    """Whether the kernels can work on tensors like this one: fp32, on the CPU, with numbers, and on few threads."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not isinstance(x, FakeTensor)
+        and not _switched_off
+        and torch.get_num_threads() <= _MOST_THREADS
+        and load().library is not None
+    )
+
+
+def attends(x: Tensor, head_dim: int) -> bool:
+    """Whether the kernels can attend: on x86-64 with AVX2, for heads of a multiple of 32 numbers."""
+    return available(x) and head_dim % 32 == 0 and bool(load().library.has_attention())  # type: ignore[union-attr]
+
+
+def _kernel(name: str) -> ctypes._NamedFuncPointer:
+    library = load().library
+    assert library is not None
+    function: ctypes._NamedFuncPointer = getattr(library, name)
+    return function
+
+
+def _at(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    """Where the numbers of a dense tensor begin."""
+    assert tensor.dtype == dtype, f"expected {dtype}, not {tensor.dtype}"
+    assert tensor.is_contiguous(), f"expected dense rows, not strides {tensor.stride()} of {tuple(tensor.shape)}"
+    return tensor.data_ptr()
+
+
+def _rows(matrix: Tensor) -> tuple[int, int]:
+    """Where the numbers of a matrix begin, and how many numbers further on its next row does."""
+    assert matrix.dtype == torch.float32, f"expected fp32, not {matrix.dtype}"
+    assert matrix.stride(1) == 1, f"expected rows, not strides {matrix.stride()}"
+    return matrix.data_ptr(), matrix.stride(0)
+
+
+def swiglu(gate_up_SH: Tensor, *, out_SF: Tensor, kept_SH: Tensor | None) -> None:
+    """``silu(gate) * up`` into ``out_SF``; ``kept_SH``, if any, gets a copy of the inputs, past the caches."""
+    kept = None if kept_SH is None else _at(kept_SH)
+    _kernel("swiglu")(_at(gate_up_SH), _at(out_SF), kept, *out_SF.shape)
+    if kept_SH is not None:  # as torch's own operations do: memory used anew before its backward pass is refused
+        torch.autograd.graph.increment_version(kept_SH)
+
+
+def swiglu_backward(gate_up_SH: Tensor, grad_SF: Tensor, *, act_SF: Tensor, grad_gate_up_SH: Tensor) -> None:
+    """``silu(gate) * up`` again into ``act_SF``, and the gradient of gate and up into ``grad_gate_up_SH``."""
+    inputs = _at(gate_up_SH), _at(grad_SF)
+    _kernel("swiglu_backward")(*inputs, _at(act_SF), *_rows(grad_gate_up_SH), *act_SF.shape)
+
+
+def rms_norm(x_RD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Normalised and weighted rows [R, D], and their inverse root mean squares [R, 1]."""
+    x_RD = x_RD.contiguous()
+    out_RD, scale_R1 = torch.empty_like(x_RD), x_RD.new_empty(len(x_RD), 1)
+    _kernel("rms_norm")(_at(x_RD), _at(weight_D), _at(out_RD), _at(scale_R1), *x_RD.shape, eps)
+    return out_RD, scale_R1
+
+
+def rms_norm_backward(grad_RD: Tensor, x_RD: Tensor, weight_D: Tensor, scale_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the rows and of the weight."""
+    grad_RD, x_RD = grad_RD.contiguous(), x_RD.contiguous()
+    grad_x_RD, grad_weight_D = torch.empty_like(x_RD), torch.zeros_like(weight_D, dtype=torch.float64)
+    _kernel("rms_norm_backward")(
+        _at(grad_RD),
+        _at(x_RD),
+        _at(weight_D),
+        _at(scale_R1),
+        _at(grad_x_RD),
+        _at(grad_weight_D, torch.float64),
+        *x_RD.shape,
+    )
+    return grad_x_RD, grad_weight_D.to(weight_D.dtype)
+
+
+def _heads(x_BTJC: Tensor) -> tuple[int, int]:
+    """Where the heads of the first token begin, and how many numbers further on those of the next."""
+    n_rows, length, _, head_dim = x_BTJC.shape
+    token = x_BTJC.stride(1)
+    assert x_BTJC.dtype == torch.float32
+    assert x_BTJC.stride() == (length * token, token, head_dim, 1) or n_rows == 1, x_BTJC.stride()
+    return x_BTJC.data_ptr(), token
+
+
+def normalise_and_rotate(
+    x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Normalised, weighted and turned heads [B, T, J, C], and their inverse root mean squares [B, T, J, 1]."""
+    n_rows, length, n_heads, head_dim = x_BTJC.shape
+    out_BTJC, scale_BTJ1 = x_BTJC.new_empty(x_BTJC.shape), x_BTJC.new_empty(*x_BTJC.shape[:-1], 1)
+    counts = n_rows * length, length, n_heads, head_dim // 2
+    _kernel("normalise_and_rotate")(
+        *_heads(x_BTJC), _at(weight_JC), _at(cos), _at(sin), _at(out_BTJC), _at(scale_BTJ1), *counts, eps
+    )
+    return out_BTJC, scale_BTJ1
+
+
+def normalise_and_rotate_backward(
+    grad_BTJC: Tensor,
+    x_BTJC: Tensor,
+    weight_JC: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    scale_BTJ1: Tensor,
+    *,
+    grad_x_BTJC: Tensor,
+) -> Tensor:
+    """Gradient of the heads into ``grad_x_BTJC``; returns that of the weights [J, C]."""
+    n_rows, length, n_heads, head_dim = x_BTJC.shape
+    grad_weight_JC = torch.zeros_like(weight_JC, dtype=torch.float64)
+    where, stride = _heads(grad_x_BTJC)
+    _kernel("normalise_and_rotate_backward")(
+        *_heads(grad_BTJC),
+        *_heads(x_BTJC),
+        _at(weight_JC),
+        _at(cos),
+        _at(sin),
+        _at(scale_BTJ1),
+        where,
+        stride,
+        _at(grad_weight_JC, torch.float64),
+        n_rows * length,
+        length,
+        n_heads,
+        head_dim // 2,
+    )
+    return grad_weight_JC.to(weight_JC.dtype)
+
+
+def cross_entropy_(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+    """Cross-entropies [C]; the logits become their own gradient, softmax minus one at the target."""
+    loss_C = logits_CV.new_empty(len(logits_CV))
+    _kernel("cross_entropy")(*_rows(logits_CV), _at(targets_C, torch.int64), _at(loss_C), *logits_CV.shape)
+    return loss_C
+
+
+def gradient_of_rows(grad_ND: Tensor, out_RD: Tensor, token_R: Tensor, weight_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ``weight[r] * grad[token[r]]`` [R, D], and inner products of ``out[r]`` and ``grad[token[r]]`` [R]."""
+    grad_ND = grad_ND.contiguous()
+    grad_RD, grad_weight_R = torch.empty_like(out_RD), torch.empty_like(weight_R)
+    _kernel("gradient_of_rows")(
+        _at(grad_ND),
+        _at(out_RD),
+        _at(token_R, torch.int64),
+        _at(weight_R),
+        _at(grad_RD),
+        _at(grad_weight_R),
+        *out_RD.shape,
+    )
+    return grad_RD, grad_weight_R
+
+
+def attention(qk_BTJC: Tensor, v_BTGC: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
+    """Causal softmax attention of the first heads to the others: [B, T, H, C], and log-sums of exponentials [B, T, H].
+
+    Raises:
+        MemoryError: there is no memory for the scores of a tile.
+    """
+    n_rows, length, _, head_dim = qk_BTJC.shape
+    n_groups = v_BTGC.shape[2]
+    out_BTHC, log_sum_BTH = (
+        qk_BTJC.new_empty(n_rows, length, n_heads, head_dim),
+        qk_BTJC.new_empty(n_rows, length, n_heads),
+    )
+    failed = _kernel("attention")(
+        *_heads(qk_BTJC), *_heads(v_BTGC), _at(out_BTHC), _at(log_sum_BTH), n_rows, length, n_heads, n_groups, head_dim
+    )
+    if failed:
+        raise MemoryError("no memory for attention's scores")
+    return out_BTHC, log_sum_BTH
+
+
+def attention_backward(
+    grad_BTHC: Tensor, qk_BTJC: Tensor, v_BTGC: Tensor, out_BTHC: Tensor, log_sum_BTH: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of queries and keys [B, T, J, C] and of values [B, T, G, C].
+
+    Raises:
+        MemoryError: there is no memory for the scores of a tile.
+    """
+    n_rows, length, n_heads, head_dim = out_BTHC.shape
+    grad_BTHC = grad_BTHC.contiguous()
+    grad_qk_BTJC, grad_v_BTGC = qk_BTJC.new_empty(qk_BTJC.shape), v_BTGC.new_empty(v_BTGC.shape)
+    failed = _kernel("attention_backward")(
+        _at(grad_BTHC),
+        *_heads(qk_BTJC),
+        *_heads(v_BTGC),
+        _at(out_BTHC),
+        _at(log_sum_BTH),
+        _at(grad_qk_BTJC),
+        _at(grad_v_BTGC),
+        n_rows,
+        length,
+        n_heads,
+        v_BTGC.shape[2],
+        head_dim,
+    )
+    if failed:
+        raise MemoryError("no memory for attention's scores")
+    return grad_qk_BTJC, grad_v_BTGC

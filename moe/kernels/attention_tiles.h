@@ -1,0 +1,244 @@
+/* Causal attention for one width of vectors. attention.c includes this once for each, having defined
+
+   NAME(f)  the function's name for this width
+   LANES    floats in a vector
+   ROWS     rows of a product that are worked on at once: ROWS x 2 vectors of sums fit into the registers
+
+   A tile is 32 queries of one head; its scores against all earlier keys stay in a cache. Three products do the work:
+   scores = queries . keys^T, mixed = weights . values, and gathered += weights^T . rows. */
+
+typedef float NAME(vector) __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+#define VECTOR NAME(vector)
+#define PANEL (2 * LANES)
+
+/* Rows of a head side by side, and zeros up to the padded number of rows. */
+INLINE void NAME(take)(const float *restrict from, int64_t stride, float *restrict to, int64_t rows, int64_t padded,
+                       int64_t width) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t c = 0; c < width; c += LANES)
+            *(VECTOR *)(to + row * width + c) = *(const VECTOR *)(from + row * stride + c);
+    memset(to + rows * width, 0, (size_t)((padded - rows) * width) * sizeof(float));
+}
+
+/* The way back. */
+INLINE void NAME(give)(const float *restrict from, float *restrict to, int64_t stride, int64_t rows, int64_t width) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t c = 0; c < width; c += LANES)
+            *(VECTOR *)(to + row * stride + c) = *(const VECTOR *)(from + row * width + c);
+}
+
+/* Rows of a head as panels of PANEL keys, transposed: [T / PANEL][C][PANEL], zeros past the last key. */
+INLINE void NAME(pack)(const float *restrict from, int64_t stride, float *restrict panels, int64_t length,
+                       int64_t padded, int64_t width) {
+    for (int64_t first = 0; first < padded; first += PANEL)
+        for (int64_t i = 0; i < PANEL; i++)
+            for (int64_t c = 0; c < width; c++)
+                panels[first * width + c * PANEL + i] = first + i < length ? from[(first + i) * stride + c] : 0.0f;
+}
+
+/* scores[TILE][n] = tile[TILE][width] . panels */
+INLINE void NAME(score)(const float *restrict tile, const float *restrict panels, float *restrict scores,
+                        int64_t stride, int64_t n, int64_t width) {
+    for (int64_t key = 0; key < n; key += PANEL) {
+        const float *restrict panel = panels + key * width;
+        for (int64_t row = 0; row < TILE; row += ROWS) {
+            VECTOR sums[ROWS][2];
+            for (int i = 0; i < ROWS; i++) sums[i][0] = sums[i][1] = (VECTOR){0};
+            for (int64_t c = 0; c < width; c++) {
+                const VECTOR left = *(const VECTOR *)(panel + c * PANEL);
+                const VECTOR right = *(const VECTOR *)(panel + c * PANEL + LANES);
+                for (int i = 0; i < ROWS; i++) {
+                    const float factor = tile[(row + i) * width + c];
+                    sums[i][0] += factor * left;
+                    sums[i][1] += factor * right;
+                }
+            }
+            for (int i = 0; i < ROWS; i++) {
+                *(VECTOR *)(scores + (row + i) * stride + key) = sums[i][0];
+                *(VECTOR *)(scores + (row + i) * stride + key + LANES) = sums[i][1];
+            }
+        }
+    }
+}
+
+/* mixed[TILE][width] = weights[TILE][n] . rows[n][width] */
+INLINE void NAME(mix)(const float *restrict weights, int64_t stride, const float *restrict rows,
+                      float *restrict mixed, int64_t n, int64_t width) {
+    for (int64_t c = 0; c < width; c += PANEL)
+        for (int64_t row = 0; row < TILE; row += ROWS) {
+            VECTOR sums[ROWS][2];
+            for (int i = 0; i < ROWS; i++) sums[i][0] = sums[i][1] = (VECTOR){0};
+            for (int64_t key = 0; key < n; key++) {
+                const VECTOR left = *(const VECTOR *)(rows + key * width + c);
+                const VECTOR right = *(const VECTOR *)(rows + key * width + c + LANES);
+                for (int i = 0; i < ROWS; i++) {
+                    const float factor = weights[(row + i) * stride + key];
+                    sums[i][0] += factor * left;
+                    sums[i][1] += factor * right;
+                }
+            }
+            for (int i = 0; i < ROWS; i++) {
+                *(VECTOR *)(mixed + (row + i) * width + c) = sums[i][0];
+                *(VECTOR *)(mixed + (row + i) * width + c + LANES) = sums[i][1];
+            }
+        }
+}
+
+/* gathered[n][width] += weights[TILE][n]^T . tile[TILE][width] */
+INLINE void NAME(gather)(const float *restrict weights, int64_t stride, const float *restrict tile,
+                         float *restrict gathered, int64_t n, int64_t width) {
+    for (int64_t key = 0; key < n; key += ROWS)
+        for (int64_t c = 0; c < width; c += PANEL) {
+            VECTOR sums[ROWS][2];
+            for (int i = 0; i < ROWS; i++) {
+                sums[i][0] = *(const VECTOR *)(gathered + (key + i) * width + c);
+                sums[i][1] = *(const VECTOR *)(gathered + (key + i) * width + c + LANES);
+            }
+            for (int64_t row = 0; row < TILE; row++) {
+                const VECTOR left = *(const VECTOR *)(tile + row * width + c);
+                const VECTOR right = *(const VECTOR *)(tile + row * width + c + LANES);
+                for (int i = 0; i < ROWS; i++) {
+                    const float factor = weights[row * stride + key + i];
+                    sums[i][0] += factor * left;
+                    sums[i][1] += factor * right;
+                }
+            }
+            for (int i = 0; i < ROWS; i++) {
+                *(VECTOR *)(gathered + (key + i) * width + c) = sums[i][0];
+                *(VECTOR *)(gathered + (key + i) * width + c + LANES) = sums[i][1];
+            }
+        }
+}
+
+INLINE float NAME(total)(float lanes[LANES]) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+/* Scores of one query to weights exp(scale * score - shift), zeros for the keys from n_seen on; returns their sum. */
+INLINE float NAME(weigh)(float *restrict scores, int64_t n_seen, int64_t n, float scale, float shift) {
+    float lanes[LANES] = {0.0f};
+    int64_t key = 0;
+    for (; key + LANES <= n_seen; key += LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            scores[key + lane] = exponential(scale * scores[key + lane] - shift);
+            lanes[lane] += scores[key + lane];
+        }
+    const int left = (int)(n_seen - key);
+    if (left)
+        for (int lane = 0; lane < LANES; lane++) {
+            const float weight = exponential(scale * scores[key + lane] - shift);
+            const float seen = lane < left ? weight : 0.0f;
+            scores[key + lane] = seen;
+            lanes[lane] += seen;
+        }
+    for (key += left ? LANES : 0; key < n; key++) scores[key] = 0.0f;
+    return NAME(total)(lanes);
+}
+
+INLINE float NAME(largest)(const float *scores, int64_t n_seen) {
+    float lanes[LANES];
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = scores[0];
+    int64_t key = 0;
+    for (; key + LANES <= n_seen; key += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            lanes[lane] = scores[key + lane] > lanes[lane] ? scores[key + lane] : lanes[lane];
+    const int left = (int)(n_seen - key);
+    for (int lane = 0; lane < LANES; lane++) {
+        const float score = lane < left ? scores[key + lane] : lanes[lane];
+        lanes[lane] = score > lanes[lane] ? score : lanes[lane];
+    }
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++)
+            lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
+    return lanes[0];
+}
+
+INLINE float NAME(inner)(const float *restrict a, const float *restrict b, int64_t width) {
+    float lanes[LANES] = {0.0f};
+    for (int64_t c = 0; c < width; c += LANES)
+        for (int lane = 0; lane < LANES; lane++) lanes[lane] += a[c + lane] * b[c + lane];
+    return NAME(total)(lanes);
+}
+
+static void NAME(forward)(const struct shape *s, const float *q, int64_t q_stride, const float *k, const float *v,
+                          int64_t v_stride, float *out, float *log_sums, float *scratch) {
+    const int64_t length = s->length, width = s->width, padded = padded_length(length), row = padded + ROW_GAP;
+    const float scale = 1.0f / sqrtf((float)width);
+    float *panels = scratch, *values = panels + padded * width, *tile = values + padded * width, *mixed = tile + TILE * width,
+          *scores = mixed + TILE * width;
+    for (int64_t b = 0; b < s->batch; b++)
+        for (int64_t group = 0; group < s->groups; group++) {
+            NAME(take)(v + b * length * v_stride + group * width, v_stride, values, length, length, width);
+            NAME(pack)(k + b * length * q_stride + group * width, q_stride, panels, length, padded, width);
+            for (int64_t h = group * s->heads / s->groups; h < (group + 1) * s->heads / s->groups; h++)
+                for (int64_t first = 0; first < length; first += TILE) {
+                    const int64_t rows = smaller(TILE, length - first), keys = first + rows, n = first + TILE;
+                    const int64_t at = b * length + first;
+                    NAME(take)(q + at * q_stride + h * width, q_stride, tile, rows, TILE, width);
+                    NAME(score)(tile, panels, scores, row, n, width);
+                    float totals[TILE];
+                    for (int64_t i = 0; i < TILE; i++) {
+                        const int64_t seen = smaller(first + i + 1, keys);
+                        const float shift = scale * NAME(largest)(scores + i * row, seen);
+                        totals[i] = NAME(weigh)(scores + i * row, seen, n, scale, shift);
+                        if (i < rows) log_sums[(at + i) * s->heads + h] = shift + logf(totals[i]);
+                    }
+                    NAME(mix)(scores, row, values, mixed, keys, width);
+                    for (int64_t i = 0; i < rows; i++) {
+                        const float share = 1.0f / totals[i];
+                        float *restrict to = out + ((at + i) * s->heads + h) * width;
+                        for (int64_t c = 0; c < width; c++) to[c] = share * mixed[i * width + c];
+                    }
+                }
+        }
+}
+
+static void NAME(backward)(const struct shape *s, const float *grad, const float *q, int64_t q_stride, const float *k,
+                           const float *v, int64_t v_stride, const float *out, const float *log_sums, float *grad_q,
+                           float *grad_k, float *grad_v, float *scratch) {
+    const int64_t length = s->length, width = s->width, padded = padded_length(length), row = padded + ROW_GAP;
+    const int64_t grad_stride = (s->heads + s->groups) * width;
+    const float scale = 1.0f / sqrtf((float)width);
+    float *key_panels = scratch, *value_panels = key_panels + padded * width,
+          *keys_dense = value_panels + padded * width, *key_sums = keys_dense + padded * width, *value_sums = key_sums + padded * width,
+          *tile = value_sums + padded * width, *grad_tile = tile + TILE * width, *mixed = grad_tile + TILE * width,
+          *weights = mixed + TILE * width, *grad_weights = weights + TILE * row;
+    for (int64_t b = 0; b < s->batch; b++)
+        for (int64_t group = 0; group < s->groups; group++) {
+            const float *keys_of = k + b * length * q_stride + group * width;
+            NAME(take)(keys_of, q_stride, keys_dense, length, length, width);
+            NAME(pack)(keys_of, q_stride, key_panels, length, padded, width);
+            NAME(pack)(v + b * length * v_stride + group * width, v_stride, value_panels, length, padded, width);
+            memset(key_sums, 0, (size_t)(2 * padded * width) * sizeof(float));
+            for (int64_t h = group * s->heads / s->groups; h < (group + 1) * s->heads / s->groups; h++)
+                for (int64_t first = 0; first < length; first += TILE) {
+                    const int64_t rows = smaller(TILE, length - first), keys = first + rows, n = first + TILE;
+                    const int64_t at = b * length + first;
+                    NAME(take)(q + at * q_stride + h * width, q_stride, tile, rows, TILE, width);
+                    NAME(take)(grad + (at * s->heads + h) * width, s->heads * width, grad_tile, rows, TILE, width);
+                    NAME(score)(tile, key_panels, weights, row, n, width);
+                    NAME(score)(grad_tile, value_panels, grad_weights, row, n, width);
+                    for (int64_t i = 0; i < TILE; i++) {
+                        const int64_t seen = i < rows ? first + i + 1 : 0;
+                        const int64_t which = (at + smaller(i, rows - 1)) * s->heads + h;
+                        const float *restrict mine = out + which * width;
+                        const float along = NAME(inner)(mine, grad_tile + i * width, width);
+                        NAME(weigh)(weights + i * row, seen, n, scale, log_sums[which]);
+                        const float *restrict weight = weights + i * row;
+                        float *restrict to = grad_weights + i * row;
+                        for (int64_t key = 0; key < n; key++) to[key] = weight[key] * (to[key] - along) * scale;
+                    }
+                    NAME(gather)(weights, row, grad_tile, value_sums, n, width);
+                    NAME(gather)(grad_weights, row, tile, key_sums, n, width);
+                    NAME(mix)(grad_weights, row, keys_dense, mixed, keys, width);
+                    NAME(give)(mixed, grad_q + at * grad_stride + h * width, grad_stride, rows, width);
+                }
+            NAME(give)(key_sums, grad_k + b * length * grad_stride + group * width, grad_stride, length, width);
+            NAME(give)(value_sums, grad_v + (b * length * s->groups + group) * width, s->groups * width, length, width);
+        }
+}
+
+#undef VECTOR
+#undef PANEL

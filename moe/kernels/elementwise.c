@@ -1,0 +1,213 @@
+/* The elementwise work of a training step in fp32 on one CPU core, each piece in one pass over memory.
+
+   moe/kernels/__init__.py declares these functions to Python; without them torch computes the same in several passes.
+   Arrays are dense and in row order but where a stride says otherwise; strides count floats. Sums run in sixteen lanes
+   whatever the processor's vectors are, and in double precision over rows. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "exponential.h"
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+/* One build for all x86-64 processors of a kind of system: the loader takes the widest vectors that are there. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define KERNEL
+#endif
+
+#define INTERFACE 1 /* raised with every change that moe/kernels/__init__.py must know of */
+#define LANES 16
+#define ROWS_AHEAD 2 /* how far before its use a row is called from memory (measured) */
+#define FLOATS_PER_LINE 16
+
+int64_t kernels_interface(void) { return INTERFACE; }
+
+INLINE float sum_of_lanes(const float lanes[LANES]) {
+    float total = 0.0f;
+    for (int lane = 0; lane < LANES; lane++) total += lanes[lane];
+    return total;
+}
+
+INLINE float dot(const float *restrict a, const float *restrict b, int64_t n) {
+    float lanes[LANES] = {0.0f};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) lanes[lane] += a[i + lane] * b[i + lane];
+    for (int lane = 0; i < n; i++, lane++) lanes[lane] += a[i] * b[i];
+    return sum_of_lanes(lanes);
+}
+
+/* Writes past the caches: what is read only much later does not push out what is needed now. */
+INLINE void copy_out(float *restrict to, const float *restrict from, int64_t n) {
+#if defined(__SSE__)
+    if (n % 4 == 0 && (uintptr_t)to % 16 == 0) {
+        for (int64_t i = 0; i < n; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+        return;
+    }
+#endif
+    memcpy(to, from, (size_t)n * sizeof *to);
+}
+
+/* act = silu(gate) * up for rows of [gate, up]; the rows are also copied to kept unless that is null. */
+KERNEL void swiglu(const float *restrict gate_up, float *restrict act, float *restrict kept, int64_t rows,
+                   int64_t width) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict gate = gate_up + row * 2 * width, *restrict up = gate + width;
+        float *restrict out = act + row * width;
+        for (int64_t i = 0; i < width; i++) out[i] = gate[i] * up[i] / (1.0f + exponential(-gate[i]));
+        if (kept) copy_out(kept + row * 2 * width, gate, 2 * width);
+    }
+#if defined(__SSE__)
+    _mm_sfence();
+#endif
+}
+
+/* act again, and the gradient of [gate, up] from that of act. */
+KERNEL void swiglu_backward(const float *restrict gate_up, const float *restrict grad_act, float *restrict act,
+                            float *restrict grad_gate_up, int64_t grad_stride, int64_t rows, int64_t width) {
+    const float *end = gate_up + rows * 2 * width;
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict gate = gate_up + row * 2 * width, *restrict up = gate + width;
+        const float *restrict grad = grad_act + row * width;
+        float *restrict out = act + row * width;
+        float *restrict grad_gate = grad_gate_up + row * grad_stride, *restrict grad_up = grad_gate + width;
+        const float *next = gate + ROWS_AHEAD * 2 * width;
+        for (int64_t i = 0; i < 2 * width && next + i < end; i += FLOATS_PER_LINE) __builtin_prefetch(next + i, 0, 2);
+        for (int64_t i = 0; i < width; i++) {
+            const float sigmoid = 1.0f / (1.0f + exponential(-gate[i])), silu = gate[i] * sigmoid;
+            out[i] = silu * up[i];
+            grad_up[i] = grad[i] * silu;
+            grad_gate[i] = grad[i] * up[i] * (sigmoid + silu * (1.0f - sigmoid));
+        }
+    }
+}
+
+/* out = x * scale * weight with scale = 1 / rms(x), a scale per row. */
+KERNEL void rms_norm(const float *restrict x, const float *restrict weight, float *restrict out, float *restrict scales,
+                     int64_t rows, int64_t width, float eps) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict in = x + row * width;
+        float *restrict to = out + row * width;
+        const float scale = 1.0f / sqrtf(dot(in, in, width) / (float)width + eps);
+        scales[row] = scale;
+        for (int64_t i = 0; i < width; i++) to[i] = in[i] * scale * weight[i];
+    }
+}
+
+/* The gradient of x, and that of weight added to grad_weight. */
+KERNEL void rms_norm_backward(const float *restrict grad, const float *restrict x, const float *restrict weight,
+                              const float *restrict scales, float *restrict grad_x, double *restrict grad_weight,
+                              int64_t rows, int64_t width) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict in = x + row * width, *restrict from = grad + row * width;
+        float *restrict to = grad_x + row * width;
+        const float scale = scales[row];
+        for (int64_t i = 0; i < width; i++) {
+            grad_weight[i] += from[i] * in[i] * scale;
+            to[i] = from[i] * weight[i];
+        }
+        const float projection = dot(to, in, width) * scale * scale / (float)width;
+        for (int64_t i = 0; i < width; i++) to[i] = (to[i] - in[i] * projection) * scale;
+    }
+}
+
+/* Each head of size 2 half: scaled to unit rms, weighted, and turned by the angles of its row's position. */
+KERNEL void normalise_and_rotate(const float *restrict x, int64_t stride, const float *restrict weight,
+                                 const float *restrict cosines, const float *restrict sines, float *restrict out,
+                                 float *restrict scales, int64_t rows, int64_t length, int64_t heads, int64_t half,
+                                 float eps) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict cosine = cosines + row % length * half, *restrict sine = sines + row % length * half;
+        for (int64_t head = 0; head < heads; head++) {
+            const float *restrict first = x + row * stride + head * 2 * half, *restrict second = first + half;
+            const float *restrict weight_1 = weight + head * 2 * half, *restrict weight_2 = weight_1 + half;
+            float *restrict to = out + (row * heads + head) * 2 * half;
+            const float scale = 1.0f / sqrtf(dot(first, first, 2 * half) / (float)(2 * half) + eps);
+            scales[row * heads + head] = scale;
+            for (int64_t i = 0; i < half; i++) {
+                const float a = first[i] * scale * weight_1[i], b = second[i] * scale * weight_2[i];
+                to[i] = a * cosine[i] - b * sine[i];
+                to[i + half] = b * cosine[i] + a * sine[i];
+            }
+        }
+    }
+}
+
+/* The gradient of x, and that of weight added to grad_weight. */
+KERNEL void normalise_and_rotate_backward(const float *restrict grad, int64_t grad_stride, const float *restrict x,
+                                          int64_t stride, const float *restrict weight, const float *restrict cosines,
+                                          const float *restrict sines, const float *restrict scales,
+                                          float *restrict grad_x, int64_t grad_x_stride, double *restrict grad_weight,
+                                          int64_t rows, int64_t length, int64_t heads, int64_t half) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict cosine = cosines + row % length * half, *restrict sine = sines + row % length * half;
+        for (int64_t head = 0; head < heads; head++) {
+            const float *restrict in = x + row * stride + head * 2 * half;
+            const float *restrict from = grad + row * grad_stride + head * 2 * half;
+            const float *restrict weights = weight + head * 2 * half;
+            float *restrict to = grad_x + row * grad_x_stride + head * 2 * half;
+            double *restrict sums = grad_weight + head * 2 * half;
+            const float scale = scales[row * heads + head];
+            for (int64_t i = 0; i < half; i++) {
+                to[i] = from[i] * cosine[i] + from[i + half] * sine[i];
+                to[i + half] = from[i + half] * cosine[i] - from[i] * sine[i];
+            }
+            for (int64_t i = 0; i < 2 * half; i++) {
+                sums[i] += to[i] * in[i] * scale;
+                to[i] *= weights[i];
+            }
+            const float projection = dot(to, in, 2 * half) * scale * scale / (float)(2 * half);
+            for (int64_t i = 0; i < 2 * half; i++) to[i] = (to[i] - in[i] * projection) * scale;
+        }
+    }
+}
+
+/* Cross-entropies of rows of logits, which become its gradient: softmax minus one at the target. */
+KERNEL void cross_entropy(float *restrict logits, int64_t stride, const int64_t *restrict targets,
+                          float *restrict losses, int64_t rows, int64_t words) {
+    for (int64_t row = 0; row < rows; row++) {
+        float *restrict at = logits + row * stride;
+        float largest[LANES], sums[LANES] = {0.0f};
+        for (int lane = 0; lane < LANES; lane++) largest[lane] = at[0];
+        int64_t i = 0;
+        for (; i + LANES <= words; i += LANES)
+            for (int lane = 0; lane < LANES; lane++)
+                largest[lane] = at[i + lane] > largest[lane] ? at[i + lane] : largest[lane];
+        for (; i < words; i++) largest[0] = at[i] > largest[0] ? at[i] : largest[0];
+        for (int lane = 1; lane < LANES; lane++) largest[0] = largest[lane] > largest[0] ? largest[lane] : largest[0];
+
+        const float highest = largest[0], wanted = at[targets[row]];
+        for (i = 0; i + LANES <= words; i += LANES)
+            for (int lane = 0; lane < LANES; lane++) {
+                at[i + lane] = exponential(at[i + lane] - highest);
+                sums[lane] += at[i + lane];
+            }
+        for (; i < words; i++) {
+            at[i] = exponential(at[i] - highest);
+            sums[0] += at[i];
+        }
+        const float total = sum_of_lanes(sums), share = 1.0f / total;
+        for (i = 0; i < words; i++) at[i] *= share;
+        at[targets[row]] -= 1.0f;
+        losses[row] = highest + logf(total) - wanted;
+    }
+}
+
+/* Gradients of the experts' rows and of their shares in a token's sum, from the gradients of the tokens. */
+KERNEL void gradient_of_rows(const float *restrict grad, const float *restrict out, const int64_t *restrict tokens,
+                             const float *restrict shares, float *restrict grad_rows, float *restrict grad_shares,
+                             int64_t rows, int64_t width) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict from = grad + tokens[row] * width;
+        float *restrict to = grad_rows + row * width;
+        grad_shares[row] = dot(from, out + row * width, width);
+        for (int64_t i = 0; i < width; i++) to[i] = shares[row] * from[i];
+    }
+}
