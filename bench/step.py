@@ -7,12 +7,14 @@ A step is 4,096 tokens forward, cross-entropy, load-balancing loss, backward, cl
 has no q/k norm), must find the same loss, and step with the same optimizers. Implementations take turns; ``ms`` is the
 median of ours and a ratio is the median over turns of the other's time over ours. ``transformers`` is the fastest at
 that length, vocabulary and precision of Qwen3-MoE and Mixtral, each eager and grouped, each at torch's matmul
-precisions that are true fp32 here. Prints a table and writes ``bench/step.json``.
+precisions that are true fp32 here. ``torch only`` is ours without the C kernels. Prints a table and writes
+``bench/step.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import os
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 
 from bench.reference_mask_loop import MaskLoopLanguageModel
 from bench.results import write_json
+from moe import kernels
 from moe.config import ModelConfig, OptimizerConfig
 from moe.device import Device
 from moe.export import qwen3_moe_config
@@ -73,15 +76,17 @@ class Contestant:
     optimizers: Optimizers
     precision: Precision
     matmul_precision: str = "highest"
+    with_kernels: bool = True
     loss: float = float("nan")
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> float:
         """One full step; returns its seconds."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         started_s = time.perf_counter()
-        with self.precision.autocast():
-            ce, total = self.loss_of(tokens_BT, targets_BT)
-        total.backward()  # type: ignore[no-untyped-call]
+        with contextlib.nullcontext() if self.with_kernels else kernels.switched_off():
+            with self.precision.autocast():
+                ce, total = self.loss_of(tokens_BT, targets_BT)
+            total.backward()  # type: ignore[no-untyped-call]
         self.loss = float(ce.detach())
         outcome = self.optimizers.step_or_skip(None, OPTIMIZER.clip_grad_norm)
         self.optimizers.zero_grad()
@@ -95,7 +100,7 @@ def make_ours(config: ModelConfig) -> MoELanguageModel:
     return MoELanguageModel(config, generator=torch.Generator().manual_seed(0))
 
 
-def ours(config: ModelConfig, precision: Precision) -> Contestant:
+def ours(config: ModelConfig, precision: Precision, *, with_kernels: bool = True) -> Contestant:
     model = make_ours(config)
 
     def loss_of(tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +109,8 @@ def ours(config: ModelConfig, precision: Precision) -> Contestant:
         return ce, ce + LB_LOSS_COEF * loss.lb_loss
 
     optimizers = build_optimizers(model.weight_groups(), OPTIMIZER, CPU, precision)
-    return Contestant("ours", loss_of, optimizers, precision)
+    name = "ours" if with_kernels else "ours without kernels"
+    return Contestant(name, loss_of, optimizers, precision, with_kernels=with_kernels)
 
 
 def groups_by_role(model: nn.Module) -> WeightGroups:
@@ -234,6 +240,7 @@ def row(seq_len: int, vocab: int, precision: Precision, repeats: int, choice: di
         ours(config, precision),
         choice["rival"](config),
         mask_loop(config, precision, choice["mask loop"]),
+        ours(config, precision, with_kernels=False),
     ]
     batch = random_batch(seq_len, vocab)
     assert_same_loss(contestants, batch)
@@ -254,6 +261,7 @@ def row(seq_len: int, vocab: int, precision: Precision, repeats: int, choice: di
         "transformers": contestants[1].name,
         "transformers_ms": statistics.median(turn[1] for turn in times),
         "mask_loop_ms": statistics.median(turn[2] for turn in times),
+        "without_kernels_ms": statistics.median(turn[3] for turn in times),
         "matmul_gflops": rate / 1e9,
         "repeats": repeats,
     }
@@ -317,15 +325,17 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": 1,
         "onednn_keeps_fp32": onednn_keeps_fp32(),
+        "kernels": kernels.load().reason,
         "load_average": os.getloadavg()[0],
     }
 
 
 def show(rows: Sequence[dict[str, Any]], muon: dict[str, Any]) -> None:
-    print(f"{'T':>5} {'vocab':>6} {'':5} {'ours ms':>8} {'vs transformers':>16} {'vs mask loop':>13} {'of matmul':>10}")
+    heads = ("T", "vocab", "", "ours ms", "torch only", "vs transformers", "vs mask loop", "of matmul")
+    print("{:>5} {:>6} {:5} {:>8} {:>10} {:>16} {:>13} {:>10}".format(*heads))
     for r in rows:
         print(
-            f"{r['seq_len']:>5} {r['vocab']:>6} {r['precision']:5} {r['ms']:>8.0f} "
+            f"{r['seq_len']:>5} {r['vocab']:>6} {r['precision']:5} {r['ms']:>8.0f} {r['without_kernels_ms']:>10.0f} "
             f"{r['ratio_vs_transformers']:>15.2f}x {r['ratio_vs_mask_loop']:>12.2f}x {r['share_of_matmul']:>10.2f}"
             f"   ({r['transformers']})"
         )
