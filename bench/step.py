@@ -325,7 +325,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": 1,
         "onednn_keeps_fp32": onednn_keeps_fp32(),
-        "kernels": kernels.load().reason,
+        "kernels": kernels.load().found,
         "load_average": os.getloadavg()[0],
     }
 

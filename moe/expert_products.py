@@ -19,7 +19,7 @@ from moe import kernels
 from moe.matmul import fast_matmuls, padded_buffer
 from moe.swiglu import swiglu, swiglu_backward
 
-BLOCK_BYTES = 2**22  # pre-activations worked on at once: near a core's second-level cache (measured)
+BLOCK_BYTES = 2**22  # pre-activations worked on at once, or up to half more: near a core's caches (measured)
 
 # Fewest rows whose product has the same bits, row by row, as any larger one (measured on MKL, and on oneDNN for the
 # sums that it does not split): a token's output then does not depend on how many others share its expert. oneDNN
@@ -134,7 +134,7 @@ class BlockedProducts:
         cut = _blocks(rows, n_hidden)
         act_buffer_SF = out_RD.new_empty(cut.longest, n_inner)
         # A kernel copies what is kept past the caches, while the block that it works on stays there.
-        is_copied = hidden_RH is None or kernels.available(rows.x_RD)
+        is_copied = hidden_RH is None or kernels.fit(rows.x_RD)
         buffer_SH = out_RD.new_empty(cut.longest if is_copied else 0, n_hidden)
         kept = cut.of(hidden_RH) if hidden_RH is not None else [None] * len(cut.sizes)
         gate_ups, downs = weights.gate_up_EHD.mT.unbind(), weights.down_EDF.mT.unbind()
@@ -186,8 +186,11 @@ def _blocks(rows: SortedRows, n_hidden: int) -> Blocks:
     row_bytes = n_hidden * rows.x_RD.element_size()
     size = max(64, BLOCK_BYTES // row_bytes // 64 * 64) if rows.x_RD.device.type == "cpu" else n_rows
     # Fake tensors predict memory: they have no number to read, and one block stands for all.
-    is_fake = isinstance(rows.ends_E, FakeTensor)
-    ends = [min(size, -(-n_rows // len(rows.ends_E)))] if is_fake else rows.ends_E.tolist()
+    if isinstance(rows.ends_E, FakeTensor):
+        share = -(-n_rows // len(rows.ends_E))
+        ends = [share if share <= size + size // 2 else size]
+    else:
+        ends = rows.ends_E.tolist()
     blocks = []
     for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         left = end - start

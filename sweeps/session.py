@@ -32,7 +32,7 @@ from sweeps.frozen_precision import as_trained, precision_note
 from sweeps.interruption import Grace, resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.lease import DRIVER_LEASE, Lease
-from sweeps.ledger.provenance import code_fingerprint
+from sweeps.ledger.provenance import code_fingerprint, hardware
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
@@ -176,6 +176,7 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
             _say(console, sitting, f"sweep {name} is finished; nothing to run")
             return _last_words(ledger, console)
         _check_code(ledger, beginning, sitting)
+        _tell_of_other_kernels(beginning, console, sitting)
         with resumable(ledger), Grace(name, console) as grace, _cluster():
             return _go_on(ledger, lease, sitting, console, grace)
     finally:
@@ -339,6 +340,12 @@ def _check_code(ledger: Ledger, beginning: Mapping[str, Any], sitting: Sitting) 
             "--allow-code-change, which is written down"
         )
     ledger.add_code_change(now)
+
+
+def _tell_of_other_kernels(beginning: Mapping[str, Any], console: Console, sitting: Sitting) -> None:
+    before, now = (beginning.get("hardware") or {}).get("kernels"), hardware()["kernels"]
+    if before not in {None, now}:
+        _say(console, sitting, f"note: kernels were '{before}' when the sweep began, now '{now}': last digits differ")
 
 
 def _material(space: Space, console: Console, sitting: Sitting, *, expected: Mapping[str, Any] | None) -> Material:

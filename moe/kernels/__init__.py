@@ -1,9 +1,9 @@
-"""What torch does in many passes over memory, in one: C functions for fp32 on a CPU, where they were built.
+"""What torch does in many passes over memory, in one: C functions for fp32 tensors on a CPU, where they were built.
 
-Installing the project compiles them if there is a C compiler. Where it was not built, and on every device but the
-CPU, callers compute the same with torch, in several passes: ``available`` tells which. The two agree within rounding,
-and for one processor and one installation the choice depends on nothing but types and the number of threads, so that a
-resumed run computes the bits of the run it resumes.
+Installing the project compiles them if it finds GCC. Elsewhere, and for other types and devices, callers compute the
+same with torch: ``available`` tells which. The two agree within rounding, and for one processor and one installation
+the choice depends on nothing but types and the number of threads, so that a resumed run computes the bits of the run
+it resumes.
 """
 
 # N tokens, R or S rows, D width of a row, F expert width, H = 2F, J heads, C head dimension, V vocabulary
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-_INTERFACE = 1  # of elementwise.c
-_MOST_THREADS = 4  # the kernels use one thread; torch's passes gain on them with every other one
+_INTERFACE = 1  # of kernels.c
+_WIDTHS = {"avx512": 2, "avx2": 1}  # the widest first, with its bit in what kernels_widths returns
 
 _POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, Sequence[type[Any]]] = {
@@ -39,32 +39,43 @@ _SIGNATURES: dict[str, Sequence[type[Any]]] = {
     "attention": [_POINTER, _COUNT] * 2 + [_POINTER] * 2 + [_COUNT] * 5,
     "attention_backward": [_POINTER] + [_POINTER, _COUNT] * 2 + [_POINTER] * 4 + [_COUNT] * 5,
 }
+_ANSWERING = {"cross_entropy", "attention", "attention_backward"}  # return a number
 
 
 class Loaded(NamedTuple):
-    """The compiled kernels, or why there are none."""
+    """The compiled functions by name, and which they are, or why there are none."""
 
-    library: ctypes.CDLL | None
-    reason: str
+    functions: dict[str, Any]
+    found: str
 
 
 @functools.cache
 def load() -> Loaded:
-    """Find and open the compiled kernels, once."""
+    """Find and open the compiled kernels for this processor, once."""
     spec = importlib.util.find_spec("moe.kernels._compiled")
     if spec is None or spec.origin is None:
-        return Loaded(None, "not built: there was no C compiler when the project was installed")
+        return Loaded({}, "not built: no GCC was found when the project was installed")
     try:
         library = ctypes.CDLL(spec.origin)
-        library.kernels_interface.restype = library.has_attention.restype = _COUNT
+        library.kernels_interface.restype = library.kernels_widths.restype = _COUNT
         if library.kernels_interface() != _INTERFACE:
-            return Loaded(None, f"{spec.origin} was built from other sources: install the project again")
-        for name, types in _SIGNATURES.items():
-            getattr(library, name).argtypes = types
-            getattr(library, name).restype = _COUNT if name.startswith("attention") else None
+            return Loaded({}, f"{spec.origin} was built from other sources: install the project again")
+        there = library.kernels_widths()
+        for width, bit in _WIDTHS.items():
+            if there & bit:
+                return Loaded(_functions(library, width), width)
     except (OSError, AttributeError) as error:
-        return Loaded(None, f"built for another machine, or damaged: {error}")
-    return Loaded(library, "built")
+        return Loaded({}, f"built for another machine, or damaged: {error}")
+    return Loaded({}, "none: they are for x86-64 with AVX2, built by GCC")
+
+
+def _functions(library: ctypes.CDLL, width: str) -> dict[str, Any]:
+    functions = {}
+    for name, types in _SIGNATURES.items():
+        function = library[f"{name}_{width}"]
+        function.argtypes, function.restype = types, _COUNT if name in _ANSWERING else None
+        functions[name] = function
+    return functions
 
 
 _switched_off = False
@@ -82,27 +93,28 @@ def switched_off() -> Iterator[None]:
 
 
 def available(x: Tensor) -> bool:
-    """Whether the kernels can work on tensors like this one: fp32, on the CPU, with numbers, and on few threads."""
+    """Whether the kernels can work on tensors like this one."""
+    return fit(x) and not isinstance(x, FakeTensor)
+
+
+def fit(x: Tensor) -> bool:
+    """Whether they could if it had numbers: fp32, on the CPU, on one thread, which is all that the kernels use."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and not isinstance(x, FakeTensor)
         and not _switched_off
-        and torch.get_num_threads() <= _MOST_THREADS
-        and load().library is not None
+        and torch.get_num_threads() == 1
+        and bool(load().functions)
     )
 
 
 def attends(x: Tensor, head_dim: int) -> bool:
-    """Whether the kernels can attend: on x86-64 with AVX2, for heads of a multiple of 32 numbers."""
-    return available(x) and head_dim % 32 == 0 and bool(load().library.has_attention())  # type: ignore[union-attr]
+    """Whether the kernels can attend with tensors like this one: heads are a multiple of 32 numbers."""
+    return available(x) and head_dim % 32 == 0
 
 
-def _kernel(name: str) -> ctypes._NamedFuncPointer:
-    library = load().library
-    assert library is not None
-    function: ctypes._NamedFuncPointer = getattr(library, name)
-    return function
+def _kernel(name: str) -> Any:
+    return load().functions[name]
 
 
 def _at(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
@@ -160,9 +172,11 @@ def rms_norm_backward(grad_RD: Tensor, x_RD: Tensor, weight_D: Tensor, scale_R1:
 def _heads(x_BTJC: Tensor) -> tuple[int, int]:
     """Where the heads of the first token begin, and how many numbers further on those of the next."""
     n_rows, length, _, head_dim = x_BTJC.shape
-    token = x_BTJC.stride(1)
-    assert x_BTJC.dtype == torch.float32
-    assert x_BTJC.stride() == (length * token, token, head_dim, 1) or n_rows == 1, x_BTJC.stride()
+    row, token, head, number = x_BTJC.stride()
+    if length == 1:
+        token = row
+    assert x_BTJC.dtype == torch.float32, f"expected fp32, not {x_BTJC.dtype}"
+    assert (head, number) == (head_dim, 1) and (row == length * token or n_rows == 1), x_BTJC.stride()
     return x_BTJC.data_ptr(), token
 
 
@@ -212,9 +226,15 @@ def normalise_and_rotate_backward(
 
 
 def cross_entropy_(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
-    """Cross-entropies [C]; the logits become their own gradient, softmax minus one at the target."""
-    loss_C = logits_CV.new_empty(len(logits_CV))
-    _kernel("cross_entropy")(*_rows(logits_CV), _at(targets_C, torch.int64), _at(loss_C), *logits_CV.shape)
+    """Cross-entropies [C]; the logits become their own gradient, softmax minus one at the target.
+
+    Raises:
+        IndexError: a target is not in the vocabulary.
+    """
+    loss_C, targets_C = logits_CV.new_empty(len(logits_CV)), targets_C.contiguous()
+    done = _kernel("cross_entropy")(*_rows(logits_CV), _at(targets_C, torch.int64), _at(loss_C), *logits_CV.shape)
+    if done < len(logits_CV):
+        raise IndexError(f"target {int(targets_C[done])} is not in a vocabulary of {logits_CV.shape[1]}")
     return loss_C
 
 

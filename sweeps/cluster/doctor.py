@@ -160,10 +160,10 @@ def check_kernels() -> list[Row]:
     from moe import kernels
 
     loaded = kernels.load()
-    if loaded.library is None:
-        remedy = "install a C compiler (gcc), then `make clean` and any target; without, training is slower"
-        return [Row(what="kernels", level="warn", found=loaded.reason, remedy=remedy)]
-    return [Row(what="kernels", level="ok", found="compiled, for fp32 on a CPU")]
+    if loaded.functions:
+        return [Row(what="kernels", level="ok", found=f"compiled, for fp32 tensors on a CPU with {loaded.found}")]
+    remedy = "install GCC, `make clean`, and any target; training on a CPU is slower without"
+    return [Row(what="kernels", level="warn", found=loaded.found, remedy=remedy)]
 
 
 def check_ray(address: str | None) -> list[Row]:

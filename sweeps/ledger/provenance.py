@@ -18,8 +18,9 @@ def code_fingerprint() -> str:
     import moe
 
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(Path(next(iter(moe.__path__))).glob("*.py")):
-        digest.update(path.name.encode())
+    folder = Path(next(iter(moe.__path__)))
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in {".py", ".c", ".h"}):
+        digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -30,9 +31,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine of the driver: processor, cores that this process may use, memory, GPUs."""
+    """The machine of the driver: processor, cores that this process may use, memory, GPUs, and ``moe``'s kernels."""
     import psutil
     import torch
+
+    from moe import kernels
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -42,6 +45,7 @@ def hardware() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
         "cuda": torch.version.cuda,
+        "kernels": kernels.load().found,
     }
 
 

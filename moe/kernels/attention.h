@@ -1,4 +1,5 @@
-/* Causal attention for one width of vectors. attention.c includes this once for each, having defined
+/* Causal softmax attention, forward and backward, for heads of a multiple of 32 numbers. kernels.c includes this for
+   every width of vectors, having defined
 
    NAME(f)  the function's name for this width
    LANES    floats in a vector
@@ -6,6 +7,24 @@
 
    A tile is 32 queries of one head; its scores against all earlier keys stay in a cache. Three products do the work:
    scores = queries . keys^T, mixed = weights . values, and gathered += weights^T . rows. */
+
+#ifndef TILE
+#define TILE 32
+#define ROW_GAP 16 /* rows of scores a power of two apart would share the lines of a cache */
+
+struct shape {
+    int64_t batch, length, heads, groups, width;
+};
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t padded_length(int64_t length) { return (length + TILE - 1) / TILE * TILE; }
+
+static float *make_scratch(const struct shape *s, int64_t panels, int64_t tiles, int64_t scores) {
+    const int64_t padded = padded_length(s->length);
+    const int64_t count = (panels * padded + tiles * TILE) * s->width + scores * TILE * (padded + ROW_GAP);
+    return aligned_alloc(64, (size_t)count * sizeof(float));
+}
+#endif
 
 typedef float NAME(vector) __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 #define VECTOR NAME(vector)
@@ -166,8 +185,8 @@ static void NAME(forward)(const struct shape *s, const float *q, int64_t q_strid
                           int64_t v_stride, float *out, float *log_sums, float *scratch) {
     const int64_t length = s->length, width = s->width, padded = padded_length(length), row = padded + ROW_GAP;
     const float scale = 1.0f / sqrtf((float)width);
-    float *panels = scratch, *values = panels + padded * width, *tile = values + padded * width, *mixed = tile + TILE * width,
-          *scores = mixed + TILE * width;
+    float *panels = scratch, *values = panels + padded * width, *tile = values + padded * width,
+          *mixed = tile + TILE * width, *scores = mixed + TILE * width;
     for (int64_t b = 0; b < s->batch; b++)
         for (int64_t group = 0; group < s->groups; group++) {
             NAME(take)(v + b * length * v_stride + group * width, v_stride, values, length, length, width);
@@ -202,7 +221,8 @@ static void NAME(backward)(const struct shape *s, const float *grad, const float
     const int64_t grad_stride = (s->heads + s->groups) * width;
     const float scale = 1.0f / sqrtf((float)width);
     float *key_panels = scratch, *value_panels = key_panels + padded * width,
-          *keys_dense = value_panels + padded * width, *key_sums = keys_dense + padded * width, *value_sums = key_sums + padded * width,
+          *keys_dense = value_panels + padded * width, *key_sums = keys_dense + padded * width,
+          *value_sums = key_sums + padded * width,
           *tile = value_sums + padded * width, *grad_tile = tile + TILE * width, *mixed = grad_tile + TILE * width,
           *weights = mixed + TILE * width, *grad_weights = weights + TILE * row;
     for (int64_t b = 0; b < s->batch; b++)
@@ -238,6 +258,31 @@ static void NAME(backward)(const struct shape *s, const float *grad, const float
             NAME(give)(key_sums, grad_k + b * length * grad_stride + group * width, grad_stride, length, width);
             NAME(give)(value_sums, grad_v + (b * length * s->groups + group) * width, s->groups * width, length, width);
         }
+}
+
+/* q and k [B, T, H + G, C] in one array, k after q; v with a stride of its own; out [B, T, H, C]; log_sums [B, T, H].
+   Returns 0, or 1 if there is no memory. */
+int64_t NAME(attention)(const float *q, int64_t q_stride, const float *v, int64_t v_stride, float *out,
+                        float *log_sums, int64_t batch, int64_t length, int64_t heads, int64_t groups, int64_t width) {
+    const struct shape s = {batch, length, heads, groups, width};
+    float *scratch = make_scratch(&s, 2, 2, 1);
+    if (!scratch) return 1;
+    NAME(forward)(&s, q, q_stride, q + heads * width, v, v_stride, out, log_sums, scratch);
+    free(scratch);
+    return 0;
+}
+
+/* Gradients of q and k [B, T, H + G, C] and of v [B, T, G, C] from that of out. */
+int64_t NAME(attention_backward)(const float *grad, const float *q, int64_t q_stride, const float *v, int64_t v_stride,
+                                 const float *out, const float *log_sums, float *grad_qk, float *grad_v, int64_t batch,
+                                 int64_t length, int64_t heads, int64_t groups, int64_t width) {
+    const struct shape s = {batch, length, heads, groups, width};
+    float *scratch = make_scratch(&s, 5, 3, 2);
+    if (!scratch) return 1;
+    NAME(backward)(&s, grad, q, q_stride, q + heads * width, v, v_stride, out, log_sums, grad_qk,
+                   grad_qk + heads * width, grad_v, scratch);
+    free(scratch);
+    return 0;
 }
 
 #undef VECTOR

@@ -1,76 +1,49 @@
-/* The elementwise work of a training step in fp32 on one CPU core, each piece in one pass over memory.
+/* The elementwise work of a training step; kernels.c includes this for every width of vectors. Sums run in sixteen
+   lanes whatever the width, and in double precision over rows. */
 
-   moe/kernels/__init__.py declares these functions to Python; without them torch computes the same in several passes.
-   Arrays are dense and in row order but where a stride says otherwise; strides count floats. Sums run in sixteen lanes
-   whatever the processor's vectors are, and in double precision over rows. */
-
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#include "exponential.h"
-
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
-
-/* One build for all x86-64 processors of a kind of system: the loader takes the widest vectors that are there. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define KERNEL
-#endif
-
-#define INTERFACE 1 /* raised with every change that moe/kernels/__init__.py must know of */
-#define LANES 16
+#ifndef SUM_LANES
+#define SUM_LANES 16
 #define ROWS_AHEAD 2 /* how far before its use a row is called from memory (measured) */
 #define FLOATS_PER_LINE 16
+#endif
 
-int64_t kernels_interface(void) { return INTERFACE; }
-
-INLINE float sum_of_lanes(const float lanes[LANES]) {
+INLINE float NAME(sum_of_lanes)(const float lanes[SUM_LANES]) {
     float total = 0.0f;
-    for (int lane = 0; lane < LANES; lane++) total += lanes[lane];
+    for (int lane = 0; lane < SUM_LANES; lane++) total += lanes[lane];
     return total;
 }
 
-INLINE float dot(const float *restrict a, const float *restrict b, int64_t n) {
-    float lanes[LANES] = {0.0f};
+INLINE float NAME(dot)(const float *restrict a, const float *restrict b, int64_t n) {
+    float lanes[SUM_LANES] = {0.0f};
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] += a[i + lane] * b[i + lane];
+    for (; i + SUM_LANES <= n; i += SUM_LANES)
+        for (int lane = 0; lane < SUM_LANES; lane++) lanes[lane] += a[i + lane] * b[i + lane];
     for (int lane = 0; i < n; i++, lane++) lanes[lane] += a[i] * b[i];
-    return sum_of_lanes(lanes);
+    return NAME(sum_of_lanes)(lanes);
 }
 
 /* Writes past the caches: what is read only much later does not push out what is needed now. */
-INLINE void copy_out(float *restrict to, const float *restrict from, int64_t n) {
-#if defined(__SSE__)
-    if (n % 4 == 0 && (uintptr_t)to % 16 == 0) {
+INLINE void NAME(copy_out)(float *restrict to, const float *restrict from, int64_t n) {
+    if (n % 4 == 0 && (uintptr_t)to % 16 == 0)
         for (int64_t i = 0; i < n; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
-        return;
-    }
-#endif
-    memcpy(to, from, (size_t)n * sizeof *to);
+    else
+        memcpy(to, from, (size_t)n * sizeof *to);
 }
 
 /* act = silu(gate) * up for rows of [gate, up]; the rows are also copied to kept unless that is null. */
-KERNEL void swiglu(const float *restrict gate_up, float *restrict act, float *restrict kept, int64_t rows,
+void NAME(swiglu)(const float *restrict gate_up, float *restrict act, float *restrict kept, int64_t rows,
                    int64_t width) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict gate = gate_up + row * 2 * width, *restrict up = gate + width;
         float *restrict out = act + row * width;
-        for (int64_t i = 0; i < width; i++) out[i] = gate[i] * up[i] / (1.0f + exponential(-gate[i]));
-        if (kept) copy_out(kept + row * 2 * width, gate, 2 * width);
+        for (int64_t i = 0; i < width; i++) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+        if (kept) NAME(copy_out)(kept + row * 2 * width, gate, 2 * width);
     }
-#if defined(__SSE__)
     _mm_sfence();
-#endif
 }
 
 /* act again, and the gradient of [gate, up] from that of act. */
-KERNEL void swiglu_backward(const float *restrict gate_up, const float *restrict grad_act, float *restrict act,
+void NAME(swiglu_backward)(const float *restrict gate_up, const float *restrict grad_act, float *restrict act,
                             float *restrict grad_gate_up, int64_t grad_stride, int64_t rows, int64_t width) {
     const float *end = gate_up + rows * 2 * width;
     for (int64_t row = 0; row < rows; row++) {
@@ -90,19 +63,19 @@ KERNEL void swiglu_backward(const float *restrict gate_up, const float *restrict
 }
 
 /* out = x * scale * weight with scale = 1 / rms(x), a scale per row. */
-KERNEL void rms_norm(const float *restrict x, const float *restrict weight, float *restrict out, float *restrict scales,
+void NAME(rms_norm)(const float *restrict x, const float *restrict weight, float *restrict out, float *restrict scales,
                      int64_t rows, int64_t width, float eps) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict in = x + row * width;
         float *restrict to = out + row * width;
-        const float scale = 1.0f / sqrtf(dot(in, in, width) / (float)width + eps);
+        const float scale = 1.0f / sqrtf(NAME(dot)(in, in, width) / (float)width + eps);
         scales[row] = scale;
         for (int64_t i = 0; i < width; i++) to[i] = in[i] * scale * weight[i];
     }
 }
 
 /* The gradient of x, and that of weight added to grad_weight. */
-KERNEL void rms_norm_backward(const float *restrict grad, const float *restrict x, const float *restrict weight,
+void NAME(rms_norm_backward)(const float *restrict grad, const float *restrict x, const float *restrict weight,
                               const float *restrict scales, float *restrict grad_x, double *restrict grad_weight,
                               int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; row++) {
@@ -113,13 +86,13 @@ KERNEL void rms_norm_backward(const float *restrict grad, const float *restrict 
             grad_weight[i] += from[i] * in[i] * scale;
             to[i] = from[i] * weight[i];
         }
-        const float projection = dot(to, in, width) * scale * scale / (float)width;
+        const float projection = NAME(dot)(to, in, width) * scale * scale / (float)width;
         for (int64_t i = 0; i < width; i++) to[i] = (to[i] - in[i] * projection) * scale;
     }
 }
 
 /* Each head of size 2 half: scaled to unit rms, weighted, and turned by the angles of its row's position. */
-KERNEL void normalise_and_rotate(const float *restrict x, int64_t stride, const float *restrict weight,
+void NAME(normalise_and_rotate)(const float *restrict x, int64_t stride, const float *restrict weight,
                                  const float *restrict cosines, const float *restrict sines, float *restrict out,
                                  float *restrict scales, int64_t rows, int64_t length, int64_t heads, int64_t half,
                                  float eps) {
@@ -129,7 +102,7 @@ KERNEL void normalise_and_rotate(const float *restrict x, int64_t stride, const 
             const float *restrict first = x + row * stride + head * 2 * half, *restrict second = first + half;
             const float *restrict weight_1 = weight + head * 2 * half, *restrict weight_2 = weight_1 + half;
             float *restrict to = out + (row * heads + head) * 2 * half;
-            const float scale = 1.0f / sqrtf(dot(first, first, 2 * half) / (float)(2 * half) + eps);
+            const float scale = 1.0f / sqrtf(NAME(dot)(first, first, 2 * half) / (float)(2 * half) + eps);
             scales[row * heads + head] = scale;
             for (int64_t i = 0; i < half; i++) {
                 const float a = first[i] * scale * weight_1[i], b = second[i] * scale * weight_2[i];
@@ -141,7 +114,7 @@ KERNEL void normalise_and_rotate(const float *restrict x, int64_t stride, const 
 }
 
 /* The gradient of x, and that of weight added to grad_weight. */
-KERNEL void normalise_and_rotate_backward(const float *restrict grad, int64_t grad_stride, const float *restrict x,
+void NAME(normalise_and_rotate_backward)(const float *restrict grad, int64_t grad_stride, const float *restrict x,
                                           int64_t stride, const float *restrict weight, const float *restrict cosines,
                                           const float *restrict sines, const float *restrict scales,
                                           float *restrict grad_x, int64_t grad_x_stride, double *restrict grad_weight,
@@ -163,29 +136,32 @@ KERNEL void normalise_and_rotate_backward(const float *restrict grad, int64_t gr
                 sums[i] += to[i] * in[i] * scale;
                 to[i] *= weights[i];
             }
-            const float projection = dot(to, in, 2 * half) * scale * scale / (float)(2 * half);
+            const float projection = NAME(dot)(to, in, 2 * half) * scale * scale / (float)(2 * half);
             for (int64_t i = 0; i < 2 * half; i++) to[i] = (to[i] - in[i] * projection) * scale;
         }
     }
 }
 
-/* Cross-entropies of rows of logits, which become its gradient: softmax minus one at the target. */
-KERNEL void cross_entropy(float *restrict logits, int64_t stride, const int64_t *restrict targets,
-                          float *restrict losses, int64_t rows, int64_t words) {
+/* Cross-entropies of rows of logits, which become their gradient: softmax minus one at the target.
+   Returns how many rows were done: fewer than all if a target is no word. */
+int64_t NAME(cross_entropy)(float *restrict logits, int64_t stride, const int64_t *restrict targets,
+                            float *restrict losses, int64_t rows, int64_t words) {
     for (int64_t row = 0; row < rows; row++) {
+        if (targets[row] < 0 || targets[row] >= words) return row;
         float *restrict at = logits + row * stride;
-        float largest[LANES], sums[LANES] = {0.0f};
-        for (int lane = 0; lane < LANES; lane++) largest[lane] = at[0];
+        float largest[SUM_LANES], sums[SUM_LANES] = {0.0f};
+        for (int lane = 0; lane < SUM_LANES; lane++) largest[lane] = at[0];
         int64_t i = 0;
-        for (; i + LANES <= words; i += LANES)
-            for (int lane = 0; lane < LANES; lane++)
+        for (; i + SUM_LANES <= words; i += SUM_LANES)
+            for (int lane = 0; lane < SUM_LANES; lane++)
                 largest[lane] = at[i + lane] > largest[lane] ? at[i + lane] : largest[lane];
         for (; i < words; i++) largest[0] = at[i] > largest[0] ? at[i] : largest[0];
-        for (int lane = 1; lane < LANES; lane++) largest[0] = largest[lane] > largest[0] ? largest[lane] : largest[0];
+        for (int lane = 1; lane < SUM_LANES; lane++)
+            largest[0] = largest[lane] > largest[0] ? largest[lane] : largest[0];
 
         const float highest = largest[0], wanted = at[targets[row]];
-        for (i = 0; i + LANES <= words; i += LANES)
-            for (int lane = 0; lane < LANES; lane++) {
+        for (i = 0; i + SUM_LANES <= words; i += SUM_LANES)
+            for (int lane = 0; lane < SUM_LANES; lane++) {
                 at[i + lane] = exponential(at[i + lane] - highest);
                 sums[lane] += at[i + lane];
             }
@@ -193,21 +169,22 @@ KERNEL void cross_entropy(float *restrict logits, int64_t stride, const int64_t 
             at[i] = exponential(at[i] - highest);
             sums[0] += at[i];
         }
-        const float total = sum_of_lanes(sums), share = 1.0f / total;
+        const float total = NAME(sum_of_lanes)(sums), share = 1.0f / total;
         for (i = 0; i < words; i++) at[i] *= share;
         at[targets[row]] -= 1.0f;
         losses[row] = highest + logf(total) - wanted;
     }
+    return rows;
 }
 
 /* Gradients of the experts' rows and of their shares in a token's sum, from the gradients of the tokens. */
-KERNEL void gradient_of_rows(const float *restrict grad, const float *restrict out, const int64_t *restrict tokens,
+void NAME(gradient_of_rows)(const float *restrict grad, const float *restrict out, const int64_t *restrict tokens,
                              const float *restrict shares, float *restrict grad_rows, float *restrict grad_shares,
                              int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict from = grad + tokens[row] * width;
         float *restrict to = grad_rows + row * width;
-        grad_shares[row] = dot(from, out + row * width, width);
+        grad_shares[row] = NAME(dot)(from, out + row * width, width);
         for (int64_t i = 0; i < width; i++) to[i] = shares[row] * from[i];
     }
 }
