@@ -35,7 +35,7 @@ def _softmax_and_losses(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, T
     largest_C = logits_CV.amax(dim=-1)
     target_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
     probs_CV = torch.softmax(logits_CV, dim=-1, out=logits_CV)
-    return probs_CV, largest_C - probs_CV.amax(dim=-1).log_() - target_C
+    return probs_CV, largest_C - target_C - probs_CV.amax(dim=-1).log_()
 
 
 def _gradient_and_losses(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,7 @@ def swiglu_backward(gate_up_SH: Tensor, grad_SF: Tensor, *, act_SF: Tensor, grad
 
 def rms_norm(x_RD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Normalised and weighted rows [R, D], and their inverse root mean squares [R, 1]."""
+    assert x_RD.shape[1:] == weight_D.shape, f"expected rows of {tuple(weight_D.shape)}, not {tuple(x_RD.shape)}"
     x_RD = x_RD.contiguous()
     out_RD, scale_R1 = torch.empty_like(x_RD), x_RD.new_empty(len(x_RD), 1)
     _kernel("rms_norm")(_at(x_RD), _at(weight_D), _at(out_RD), _at(scale_R1), *x_RD.shape, eps)
@@ -171,13 +172,8 @@ def rms_norm_backward(grad_RD: Tensor, x_RD: Tensor, weight_D: Tensor, scale_R1:
 
 def _heads(x_BTJC: Tensor) -> tuple[int, int]:
     """Where the heads of the first token begin, and how many numbers further on those of the next."""
-    n_rows, length, _, head_dim = x_BTJC.shape
-    row, token, head, number = x_BTJC.stride()
-    if length == 1:
-        token = row
-    assert x_BTJC.dtype == torch.float32, f"expected fp32, not {x_BTJC.dtype}"
-    assert (head, number) == (head_dim, 1) and (row == length * token or n_rows == 1), x_BTJC.stride()
-    return x_BTJC.data_ptr(), token
+    n_rows, length, n_heads, head_dim = x_BTJC.shape
+    return _rows(x_BTJC.view(n_rows * length, n_heads * head_dim))
 
 
 def normalise_and_rotate(
@@ -185,6 +181,8 @@ def normalise_and_rotate(
 ) -> tuple[Tensor, Tensor]:
     """Normalised, weighted and turned heads [B, T, J, C], and their inverse root mean squares [B, T, J, 1]."""
     n_rows, length, n_heads, head_dim = x_BTJC.shape
+    assert weight_JC.shape == (n_heads, head_dim), f"expected weights of {n_heads} heads, not {tuple(weight_JC.shape)}"
+    assert cos.shape == sin.shape == (length, head_dim // 2), f"expected {length} positions, not {tuple(cos.shape)}"
     out_BTJC, scale_BTJ1 = x_BTJC.new_empty(x_BTJC.shape), x_BTJC.new_empty(*x_BTJC.shape[:-1], 1)
     counts = n_rows * length, length, n_heads, head_dim // 2
     _kernel("normalise_and_rotate")(
@@ -205,6 +203,7 @@ def normalise_and_rotate_backward(
 ) -> Tensor:
     """Gradient of the heads into ``grad_x_BTJC``; returns that of the weights [J, C]."""
     n_rows, length, n_heads, head_dim = x_BTJC.shape
+    grad_BTJC = grad_BTJC.contiguous()
     grad_weight_JC = torch.zeros_like(weight_JC, dtype=torch.float64)
     where, stride = _heads(grad_x_BTJC)
     _kernel("normalise_and_rotate_backward")(

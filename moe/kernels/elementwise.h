@@ -172,7 +172,7 @@ int64_t NAME(cross_entropy)(float *restrict logits, int64_t stride, const int64_
         const float total = NAME(sum_of_lanes)(sums), share = 1.0f / total;
         for (i = 0; i < words; i++) at[i] *= share;
         at[targets[row]] -= 1.0f;
-        losses[row] = highest + logf(total) - wanted;
+        losses[row] = highest - wanted + logf(total); /* the difference of near logits is exact */
     }
     return rows;
 }
