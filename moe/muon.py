@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe.newton_schulz import orthogonalise
+from moe.newton_schulz import add_orthogonalised_, orthogonalise
 
 # Matrices of one shape are orthogonalised together up to this many elements: that saves launches on CUDA and half the
 # time on small matrices on a CPU; larger batches lose more to fresh memory for the temporaries than they save.
@@ -88,11 +88,12 @@ class Muon(torch.optim.Optimizer):
         rows, columns = params[0].shape[-2:]
         views = [param.view(-1, rows, columns) for param in params]
         stacks = [update.view(-1, rows, columns) for update in updates]
-        directions_NRC = orthogonalise(
-            torch.cat(stacks) if len(stacks) > 1 else stacks[0], dtype=self.newton_schulz_dtype
-        )
-        directions = torch.split(directions_NRC.to(params[0].dtype), [view.shape[0] for view in views])
-        torch._foreach_add_(views, directions, alpha=-lr * shape_factor(rows, columns))
+        factor, dtype = -lr * shape_factor(rows, columns), self.newton_schulz_dtype
+        if len(views) == 1:
+            add_orthogonalised_(views[0], stacks[0], factor=factor, dtype=dtype)
+            return
+        directions_NRC = orthogonalise(torch.cat(stacks), dtype=dtype).to(params[0].dtype)
+        torch._foreach_add_(views, torch.split(directions_NRC, [len(view) for view in views]), alpha=factor)
 
 
 def _batches_of_one_shape(params: Sequence[Tensor]) -> list[list[int]]:

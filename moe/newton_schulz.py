@@ -32,14 +32,31 @@ def orthogonalise(matrices_NRC: Tensor, *, dtype: torch.dtype = torch.float32) -
     """
     if dtype == torch.float16:
         raise ValueError("Newton-Schulz in float16 is refused: use bfloat16 where it is fast, float32 elsewhere")
+    if _is_by_gram(matrices_NRC, dtype):
+        left, right = _gram_factors(matrices_NRC.to(dtype))
+        return left @ right
     rows, columns = matrices_NRC.shape[-2:]
-    full_digits = dtype in {torch.float32, torch.float64}
-    if full_digits and max(rows, columns) >= _GRAM_SIDE_RATIO * min(rows, columns):
-        return _by_gram(matrices_NRC.to(dtype))
     x_NSL = matrices_NRC.mT if rows > columns else matrices_NRC
     norm_N11 = torch.linalg.vector_norm(x_NSL, dim=(-2, -1), keepdim=True, dtype=_accumulation_dtype(dtype))
     x_NSL = _iterate((x_NSL / norm_N11.clamp(min=_EPS)).to(dtype))
     return x_NSL.mT if rows > columns else x_NSL
+
+
+def add_orthogonalised_(weights_NRC: Tensor, matrices_NRC: Tensor, *, factor: float, dtype: torch.dtype) -> None:
+    """Add ``factor`` times what ``orthogonalise`` makes of the matrices to the weights, in place.
+
+    From Gram matrices that is the last product itself, which saves two passes over the weights.
+    """
+    if _is_by_gram(matrices_NRC, dtype) and weights_NRC.dtype == dtype:
+        left, right = _gram_factors(matrices_NRC.to(dtype))
+        weights_NRC.baddbmm_(left, right, alpha=factor)
+    else:
+        weights_NRC.add_(orthogonalise(matrices_NRC, dtype=dtype).to(weights_NRC.dtype), alpha=factor)
+
+
+def _is_by_gram(matrices_NRC: Tensor, dtype: torch.dtype) -> bool:
+    shorter, longer = sorted(matrices_NRC.shape[-2:])
+    return dtype in {torch.float32, torch.float64} and longer >= _GRAM_SIDE_RATIO * shorter
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -55,8 +72,8 @@ def _iterate(x_NSL: Tensor) -> Tensor:
     return x_NSL
 
 
-def _by_gram(x_NRC: Tensor) -> Tensor:
-    """The same iteration: X' = P X with P = a I + b A + c A^2 and A = X X^T gives A' = P A P.
+def _gram_factors(x_NRC: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of what the same iteration gives: X' = P X with P = a I + b A + c A^2 and A = X X^T gives A' = P A P.
 
     The squared norm of X is the trace of A, and dividing by it is left to the S x S matrices.
     """
@@ -74,4 +91,4 @@ def _by_gram(x_NRC: Tensor) -> Tensor:
             gram_NSS = polynomial_NSS @ (gram_NSS @ polynomial_NSS)
     assert product_NSS is not None
     product_NSS *= squared_norm_N11.rsqrt()
-    return x_NRC @ product_NSS.mT if tall else product_NSS @ x_NRC
+    return (x_NRC, product_NSS.mT) if tall else (product_NSS, x_NRC)
