@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils._python_dispatch import _disable_current_modes
 
+from moe import kernels
+
 # Root-mean-square relative error of an fp32 product with sums of up to 2,048 terms is 2e-7 to 6e-7; through bf16 it
 # is 2e-3, through TF32 3e-4. Anything between separates them.
 FP32_RELATIVE_ERROR = 2e-6
@@ -87,14 +89,14 @@ def fast_matmuls(device: torch.device) -> Iterator[None]:
 
 
 def padded_buffer(n_rows: int, width: int, like: Tensor) -> Tensor:
-    """An uninitialised [n_rows, width] matrix whose rows, for MKL's fp32 products, are not a power of two apart.
+    """An uninitialised [n_rows, width] matrix whose rows are no power of two apart for MKL and our kernels.
 
     Rows that are fall on the same few lines of a cache: measured, a product over 512 rows of 1,024 numbers runs at
-    154 GFLOP/s, and at 170 with a cache line between the rows. oneDNN gets dense rows: its bf16 products (torch 2.13,
-    AMX) read what lies between rows, and a NaN there spreads.
+    154 GFLOP/s, and at 170 with a cache line between the rows. Elsewhere rows are dense: torch's softmax copies what is
+    not, and oneDNN's bf16 products (torch 2.13, AMX) read what lies between rows, so that a NaN there spreads.
     """
-    is_mkl = like.device.type == "cpu" and like.dtype == torch.float32 and not onednn_keeps_fp32()
-    return like.new_empty(n_rows, width + (_FLOATS_PER_CACHE_LINE if is_mkl else 0))[:, :width]
+    is_padded = kernels.fit(like) and not onednn_keeps_fp32()
+    return like.new_empty(n_rows, width + (_FLOATS_PER_CACHE_LINE if is_padded else 0))[:, :width]
 
 
 class _Linear(torch.autograd.Function):

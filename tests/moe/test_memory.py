@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from moe import kernels
 from moe.config import BatchConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from moe.device import Device
 from moe.memory import GIB, PeakMemory, TensorBytes, predict_peak_gib, training_tensors
@@ -111,3 +112,16 @@ def test_a_peak_is_remembered_after_its_tensors_are_freed():
         assert watch.live_bytes == 4000
         before.add_(1)
     assert watch.peak_bytes == 8000
+
+
+def test_without_kernels_a_step_needs_no_more():
+    """What torch's own passes copy would show here."""
+    config, precision = make_config(8, 256), resolve_precision("fp32", CPU)
+
+    def peak_bytes():
+        model, optimizers = make_trainer_parts(config, precision)
+        return allocator_peak_bytes(lambda: [step(model, optimizers, config, precision) for _ in range(2)])
+
+    with kernels.switched_off():
+        without = peak_bytes()
+    assert without == pytest.approx(peak_bytes(), rel=0.05)
