@@ -44,13 +44,14 @@ def _turn(x: Tensor, along: Tensor, across_first: Tensor, across_second: Tensor,
     return out
 
 
-def _turned_units(x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _turned_units(x_BTJC: Tensor, weight_JC: Tensor, tables: RotaryTables, eps: float) -> tuple[Tensor, Tensor]:
     """``rotation(weight * unit)`` with ``unit = x / rms(x)``, per head, and ``1 / rms(x)`` [B, T, J, 1].
 
     The weight is folded into the tables.
     """
     if kernels.available(x_BTJC):
-        return kernels.normalise_and_rotate(x_BTJC, weight_JC, cos, sin, eps)
+        return kernels.normalise_and_rotate(x_BTJC, weight_JC, tables, eps)
+    cos, sin = tables
     scale_BTJ1 = inverse_rms(x_BTJC, eps)
     first, second = weight_JC.chunk(2, dim=-1)
     along_TJC = torch.cat((cos, cos), dim=-1)[:, None] * weight_JC
@@ -62,21 +63,11 @@ def _turned_units(x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, e
     return out_BTJC, scale_BTJ1
 
 
-def _gradients(
-    grad_BTJC: Tensor,
-    x_BTJC: Tensor,
-    weight_JC: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    scale_BTJ1: Tensor,
-    *,
-    grad_x_BTJC: Tensor,
-) -> Tensor:
-    """The gradient of x, into ``grad_x_BTJC``, and of the weight, returned."""
-    if kernels.available(x_BTJC):
-        return kernels.normalise_and_rotate_backward(
-            grad_BTJC, x_BTJC, weight_JC, cos, sin, scale_BTJ1, grad_x_BTJC=grad_x_BTJC
-        )
+def _gradients(grad_BTJC: Tensor, saved: tuple[Tensor, Tensor, RotaryTables, Tensor], *, grad_x_BTJC: Tensor) -> Tensor:
+    """The gradient of x, into ``grad_x_BTJC``, and of the weight, returned; ``saved`` are x, weight, tables, scales."""
+    if kernels.available(grad_x_BTJC):
+        return kernels.normalise_and_rotate_backward(grad_BTJC, saved, grad_x_BTJC=grad_x_BTJC)
+    x_BTJC, weight_JC, (cos, sin), scale_BTJ1 = saved
     along_T1C, across = torch.cat((cos, cos), dim=-1)[:, None], -sin[:, None]
     grad_weight_JC = torch.zeros_like(weight_JC)
     for at in _blocks(x_BTJC):
@@ -98,7 +89,7 @@ class _PositionedHeads(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         n_qk = len(weight_JC)
         x_BTJC = heads_BTHC[:, :, :n_qk].to(weight_JC.dtype)
-        out_BTJC, scale_BTJ1 = _turned_units(x_BTJC, weight_JC, cos, sin, eps)
+        out_BTJC, scale_BTJ1 = _turned_units(x_BTJC, weight_JC, (cos, sin), eps)
         ctx.save_for_backward(x_BTJC, weight_JC, cos, sin, scale_BTJ1)
         ctx.heads = heads_BTHC.shape, heads_BTHC.dtype  # type: ignore[attr-defined]
         return out_BTJC, heads_BTHC[:, :, n_qk:]
@@ -106,11 +97,11 @@ class _PositionedHeads(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_BTJC: Tensor, grad_v_BTGC: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x_BTJC, weight_JC, *others = ctx.saved_tensors  # type: ignore[attr-defined]
+        x_BTJC, weight_JC, cos, sin, scale_BTJ1 = ctx.saved_tensors  # type: ignore[attr-defined]
         shape, dtype = ctx.heads  # type: ignore[attr-defined]
         grad_BTHC = grad_BTJC.new_empty(shape)
-        n_qk = len(weight_JC)
-        grad_weight_JC = _gradients(grad_BTJC, x_BTJC, weight_JC, *others, grad_x_BTJC=grad_BTHC[:, :, :n_qk])
+        n_qk, saved = len(weight_JC), (x_BTJC, weight_JC, (cos, sin), scale_BTJ1)
+        grad_weight_JC = _gradients(grad_BTJC, saved, grad_x_BTJC=grad_BTHC[:, :, :n_qk])
         grad_BTHC[:, :, n_qk:] = grad_v_BTGC
         return grad_BTHC.to(dtype), grad_weight_JC, None, None, None
 

@@ -32,7 +32,7 @@ from sweeps.frozen_precision import as_trained, precision_note
 from sweeps.interruption import Grace, resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.lease import DRIVER_LEASE, Lease
-from sweeps.ledger.provenance import code_fingerprint, hardware
+from sweeps.ledger.provenance import code_fingerprint
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
@@ -343,7 +343,9 @@ def _check_code(ledger: Ledger, beginning: Mapping[str, Any], sitting: Sitting) 
 
 
 def _tell_of_other_kernels(beginning: Mapping[str, Any], console: Console, sitting: Sitting) -> None:
-    before, now = (beginning.get("hardware") or {}).get("kernels"), hardware()["kernels"]
+    from moe import kernels
+
+    before, now = (beginning.get("hardware") or {}).get("kernels"), kernels.load().found
     if before not in {None, now}:
         _say(console, sitting, f"note: kernels were '{before}' when the sweep began, now '{now}': last digits differ")
 

@@ -177,9 +177,13 @@ def _heads(x_BTJC: Tensor) -> tuple[int, int]:
 
 
 def normalise_and_rotate(
-    x_BTJC: Tensor, weight_JC: Tensor, cos: Tensor, sin: Tensor, eps: float
+    x_BTJC: Tensor, weight_JC: Tensor, tables: tuple[Tensor, Tensor], eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Normalised, weighted and turned heads [B, T, J, C], and their inverse root mean squares [B, T, J, 1]."""
+    """Normalised, weighted and turned heads [B, T, J, C], and their inverse root mean squares [B, T, J, 1].
+
+    ``tables`` are the cosines and sines of the positions' angles, [T, C / 2] each.
+    """
+    cos, sin = tables
     n_rows, length, n_heads, head_dim = x_BTJC.shape
     assert weight_JC.shape == (n_heads, head_dim), f"expected weights of {n_heads} heads, not {tuple(weight_JC.shape)}"
     assert cos.shape == sin.shape == (length, head_dim // 2), f"expected {length} positions, not {tuple(cos.shape)}"
@@ -192,29 +196,23 @@ def normalise_and_rotate(
 
 
 def normalise_and_rotate_backward(
-    grad_BTJC: Tensor,
-    x_BTJC: Tensor,
-    weight_JC: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    scale_BTJ1: Tensor,
-    *,
-    grad_x_BTJC: Tensor,
+    grad_BTJC: Tensor, saved: tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor], *, grad_x_BTJC: Tensor
 ) -> Tensor:
-    """Gradient of the heads into ``grad_x_BTJC``; returns that of the weights [J, C]."""
+    """Gradient of the heads into ``grad_x_BTJC``; returns that of the weights [J, C].
+
+    ``saved`` are heads, weights and tables as ``normalise_and_rotate`` took them, and the scales that it returned.
+    """
+    x_BTJC, weight_JC, tables, scale_BTJ1 = saved
     n_rows, length, n_heads, head_dim = x_BTJC.shape
     grad_BTJC = grad_BTJC.contiguous()
     grad_weight_JC = torch.zeros_like(weight_JC, dtype=torch.float64)
-    where, stride = _heads(grad_x_BTJC)
     _kernel("normalise_and_rotate_backward")(
         *_heads(grad_BTJC),
         *_heads(x_BTJC),
         _at(weight_JC),
-        _at(cos),
-        _at(sin),
+        *(_at(table) for table in tables),
         _at(scale_BTJ1),
-        where,
-        stride,
+        *_heads(grad_x_BTJC),
         _at(grad_weight_JC, torch.float64),
         n_rows * length,
         length,
@@ -261,10 +259,8 @@ def attention(qk_BTJC: Tensor, v_BTGC: Tensor, n_heads: int) -> tuple[Tensor, Te
     """
     n_rows, length, _, head_dim = qk_BTJC.shape
     n_groups = v_BTGC.shape[2]
-    out_BTHC, log_sum_BTH = (
-        qk_BTJC.new_empty(n_rows, length, n_heads, head_dim),
-        qk_BTJC.new_empty(n_rows, length, n_heads),
-    )
+    out_BTHC = qk_BTJC.new_empty(n_rows, length, n_heads, head_dim)
+    log_sum_BTH = qk_BTJC.new_empty(n_rows, length, n_heads)
     failed = _kernel("attention")(
         *_heads(qk_BTJC), *_heads(v_BTGC), _at(out_BTHC), _at(log_sum_BTH), n_rows, length, n_heads, n_groups, head_dim
     )

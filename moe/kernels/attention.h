@@ -5,6 +5,7 @@
    LANES    floats in a vector
    ROWS     rows of a product that are worked on at once: ROWS x 2 vectors of sums fit into the registers
 
+   and elementwise.h, whose sums it uses.
    A tile is 32 queries of one head; its scores against all earlier keys stay in a cache. Three products do the work:
    scores = queries . keys^T, mixed = weights . values, and gathered += weights^T . rows. */
 
@@ -55,130 +56,73 @@ INLINE void NAME(pack)(const float *restrict from, int64_t stride, float *restri
                 panels[first * width + c * PANEL + i] = first + i < length ? from[(first + i) * stride + c] : 0.0f;
 }
 
-/* scores[TILE][n] = tile[TILE][width] . panels */
-INLINE void NAME(score)(const float *restrict tile, const float *restrict panels, float *restrict scores,
-                        int64_t stride, int64_t n, int64_t width) {
-    for (int64_t key = 0; key < n; key += PANEL) {
-        const float *restrict panel = panels + key * width;
-        for (int64_t row = 0; row < TILE; row += ROWS) {
-            VECTOR sums[ROWS][2];
-            for (int i = 0; i < ROWS; i++) sums[i][0] = sums[i][1] = (VECTOR){0};
-            for (int64_t c = 0; c < width; c++) {
-                const VECTOR left = *(const VECTOR *)(panel + c * PANEL);
-                const VECTOR right = *(const VECTOR *)(panel + c * PANEL + LANES);
-                for (int i = 0; i < ROWS; i++) {
-                    const float factor = tile[(row + i) * width + c];
-                    sums[i][0] += factor * left;
-                    sums[i][1] += factor * right;
-                }
-            }
-            for (int i = 0; i < ROWS; i++) {
-                *(VECTOR *)(scores + (row + i) * stride + key) = sums[i][0];
-                *(VECTOR *)(scores + (row + i) * stride + key + LANES) = sums[i][1];
-            }
+/* The heart of all products: out[ROWS][PANEL] = a[ROWS][depth] . b[depth][PANEL], or that added to out. The numbers of
+   a row of a are a_step apart. */
+INLINE void NAME(product)(const float *restrict a, int64_t a_row, int64_t a_step, const float *restrict b,
+                          int64_t b_row, float *restrict out, int64_t out_row, int64_t depth, int is_added) {
+    VECTOR sums[ROWS][2];
+    for (int i = 0; i < ROWS; i++) {
+        sums[i][0] = is_added ? *(const VECTOR *)(out + i * out_row) : (VECTOR){0};
+        sums[i][1] = is_added ? *(const VECTOR *)(out + i * out_row + LANES) : (VECTOR){0};
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        const VECTOR left = *(const VECTOR *)(b + k * b_row), right = *(const VECTOR *)(b + k * b_row + LANES);
+        for (int i = 0; i < ROWS; i++) {
+            const float factor = a[i * a_row + k * a_step];
+            sums[i][0] += factor * left;
+            sums[i][1] += factor * right;
         }
+    }
+    for (int i = 0; i < ROWS; i++) {
+        *(VECTOR *)(out + i * out_row) = sums[i][0];
+        *(VECTOR *)(out + i * out_row + LANES) = sums[i][1];
     }
 }
 
+/* scores[TILE][n] = tile[TILE][width] . panels */
+INLINE void NAME(score)(const float *restrict tile, const float *restrict panels, float *restrict scores,
+                        int64_t stride, int64_t n, int64_t width) {
+    for (int64_t key = 0; key < n; key += PANEL)
+        for (int64_t row = 0; row < TILE; row += ROWS)
+            NAME(product)(tile + row * width, width, 1, panels + key * width, PANEL, scores + row * stride + key,
+                          stride, width, 0);
+}
+
 /* mixed[TILE][width] = weights[TILE][n] . rows[n][width] */
-INLINE void NAME(mix)(const float *restrict weights, int64_t stride, const float *restrict rows,
-                      float *restrict mixed, int64_t n, int64_t width) {
+INLINE void NAME(mix)(const float *restrict weights, int64_t stride, const float *restrict rows, float *restrict mixed,
+                      int64_t n, int64_t width) {
     for (int64_t c = 0; c < width; c += PANEL)
-        for (int64_t row = 0; row < TILE; row += ROWS) {
-            VECTOR sums[ROWS][2];
-            for (int i = 0; i < ROWS; i++) sums[i][0] = sums[i][1] = (VECTOR){0};
-            for (int64_t key = 0; key < n; key++) {
-                const VECTOR left = *(const VECTOR *)(rows + key * width + c);
-                const VECTOR right = *(const VECTOR *)(rows + key * width + c + LANES);
-                for (int i = 0; i < ROWS; i++) {
-                    const float factor = weights[(row + i) * stride + key];
-                    sums[i][0] += factor * left;
-                    sums[i][1] += factor * right;
-                }
-            }
-            for (int i = 0; i < ROWS; i++) {
-                *(VECTOR *)(mixed + (row + i) * width + c) = sums[i][0];
-                *(VECTOR *)(mixed + (row + i) * width + c + LANES) = sums[i][1];
-            }
-        }
+        for (int64_t row = 0; row < TILE; row += ROWS)
+            NAME(product)(weights + row * stride, stride, 1, rows + c, width, mixed + row * width + c, width, n, 0);
 }
 
 /* gathered[n][width] += weights[TILE][n]^T . tile[TILE][width] */
 INLINE void NAME(gather)(const float *restrict weights, int64_t stride, const float *restrict tile,
                          float *restrict gathered, int64_t n, int64_t width) {
     for (int64_t key = 0; key < n; key += ROWS)
-        for (int64_t c = 0; c < width; c += PANEL) {
-            VECTOR sums[ROWS][2];
-            for (int i = 0; i < ROWS; i++) {
-                sums[i][0] = *(const VECTOR *)(gathered + (key + i) * width + c);
-                sums[i][1] = *(const VECTOR *)(gathered + (key + i) * width + c + LANES);
-            }
-            for (int64_t row = 0; row < TILE; row++) {
-                const VECTOR left = *(const VECTOR *)(tile + row * width + c);
-                const VECTOR right = *(const VECTOR *)(tile + row * width + c + LANES);
-                for (int i = 0; i < ROWS; i++) {
-                    const float factor = weights[row * stride + key + i];
-                    sums[i][0] += factor * left;
-                    sums[i][1] += factor * right;
-                }
-            }
-            for (int i = 0; i < ROWS; i++) {
-                *(VECTOR *)(gathered + (key + i) * width + c) = sums[i][0];
-                *(VECTOR *)(gathered + (key + i) * width + c + LANES) = sums[i][1];
-            }
-        }
-}
-
-INLINE float NAME(total)(float lanes[LANES]) {
-    for (int half = LANES / 2; half; half /= 2)
-        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-    return lanes[0];
+        for (int64_t c = 0; c < width; c += PANEL)
+            NAME(product)(weights + key, 1, stride, tile + c, width, gathered + key * width + c, width, TILE, 1);
 }
 
 /* Scores of one query to weights exp(scale * score - shift), zeros for the keys from n_seen on; returns their sum. */
 INLINE float NAME(weigh)(float *restrict scores, int64_t n_seen, int64_t n, float scale, float shift) {
-    float lanes[LANES] = {0.0f};
+    float lanes[SUM_LANES] = {0.0f};
     int64_t key = 0;
-    for (; key + LANES <= n_seen; key += LANES)
-        for (int lane = 0; lane < LANES; lane++) {
+    for (; key + SUM_LANES <= n_seen; key += SUM_LANES)
+        for (int lane = 0; lane < SUM_LANES; lane++) {
             scores[key + lane] = exponential(scale * scores[key + lane] - shift);
             lanes[lane] += scores[key + lane];
         }
     const int left = (int)(n_seen - key);
     if (left)
-        for (int lane = 0; lane < LANES; lane++) {
+        for (int lane = 0; lane < SUM_LANES; lane++) {
             const float weight = exponential(scale * scores[key + lane] - shift);
             const float seen = lane < left ? weight : 0.0f;
             scores[key + lane] = seen;
             lanes[lane] += seen;
         }
-    for (key += left ? LANES : 0; key < n; key++) scores[key] = 0.0f;
-    return NAME(total)(lanes);
-}
-
-INLINE float NAME(largest)(const float *scores, int64_t n_seen) {
-    float lanes[LANES];
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = scores[0];
-    int64_t key = 0;
-    for (; key + LANES <= n_seen; key += LANES)
-        for (int lane = 0; lane < LANES; lane++)
-            lanes[lane] = scores[key + lane] > lanes[lane] ? scores[key + lane] : lanes[lane];
-    const int left = (int)(n_seen - key);
-    for (int lane = 0; lane < LANES; lane++) {
-        const float score = lane < left ? scores[key + lane] : lanes[lane];
-        lanes[lane] = score > lanes[lane] ? score : lanes[lane];
-    }
-    for (int half = LANES / 2; half; half /= 2)
-        for (int lane = 0; lane < half; lane++)
-            lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
-    return lanes[0];
-}
-
-INLINE float NAME(inner)(const float *restrict a, const float *restrict b, int64_t width) {
-    float lanes[LANES] = {0.0f};
-    for (int64_t c = 0; c < width; c += LANES)
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] += a[c + lane] * b[c + lane];
-    return NAME(total)(lanes);
+    for (key += left ? SUM_LANES : 0; key < n; key++) scores[key] = 0.0f;
+    return NAME(sum)(lanes);
 }
 
 static void NAME(forward)(const struct shape *s, const float *q, int64_t q_stride, const float *k, const float *v,
@@ -222,9 +166,9 @@ static void NAME(backward)(const struct shape *s, const float *grad, const float
     const float scale = 1.0f / sqrtf((float)width);
     float *key_panels = scratch, *value_panels = key_panels + padded * width,
           *keys_dense = value_panels + padded * width, *key_sums = keys_dense + padded * width,
-          *value_sums = key_sums + padded * width,
-          *tile = value_sums + padded * width, *grad_tile = tile + TILE * width, *mixed = grad_tile + TILE * width,
-          *weights = mixed + TILE * width, *grad_weights = weights + TILE * row;
+          *value_sums = key_sums + padded * width, *tile = value_sums + padded * width,
+          *grad_tile = tile + TILE * width, *mixed = grad_tile + TILE * width, *weights = mixed + TILE * width,
+          *grad_weights = weights + TILE * row;
     for (int64_t b = 0; b < s->batch; b++)
         for (int64_t group = 0; group < s->groups; group++) {
             const float *keys_of = k + b * length * q_stride + group * width;
@@ -244,7 +188,7 @@ static void NAME(backward)(const struct shape *s, const float *grad, const float
                         const int64_t seen = i < rows ? first + i + 1 : 0;
                         const int64_t which = (at + smaller(i, rows - 1)) * s->heads + h;
                         const float *restrict mine = out + which * width;
-                        const float along = NAME(inner)(mine, grad_tile + i * width, width);
+                        const float along = NAME(dot)(mine, grad_tile + i * width, width);
                         NAME(weigh)(weights + i * row, seen, n, scale, log_sums[which]);
                         const float *restrict weight = weights + i * row;
                         float *restrict to = grad_weights + i * row;
@@ -262,8 +206,8 @@ static void NAME(backward)(const struct shape *s, const float *grad, const float
 
 /* q and k [B, T, H + G, C] in one array, k after q; v with a stride of its own; out [B, T, H, C]; log_sums [B, T, H].
    Returns 0, or 1 if there is no memory. */
-int64_t NAME(attention)(const float *q, int64_t q_stride, const float *v, int64_t v_stride, float *out,
-                        float *log_sums, int64_t batch, int64_t length, int64_t heads, int64_t groups, int64_t width) {
+int64_t NAME(attention)(const float *q, int64_t q_stride, const float *v, int64_t v_stride, float *out, float *log_sums,
+                        int64_t batch, int64_t length, int64_t heads, int64_t groups, int64_t width) {
     const struct shape s = {batch, length, heads, groups, width};
     float *scratch = make_scratch(&s, 2, 2, 1);
     if (!scratch) return 1;

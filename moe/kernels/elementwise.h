@@ -9,10 +9,28 @@
 INLINE int64_t end_of_chunk(int64_t start, int64_t width) { return start + CHUNK < width ? start + CHUNK : width; }
 #endif
 
-INLINE float NAME(sum_of_lanes)(const float lanes[SUM_LANES]) {
-    float total = 0.0f;
-    for (int lane = 0; lane < SUM_LANES; lane++) total += lanes[lane];
-    return total;
+INLINE float NAME(sum)(float lanes[SUM_LANES]) {
+    for (int half = SUM_LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+INLINE float NAME(largest)(const float *numbers, int64_t n) {
+    float lanes[SUM_LANES];
+    for (int lane = 0; lane < SUM_LANES; lane++) lanes[lane] = numbers[0];
+    int64_t i = 0;
+    for (; i + SUM_LANES <= n; i += SUM_LANES)
+        for (int lane = 0; lane < SUM_LANES; lane++)
+            lanes[lane] = numbers[i + lane] > lanes[lane] ? numbers[i + lane] : lanes[lane];
+    const int left = (int)(n - i);
+    for (int lane = 0; lane < SUM_LANES; lane++) {
+        const float number = lane < left ? numbers[i + lane] : lanes[lane];
+        lanes[lane] = number > lanes[lane] ? number : lanes[lane];
+    }
+    for (int half = SUM_LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++)
+            lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
+    return lanes[0];
 }
 
 INLINE float NAME(dot)(const float *restrict a, const float *restrict b, int64_t n) {
@@ -21,7 +39,7 @@ INLINE float NAME(dot)(const float *restrict a, const float *restrict b, int64_t
     for (; i + SUM_LANES <= n; i += SUM_LANES)
         for (int lane = 0; lane < SUM_LANES; lane++) lanes[lane] += a[i + lane] * b[i + lane];
     for (int lane = 0; i < n; i++, lane++) lanes[lane] += a[i] * b[i];
-    return NAME(sum_of_lanes)(lanes);
+    return NAME(sum)(lanes);
 }
 
 /* Writes past the caches: what is read only much later does not push out what is needed now. */
@@ -34,7 +52,7 @@ INLINE void NAME(copy_out)(float *restrict to, const float *restrict from, int64
 
 /* act = silu(gate) * up for rows of [gate, up]; the rows are also copied to kept unless that is null. */
 void NAME(swiglu)(const float *restrict gate_up, float *restrict act, float *restrict kept, int64_t rows,
-                   int64_t width) {
+                  int64_t width) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict gate = gate_up + row * 2 * width, *restrict up = gate + width;
         float *restrict out = act + row * width;
@@ -52,7 +70,7 @@ void NAME(swiglu)(const float *restrict gate_up, float *restrict act, float *res
 
 /* act again, and the gradient of [gate, up] from that of act. */
 void NAME(swiglu_backward)(const float *restrict gate_up, const float *restrict grad_act, float *restrict act,
-                            float *restrict grad_gate_up, int64_t grad_stride, int64_t rows, int64_t width) {
+                           float *restrict grad_gate_up, int64_t grad_stride, int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict gate = gate_up + row * 2 * width, *restrict up = gate + width;
         const float *restrict grad = grad_act + row * width;
@@ -77,7 +95,7 @@ void NAME(swiglu_backward)(const float *restrict gate_up, const float *restrict 
 
 /* out = x * scale * weight with scale = 1 / rms(x), a scale per row. */
 void NAME(rms_norm)(const float *restrict x, const float *restrict weight, float *restrict out, float *restrict scales,
-                     int64_t rows, int64_t width, float eps) {
+                    int64_t rows, int64_t width, float eps) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict in = x + row * width;
         float *restrict to = out + row * width;
@@ -89,8 +107,8 @@ void NAME(rms_norm)(const float *restrict x, const float *restrict weight, float
 
 /* The gradient of x, and that of weight added to grad_weight. */
 void NAME(rms_norm_backward)(const float *restrict grad, const float *restrict x, const float *restrict weight,
-                              const float *restrict scales, float *restrict grad_x, double *restrict grad_weight,
-                              int64_t rows, int64_t width) {
+                             const float *restrict scales, float *restrict grad_x, double *restrict grad_weight,
+                             int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict in = x + row * width, *restrict from = grad + row * width;
         float *restrict to = grad_x + row * width;
@@ -106,9 +124,9 @@ void NAME(rms_norm_backward)(const float *restrict grad, const float *restrict x
 
 /* Each head of size 2 half: scaled to unit rms, weighted, and turned by the angles of its row's position. */
 void NAME(normalise_and_rotate)(const float *restrict x, int64_t stride, const float *restrict weight,
-                                 const float *restrict cosines, const float *restrict sines, float *restrict out,
-                                 float *restrict scales, int64_t rows, int64_t length, int64_t heads, int64_t half,
-                                 float eps) {
+                                const float *restrict cosines, const float *restrict sines, float *restrict out,
+                                float *restrict scales, int64_t rows, int64_t length, int64_t heads, int64_t half,
+                                float eps) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict cosine = cosines + row % length * half, *restrict sine = sines + row % length * half;
         for (int64_t head = 0; head < heads; head++) {
@@ -128,10 +146,10 @@ void NAME(normalise_and_rotate)(const float *restrict x, int64_t stride, const f
 
 /* The gradient of x, and that of weight added to grad_weight. */
 void NAME(normalise_and_rotate_backward)(const float *restrict grad, int64_t grad_stride, const float *restrict x,
-                                          int64_t stride, const float *restrict weight, const float *restrict cosines,
-                                          const float *restrict sines, const float *restrict scales,
-                                          float *restrict grad_x, int64_t grad_x_stride, double *restrict grad_weight,
-                                          int64_t rows, int64_t length, int64_t heads, int64_t half) {
+                                         int64_t stride, const float *restrict weight, const float *restrict cosines,
+                                         const float *restrict sines, const float *restrict scales,
+                                         float *restrict grad_x, int64_t grad_x_stride, double *restrict grad_weight,
+                                         int64_t rows, int64_t length, int64_t heads, int64_t half) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict cosine = cosines + row % length * half, *restrict sine = sines + row % length * half;
         for (int64_t head = 0; head < heads; head++) {
@@ -162,18 +180,10 @@ int64_t NAME(cross_entropy)(float *restrict logits, int64_t stride, const int64_
     for (int64_t row = 0; row < rows; row++) {
         if (targets[row] < 0 || targets[row] >= words) return row;
         float *restrict at = logits + row * stride;
-        float largest[SUM_LANES], sums[SUM_LANES] = {0.0f};
-        for (int lane = 0; lane < SUM_LANES; lane++) largest[lane] = at[0];
+        const float highest = NAME(largest)(at, words), wanted = at[targets[row]];
+        float sums[SUM_LANES] = {0.0f};
         int64_t i = 0;
         for (; i + SUM_LANES <= words; i += SUM_LANES)
-            for (int lane = 0; lane < SUM_LANES; lane++)
-                largest[lane] = at[i + lane] > largest[lane] ? at[i + lane] : largest[lane];
-        for (; i < words; i++) largest[0] = at[i] > largest[0] ? at[i] : largest[0];
-        for (int lane = 1; lane < SUM_LANES; lane++)
-            largest[0] = largest[lane] > largest[0] ? largest[lane] : largest[0];
-
-        const float highest = largest[0], wanted = at[targets[row]];
-        for (i = 0; i + SUM_LANES <= words; i += SUM_LANES)
             for (int lane = 0; lane < SUM_LANES; lane++) {
                 at[i + lane] = exponential(at[i + lane] - highest);
                 sums[lane] += at[i + lane];
@@ -182,7 +192,7 @@ int64_t NAME(cross_entropy)(float *restrict logits, int64_t stride, const int64_
             at[i] = exponential(at[i] - highest);
             sums[0] += at[i];
         }
-        const float total = NAME(sum_of_lanes)(sums), share = 1.0f / total;
+        const float total = NAME(sum)(sums), share = 1.0f / total;
         for (i = 0; i < words; i++) at[i] *= share;
         at[targets[row]] -= 1.0f;
         losses[row] = highest - wanted + logf(total); /* the difference of near logits is exact */
@@ -192,8 +202,8 @@ int64_t NAME(cross_entropy)(float *restrict logits, int64_t stride, const int64_
 
 /* Gradients of the experts' rows and of their shares in a token's sum, from the gradients of the tokens. */
 void NAME(gradient_of_rows)(const float *restrict grad, const float *restrict out, const int64_t *restrict tokens,
-                             const float *restrict shares, float *restrict grad_rows, float *restrict grad_shares,
-                             int64_t rows, int64_t width) {
+                            const float *restrict shares, float *restrict grad_rows, float *restrict grad_shares,
+                            int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict from = grad + tokens[row] * width;
         float *restrict to = grad_rows + row * width;

@@ -1,5 +1,9 @@
 """When the C kernels are used, and why they are not."""
 
+import platform
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,6 +19,16 @@ def installed():
     loaded = kernels.load()
     if not loaded.functions:
         pytest.skip(loaded.found)
+
+
+def test_kernels_are_built_where_they_can_be():
+    """Their build is optional: without this test a mistake in the C would only skip the others."""
+    if shutil.which("gcc") is None or platform.machine() != "x86_64":
+        pytest.skip("kernels are for x86-64 and built by GCC")
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    if "avx2" not in flags:
+        pytest.skip("this processor has no AVX2")
+    assert kernels.load().functions, kernels.load().found
 
 
 def assert_norm_equals_torch():

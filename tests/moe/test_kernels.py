@@ -122,7 +122,7 @@ def test_rows_of_another_width_than_the_norms_are_refused(called, shape):
 def test_tables_or_weights_of_other_heads_are_refused(called, n_positions, n_weights):
     tables = Rotary(8, 10_000.0)(n_positions, torch.device("cpu"))
     with pytest.raises(AssertionError, match=r"expected (5 positions|weights of 3 heads)"):
-        kernels.normalise_and_rotate(normal(2, 5, 3, 8), weight(n_weights, 8), *tables, EPS)
+        kernels.normalise_and_rotate(normal(2, 5, 3, 8), weight(n_weights, 8), tables, EPS)
 
 
 def turned(x_BTJC, weight_JC):
