@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ QUIET_ENVIRONMENT: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+
+# The file of the default store, in the folder of runs.
+DATABASE = "mlflow.db"
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 # User and password, whatever signs the password holds, and a password among the parameters of a database's address.
@@ -82,7 +86,7 @@ def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) 
             raise BadInputError(problem)
         return TrackingStore(uri=uri, artifacts_dir=None)
     folder = Path("runs" if "://" in runs_dir else runs_dir).expanduser().absolute()
-    return TrackingStore(uri=f"sqlite:///{folder / 'mlflow.db'}", artifacts_dir=folder / "mlartifacts")
+    return TrackingStore(uri=f"sqlite:///{folder / DATABASE}", artifacts_dir=folder / "mlartifacts")
 
 
 def impossible_store(uri: str) -> str | None:
@@ -134,11 +138,28 @@ def connect(store: TrackingStore) -> MlflowClient:
             _require_database(store.uri)
         return MlflowClient(store.uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or store.uri)
     store.artifacts_dir.mkdir(parents=True, exist_ok=True)
+    _make_database(store.artifacts_dir.parent / DATABASE)
+    return MlflowClient(store.uri, registry_uri=store.uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's database at ``path`` where there is none: under another name first, for it takes many steps.
+
+    A process that is killed between two of them would leave tables that MLflow can neither use nor complete.
+    """
+    from mlflow import MlflowClient
+
     # Two sweeps that start at once must not both create the tables.
-    with FileLock(store.artifacts_dir.parent / "mlflow.db.lock"):
-        client = MlflowClient(store.uri, registry_uri=store.uri)
-        client.search_experiments(max_results=1)
-    return client
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            return
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # a killed process's
+        unfinished.mkdir()
+        uri = f"sqlite:///{unfinished / path.name}"
+        MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+        (unfinished / path.name).replace(path)
+        unfinished.rmdir()
 
 
 def _require_database(uri: str) -> None:

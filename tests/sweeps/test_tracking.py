@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -282,6 +283,23 @@ def test_a_database_that_is_down_is_told_at_once() -> None:
     assert time.monotonic() - started_s < 20  # MLflow's own attempts last 100 s
     assert "Connection refused" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_process_killed_while_it_makes_the_database_leaves_a_store_that_opens(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from sqlalchemy import Engine, event\n"
+        "from sweeps.tracking.store import connect, tracking_store\n"
+        "def kill(connection, cursor, statement, *_):\n"
+        "    if statement.startswith('ALTER TABLE metrics ADD COLUMN step'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "event.listen(Engine, 'after_cursor_execute', kill)\n"
+        "connect(tracking_store(sys.argv[1], {}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    connect(tracking_store(str(tmp_path), {})).create_experiment("first")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db", "mlflow.db.lock"]
 
 
 def test_a_mistake_of_this_program_is_not_taken_for_an_outage(
