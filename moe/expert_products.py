@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from moe import kernels
-from moe.matmul import fast_matmuls, padded_buffer
+from moe.matmul import fast_matmuls, multiply, padded_buffer
 from moe.swiglu import swiglu, swiglu_backward
 
 BLOCK_BYTES = 2**22  # pre-activations worked on at once, or up to half more: near a core's caches (measured)
@@ -133,19 +133,23 @@ class BlockedProducts:
         out_RD = torch.empty_like(rows.x_RD)
         cut = _blocks(rows, n_hidden)
         act_buffer_SF = out_RD.new_empty(cut.longest, n_inner)
-        # A kernel copies what is kept past the caches, while the block that it works on stays there.
-        is_copied = hidden_RH is None or kernels.fit(rows.x_RD)
-        buffer_SH = out_RD.new_empty(cut.longest if is_copied else 0, n_hidden)
-        kept = cut.of(hidden_RH) if hidden_RH is not None else [None] * len(cut.sizes)
+        copies: Sequence[Tensor | None] = [None] * len(cut.sizes)
+        if hidden_RH is None or kernels.fit(rows.x_RD):
+            # A kernel copies what is kept past the caches, while the block that it works on stays there.
+            buffer_SH = out_RD.new_empty(cut.longest, n_hidden)
+            computed: Sequence[Tensor] = [buffer_SH[:n_rows] for n_rows in cut.sizes]
+            copies = copies if hidden_RH is None else cut.of(hidden_RH)
+        else:
+            computed = cut.of(hidden_RH)
         gate_ups, downs = weights.gate_up_EHD.mT.unbind(), weights.down_EDF.mT.unbind()
         with fast_matmuls(out_RD.device):
-            for (expert, n_rows, _), x_SD, kept_SH, out_SD in zip(
-                cut.blocks, cut.of(rows.x_RD), kept, cut.of(out_RD), strict=False
+            for (expert, n_rows, _), x_SD, gate_up_SH, copy_SH, out_SD in zip(
+                cut.blocks, cut.of(rows.x_RD), computed, copies, cut.of(out_RD), strict=False
             ):
-                gate_up_SH = torch.mm(x_SD, gate_ups[expert], out=buffer_SH[:n_rows] if is_copied else kept_SH)
                 act_SF = act_buffer_SF[:n_rows]
-                swiglu(gate_up_SH, out_SF=act_SF, kept_SH=kept_SH if is_copied else None)
-                torch.mm(act_SF, downs[expert], out=out_SD)
+                multiply(x_SD, gate_ups[expert], out_NO=gate_up_SH)
+                swiglu(gate_up_SH, out_SF=act_SF, kept_SH=copy_SH)
+                multiply(act_SF, downs[expert], out_NO=out_SD)
         return out_RD, hidden_RH
 
     def backward(
@@ -168,11 +172,11 @@ class BlockedProducts:
                 cut.blocks, *(cut.of(each) for each in (rows.x_RD, hidden_RH, grad_RD, grad_x_RD)), strict=False
             ):
                 act_SF, grad_hidden_SH = act_buffer_SF[:n_rows], grad_hidden_buffer_SH[:n_rows]
-                grad_act_SF = torch.mm(grad_SD, downs[expert], out=grad_act_buffer_SF[:n_rows])
+                grad_act_SF = multiply(grad_SD, downs[expert], out_NO=grad_act_buffer_SF[:n_rows])
                 swiglu_backward(hidden_SH, grad_act_SF, act_SF=act_SF, grad_gate_up_SH=grad_hidden_SH)
                 _accumulate(grad_downs[expert], grad_SD.T, act_SF, is_first=is_first)
                 _accumulate(grad_gate_ups[expert], grad_hidden_SH.T, x_SD, is_first=is_first)
-                torch.mm(grad_hidden_SH, gate_ups[expert], out=grad_x_SD)
+                multiply(grad_hidden_SH, gate_ups[expert], out_NO=grad_x_SD)
         return grad_x_RD, grads
 
     def release(self, hidden_RH: Tensor) -> None:
@@ -205,7 +209,7 @@ def _blocks(rows: SortedRows, n_hidden: int) -> Blocks:
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
     """Add ``a @ b`` to ``total``, or put it there, in the type of ``total``."""
     if total.dtype == a.dtype:
-        torch.addmm(total, a, b, beta=0 if is_first else 1, out=total)
+        multiply(a, b, out_NO=total, is_added=not is_first)
     elif is_first:
         total.copy_(a @ b)
     else:

@@ -6,7 +6,8 @@ the choice depends on nothing but types and the number of threads, so that a res
 it resumes.
 """
 
-# N tokens, R or S rows, D width of a row, F expert width, H = 2F, J heads, C head dimension, V vocabulary
+# N tokens or rows of a product, I its terms and O its columns, R or S rows, D width of a row, F expert width, H = 2F,
+# J heads, C head dimension, V vocabulary
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-_INTERFACE = 1  # of kernels.c
-_WIDTHS = {"avx512": 2, "avx2": 1}  # the widest first, with its bit in what kernels_widths returns
+_INTERFACE = 2  # of kernels.c
+_WIDTHS = {"avx512": 2, "avx2": 1}  # the widest first, with its bit in what kernels_instructions returns
+_TILES = 4  # the bit of AMX
 
 _POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, Sequence[type[Any]]] = {
@@ -39,7 +41,8 @@ _SIGNATURES: dict[str, Sequence[type[Any]]] = {
     "attention": [_POINTER, _COUNT] * 2 + [_POINTER] * 2 + [_COUNT] * 5,
     "attention_backward": [_POINTER] + [_POINTER, _COUNT] * 2 + [_POINTER] * 4 + [_COUNT] * 5,
 }
-_ANSWERING = {"cross_entropy", "attention", "attention_backward"}  # return a number
+_TILED: dict[str, Sequence[type[Any]]] = {"multiply": [_POINTER, _COUNT, _COUNT] * 2 + [_POINTER] + [_COUNT] * 5}
+_ANSWERING = {"cross_entropy", "attention", "attention_backward", "multiply"}  # return a number
 
 
 class Loaded(NamedTuple):
@@ -57,22 +60,25 @@ def load() -> Loaded:
         return Loaded({}, "not built: no GCC was found when the project was installed")
     try:
         library = ctypes.CDLL(spec.origin)
-        library.kernels_interface.restype = library.kernels_widths.restype = _COUNT
+        library.kernels_interface.restype = library.kernels_instructions.restype = _COUNT
         if library.kernels_interface() != _INTERFACE:
             return Loaded({}, f"{spec.origin} was built from other sources: install the project again")
-        there = library.kernels_widths()
+        there = library.kernels_instructions()
         for width, bit in _WIDTHS.items():
             if there & bit:
-                return Loaded(_functions(library, width), width)
+                functions = _functions(library, _SIGNATURES, width)
+                if width == "avx512" and there & _TILES:
+                    return Loaded(functions | _functions(library, _TILED, "amx"), "avx512 and amx")
+                return Loaded(functions, width)
     except (OSError, AttributeError) as error:
         return Loaded({}, f"built for another machine, or damaged: {error}")
     return Loaded({}, "none: they are for x86-64 with AVX2, built by GCC")
 
 
-def _functions(library: ctypes.CDLL, width: str) -> dict[str, Any]:
+def _functions(library: ctypes.CDLL, signatures: dict[str, Sequence[type[Any]]], ending: str) -> dict[str, Any]:
     functions = {}
-    for name, types in _SIGNATURES.items():
-        function = library[f"{name}_{width}"]
+    for name, types in signatures.items():
+        function = library[f"{name}_{ending}"]
         function.argtypes, function.restype = types, _COUNT if name in _ANSWERING else None
         functions[name] = function
     return functions
@@ -113,6 +119,11 @@ def attends(x: Tensor, head_dim: int) -> bool:
     return available(x) and head_dim % 32 == 0
 
 
+def multiplies(x: Tensor) -> bool:
+    """Whether the kernels can multiply matrices like this one: where the processor has AMX tiles."""
+    return available(x) and "multiply" in load().functions
+
+
 def _kernel(name: str) -> Any:
     return load().functions[name]
 
@@ -129,6 +140,29 @@ def _rows(matrix: Tensor) -> tuple[int, int]:
     assert matrix.dtype == torch.float32, f"expected fp32, not {matrix.dtype}"
     assert matrix.stride(1) == 1, f"expected rows, not strides {matrix.stride()}"
     return matrix.data_ptr(), matrix.stride(0)
+
+
+def _strides(matrix: Tensor) -> tuple[int, int, int]:
+    """Where the numbers of a matrix or of its transpose begin, and the distances of rows and of columns."""
+    assert matrix.dtype == torch.float32, f"expected fp32, not {matrix.dtype}"
+    assert 1 in matrix.stride(), f"expected rows or columns, not strides {matrix.stride()}"
+    row, column = matrix.stride()
+    return matrix.data_ptr(), row, column
+
+
+def multiply(a_NI: Tensor, b_IO: Tensor, *, out_NO: Tensor, is_added: bool) -> None:
+    """``a_NI @ b_IO`` into ``out_NO``, or added to it; as exact as a product in fp32, by tiles of bf16.
+
+    Raises:
+        MemoryError: there is no memory for the factors' parts.
+    """
+    (n_rows, n_terms), (n_terms_of_b, n_columns) = a_NI.shape, b_IO.shape
+    assert n_terms > 0, "expected terms to add up"
+    assert n_terms == n_terms_of_b, f"expected {n_terms} rows, not {n_terms_of_b}"
+    assert out_NO.shape == (n_rows, n_columns), f"expected {(n_rows, n_columns)}, not {tuple(out_NO.shape)}"
+    a, b = (factor if 1 in factor.stride() else factor.contiguous() for factor in (a_NI, b_IO))
+    if _kernel("multiply")(*_strides(a), *_strides(b), *_rows(out_NO), n_rows, n_columns, n_terms, is_added):
+        raise MemoryError("no memory for the parts of a product's factors")
 
 
 def swiglu(gate_up_SH: Tensor, *, out_SF: Tensor, kept_SH: Tensor | None) -> None:

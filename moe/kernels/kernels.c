@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define INTERFACE 1 /* raised with every change that Python must know of */
+#define INTERFACE 2 /* raised with every change that Python must know of */
 
 int64_t kernels_interface(void) { return INTERFACE; }
 
@@ -43,17 +43,45 @@ int64_t kernels_interface(void) { return INTERFACE; }
 #undef ROWS
 #pragma GCC pop_options
 
+#if defined(__linux__) && __GNUC__ >= 11
+#define HAS_TILES
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512")
+#pragma GCC target("amx-tile,amx-bf16")
+#include "tiles.h"
+#pragma GCC pop_options
+#endif
+
 #define HAS(feature) (__builtin_cpu_supports(feature) != 0)
 
-/* Bits: 1 for AVX2, 2 for AVX-512. */
-int64_t kernels_widths(void) {
-    const int avx2 = HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2");
-    const int avx512 = HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl");
-    return avx2 + 2 * (avx2 && avx512);
+#ifdef HAS_TILES
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define ARCH_REQ_XCOMP_PERM 0x1023
+#define XFEATURE_XTILEDATA 18
+
+/* Whether there are tiles, and Linux lets this process use them, for which it must be asked. */
+static int may_use_tiles(void) {
+    return HAS("amx-bf16") && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
 #else
 
-int64_t kernels_widths(void) { return 0; }
+static int may_use_tiles(void) { return 0; }
+
+#endif
+
+/* Bits: 1 for AVX2, 2 for AVX-512, 4 for AMX. */
+int64_t kernels_instructions(void) {
+    const int avx2 = HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2");
+    const int avx512 = HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl");
+    return avx2 + 2 * (avx2 && avx512) + 4 * (avx2 && avx512 && may_use_tiles());
+}
+
+#else
+
+int64_t kernels_instructions(void) { return 0; }
 
 #endif

@@ -90,10 +90,8 @@ def test_a_file_that_is_no_library_is_a_reason_not_an_error(tmp_path):
 )
 def test_a_library_of_other_sources_or_for_other_processors_is_not_used(tmp_path, interface, widths, reason):
     source = tmp_path / "other.c"
-    numbers = (
-        f"long kernels_interface(void) {{ return {interface}; }}\nlong kernels_widths(void) {{ return {widths}; }}"
-    )
-    source.write_text(numbers)
+    numbers = {"kernels_interface": interface, "kernels_instructions": widths}
+    source.write_text("".join(f"long {name}(void) {{ return {number}; }}\n" for name, number in numbers.items()))
     loaded = load_from(build(tmp_path / "other.so", [source]))
     assert not loaded.functions
     assert reason in loaded.found

@@ -1,4 +1,4 @@
-"""The C kernels, for both widths of vectors, against plain float64 and against torch's passes over memory."""
+"""The C kernels, for every kind of processor that they are built for, against plain float64 and torch."""
 
 # B batch, T time, N tokens, R or S rows, D model, J = H + G query and key heads, C head dimension, F expert width
 
@@ -26,18 +26,21 @@ ROUNDING = 5e-7  # relative: fp32 rounds by 6e-8, and errors of tens of terms ad
 ATTENTION_ROUNDING = 3e-6  # with four products around it, and scores of up to 8 in an exponent
 
 
-@pytest.fixture(params=["avx512", "avx2"])
+@pytest.fixture(params=["avx512 and amx", "avx512", "avx2"])
 def called(request, monkeypatch):
-    """The names of the kernels that a test has called, for one width of vectors."""
+    """The names of the kernels that a test has called (but for products), for one kind of processor."""
     installed = importlib.util.find_spec("moe.kernels._compiled")
-    monkeypatch.setattr(kernels, "_WIDTHS", {request.param: kernels._WIDTHS[request.param]})
+    width, _, tiles = request.param.partition(" and ")
+    monkeypatch.setattr(kernels, "_WIDTHS", {width: kernels._WIDTHS[width]})
+    monkeypatch.setattr(kernels, "_TILES", kernels._TILES if tiles else 0)
     loaded = load_from(installed and installed.origin)
-    if not loaded.functions:
-        pytest.skip(loaded.found)
+    if loaded.found != request.param:
+        pytest.skip(f"kernels here are for {loaded.found}")
     names = set()
 
     def named(name):
-        names.add(name)
+        if name != "multiply":
+            names.add(name)
         return loaded.functions[name]
 
     monkeypatch.setattr(kernels, "load", lambda: loaded)

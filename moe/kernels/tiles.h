@@ -1,0 +1,217 @@
+/* Products of fp32 matrices on AMX tiles, which multiply in bf16 and add in fp32; kernels.c includes this once.
+
+   A number of fp32 is the sum of three of bf16, exactly. Of the nine products of the parts of two numbers six are
+   added up, the smallest first; the other three are below 2^-24 of the whole, which is what fp32 rounds away (Henry,
+   Tang and Heinecke 2019, arXiv 1904.06376). What is below 1e-38 counts as zero, as in the tiles themselves. */
+
+#include <immintrin.h>
+
+#define SIDE 16                               /* lines of a tile, and words of a line */
+#define DEPTH 32                              /* terms that a product of two tiles sums up: two in a word */
+#define APART (DEPTH / 2)                     /* how many terms further on the second one of a word is */
+#define PARTS 3
+#define TILE_WORDS (SIDE * SIDE)
+#define BLOCK (2 * SIDE)                      /* rows, and columns, that are worked on at once: four tiles of sums */
+#define STEP_WORDS (2 * PARTS * TILE_WORDS)   /* of one factor of a block: two tiles in three parts */
+#define MOST_TERMS 128                        /* whose columns' parts are together in the first cache (measured) */
+#define MOST_ROWS 512                         /* whose parts are together in the second one (measured) */
+
+typedef uint32_t words __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float floats __attribute__((vector_size(64), aligned(4), may_alias));
+
+/* A factor: how far apart the numbers of two rows of the first one are, or of two columns of the second one, and those
+   of two terms of a sum. One of the distances is 1. */
+struct factor {
+    const float *first;
+    int64_t line, term;
+};
+
+INLINE const float *number(const struct factor *f, int64_t line, int64_t term) {
+    return f->first + line * f->line + term * f->term;
+}
+
+/* Parts of two vectors of numbers, side by side in words. */
+INLINE void split(floats low, floats high, words parts[PARTS]) {
+    for (int part = 0; part < PARTS; part++) {
+        const uint32_t half = part + 1 < PARTS ? 0x8000 : 0; /* rounds; the last part needs none */
+        const words low_part = ((words)low + half) & 0xffff0000u, high_part = ((words)high + half) & 0xffff0000u;
+        parts[part] = low_part >> 16 | high_part;
+        low -= (floats)low_part;
+        high -= (floats)high_part;
+    }
+}
+
+INLINE void transpose(words tile[SIDE]) {
+    static const words evens[4] = {
+        {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
+        {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
+        {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
+        {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+    };
+#pragma GCC unroll 4
+    for (int stage = 0; stage < 4; stage++) {
+        const int size = 1 << stage; /* squares of this size change places across the diagonal */
+#pragma GCC unroll 16
+        for (int i = 0; i < SIDE; i++) {
+            if (i & size) continue;
+            const words above = tile[i], below = tile[i + size];
+            tile[i] = __builtin_shuffle(above, below, evens[stage]);
+            tile[i + size] = __builtin_shuffle(above, below, evens[stage] + (uint32_t)size);
+        }
+    }
+}
+
+/* The parts of a tile: its line i has SIDE numbers from first + i * line on, and as many from there + second on. */
+INLINE void pack_tile(const float *first, int64_t line, int64_t second, uint32_t *to, int is_transposed) {
+    words parts[SIDE][PARTS];
+#pragma GCC unroll 16
+    for (int i = 0; i < SIDE; i++) {
+        const float *at = first + i * line;
+        split(*(const floats *)at, *(const floats *)(at + second), parts[i]);
+    }
+    for (int part = 0; part < PARTS; part++) {
+        words tile[SIDE];
+#pragma GCC unroll 16
+        for (int i = 0; i < SIDE; i++) tile[i] = parts[i][part];
+        if (is_transposed) transpose(tile);
+#pragma GCC unroll 16
+        for (int i = 0; i < SIDE; i++) *(words *)(to + part * TILE_WORDS + i * SIDE) = tile[i];
+    }
+}
+
+/* The same of SIDE lines and DEPTH terms of a factor, or of as many as there are and zeros. Tiles of a first factor have
+   a line for each of its lines, those of a second one a line for each word of terms. */
+INLINE void pack_part(struct factor f, int64_t lines, int64_t terms, uint32_t *to, int is_second) {
+    float padded[SIDE * DEPTH];
+    if (lines < SIDE || terms < DEPTH) {
+        memset(padded, 0, sizeof padded);
+        for (int64_t line = 0; line < smaller(lines, SIDE); line++)
+            for (int64_t term = 0; term < smaller(terms, DEPTH); term++)
+                padded[line * DEPTH + term] = *number(&f, line, term);
+        f = (struct factor){padded, DEPTH, 1};
+    }
+    if (f.term == 1)
+        pack_tile(f.first, f.line, APART, to, is_second);
+    else
+        pack_tile(f.first, f.term, APART * f.term, to, !is_second);
+}
+
+/* Up to BLOCK lines of a factor. */
+static void pack(struct factor f, int64_t lines, int64_t terms, uint32_t *to, int is_second) {
+    for (int64_t term = 0; term < terms; term += DEPTH)
+        for (int64_t line = 0; line < BLOCK; line += SIDE, to += PARTS * TILE_WORDS)
+            pack_part((struct factor){number(&f, line, term), f.line, f.term}, lines - line, terms - term, to, is_second);
+}
+
+#define LINE_BYTES 64
+#define LOAD_FIRST(part) \
+    _tile_loadd(4, a + (part) * TILE_WORDS, LINE_BYTES); \
+    _tile_loadd(5, a + (PARTS + (part)) * TILE_WORDS, LINE_BYTES)
+#define LOAD_SECOND(part) \
+    _tile_loadd(6, b + (part) * TILE_WORDS, LINE_BYTES); \
+    _tile_loadd(7, b + (PARTS + (part)) * TILE_WORDS, LINE_BYTES)
+#define ADD_PRODUCTS \
+    _tile_dpbf16ps(0, 4, 6); \
+    _tile_dpbf16ps(1, 4, 7); \
+    _tile_dpbf16ps(2, 5, 6); \
+    _tile_dpbf16ps(3, 5, 7)
+#define EACH_SUM(load_or_store) \
+    load_or_store(0, out, out_bytes); \
+    load_or_store(1, out + SIDE, out_bytes); \
+    load_or_store(2, out + SIDE * out_row, out_bytes); \
+    load_or_store(3, out + SIDE * out_row + SIDE, out_bytes)
+
+/* out[BLOCK][BLOCK] = a . b, or that added to out. */
+INLINE void multiply_block(const uint32_t *a, const uint32_t *b, int64_t steps, float *out, int64_t out_row,
+                           int is_added) {
+    const int64_t out_bytes = out_row * (int64_t)sizeof *out;
+    if (is_added) {
+        EACH_SUM(_tile_loadd);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t step = 0; step < steps; step++, a += STEP_WORDS, b += STEP_WORDS) {
+        LOAD_FIRST(2);
+        LOAD_SECOND(0);
+        ADD_PRODUCTS;
+        LOAD_FIRST(1);
+        ADD_PRODUCTS;
+        LOAD_SECOND(1);
+        ADD_PRODUCTS;
+        LOAD_FIRST(0);
+        ADD_PRODUCTS;
+        LOAD_SECOND(2);
+        ADD_PRODUCTS;
+        LOAD_SECOND(0);
+        ADD_PRODUCTS;
+    }
+    EACH_SUM(_tile_stored);
+}
+
+INLINE void copy_rows(float *to, int64_t to_row, const float *from, int64_t from_row, int64_t rows, int64_t columns) {
+    for (int64_t row = 0; row < rows; row++)
+        memcpy(to + row * to_row, from + row * from_row, (size_t)columns * sizeof *to);
+}
+
+/* The same for blocks at the edge, which are smaller. */
+static void multiply_edge(const uint32_t *a, const uint32_t *b, int64_t steps, float *out, int64_t out_row,
+                          int64_t rows, int64_t columns, int is_added) {
+    float whole[BLOCK * BLOCK] = {0.0f};
+    if (is_added) copy_rows(whole, BLOCK, out, out_row, rows, columns);
+    multiply_block(a, b, steps, whole, BLOCK, is_added);
+    copy_rows(out, out_row, whole, BLOCK, rows, columns);
+}
+
+/* All tiles have SIDE lines of LINE_BYTES. */
+static void configure_tiles(void) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t line_bytes[16];
+        uint8_t lines[16];
+    } configuration = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) {
+        configuration.line_bytes[tile] = LINE_BYTES;
+        configuration.lines[tile] = SIDE;
+    }
+    _tile_loadconfig(&configuration);
+}
+
+/* out[rows][columns] = a[rows][terms] . b[terms][columns], or that added to out. Strides of a and b are those of their
+   rows and columns: in each of them one is 1. Returns 0, or 1 if there is no memory. */
+int64_t multiply_amx(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, int64_t b_column,
+                     float *out, int64_t out_row, int64_t rows, int64_t columns, int64_t terms, int64_t is_added) {
+    const struct factor first = {a, a_row, a_column}, second = {b, b_column, b_row};
+    const int64_t block_words = (smaller(terms, MOST_TERMS) + DEPTH - 1) / DEPTH * STEP_WORDS;
+    const int64_t blocks = (smaller(rows, MOST_ROWS) + BLOCK - 1) / BLOCK;
+    uint32_t *packed_b = aligned_alloc(LINE_BYTES, (size_t)((blocks + 1) * block_words) * sizeof *packed_b);
+    if (!packed_b) return 1;
+    uint32_t *packed_a = packed_b + block_words;
+    configure_tiles();
+    for (int64_t top = 0; top < rows; top += MOST_ROWS)
+        for (int64_t term = 0; term < terms; term += MOST_TERMS) {
+            const int64_t n = smaller(terms - term, MOST_TERMS), steps = (n + DEPTH - 1) / DEPTH;
+            const int64_t bottom = smaller(top + MOST_ROWS, rows);
+            uint32_t *to = packed_a;
+            for (int64_t row = top; row < bottom; row += BLOCK, to += block_words)
+                pack((struct factor){number(&first, row, term), a_row, a_column}, rows - row, n, to, 0);
+            for (int64_t column = 0; column < columns; column += BLOCK) {
+                const int64_t width = smaller(columns - column, BLOCK);
+                pack((struct factor){number(&second, column, term), b_column, b_row}, width, n, packed_b, 1);
+                const uint32_t *from = packed_a;
+                for (int64_t row = top; row < bottom; row += BLOCK, from += block_words) {
+                    const int64_t height = smaller(rows - row, BLOCK);
+                    float *at = out + row * out_row + column;
+                    if (height == BLOCK && width == BLOCK)
+                        multiply_block(from, packed_b, steps, at, out_row, is_added || term);
+                    else
+                        multiply_edge(from, packed_b, steps, at, out_row, height, width, is_added || term);
+                }
+            }
+        }
+    _tile_release();
+    free(packed_b);
+    return 0;
+}
