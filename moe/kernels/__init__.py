@@ -42,7 +42,7 @@ _SIGNATURES: dict[str, Sequence[type[Any]]] = {
     "attention_backward": [_POINTER] + [_POINTER, _COUNT] * 2 + [_POINTER] * 4 + [_COUNT] * 5,
 }
 _TILED: dict[str, Sequence[type[Any]]] = {"multiply": [_POINTER, _COUNT, _COUNT] * 2 + [_POINTER] + [_COUNT] * 5}
-_ANSWERING = {"cross_entropy", "attention", "attention_backward", "multiply"}  # return a number
+_ANSWERING = {"cross_entropy", "attention", "attention_backward"}  # return a number
 
 
 class Loaded(NamedTuple):
@@ -151,18 +151,13 @@ def _strides(matrix: Tensor) -> tuple[int, int, int]:
 
 
 def multiply(a_NI: Tensor, b_IO: Tensor, *, out_NO: Tensor, is_added: bool) -> None:
-    """``a_NI @ b_IO`` into ``out_NO``, or added to it; as exact as a product in fp32, by tiles of bf16.
-
-    Raises:
-        MemoryError: there is no memory for the factors' parts.
-    """
+    """``a_NI @ b_IO`` into ``out_NO``, or added to it; as exact as a product in fp32, by tiles of bf16."""
     (n_rows, n_terms), (n_terms_of_b, n_columns) = a_NI.shape, b_IO.shape
     assert n_terms > 0, "expected terms to add up"
     assert n_terms == n_terms_of_b, f"expected {n_terms} rows, not {n_terms_of_b}"
     assert out_NO.shape == (n_rows, n_columns), f"expected {(n_rows, n_columns)}, not {tuple(out_NO.shape)}"
     a, b = (factor if 1 in factor.stride() else factor.contiguous() for factor in (a_NI, b_IO))
-    if _kernel("multiply")(*_strides(a), *_strides(b), *_rows(out_NO), n_rows, n_columns, n_terms, is_added):
-        raise MemoryError("no memory for the parts of a product's factors")
+    _kernel("multiply")(*_strides(a), *_strides(b), *_rows(out_NO), n_rows, n_columns, n_terms, is_added)
 
 
 def swiglu(gate_up_SH: Tensor, *, out_SF: Tensor, kept_SH: Tensor | None) -> None:

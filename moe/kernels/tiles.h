@@ -11,24 +11,21 @@
 #define APART (DEPTH / 2)                     /* how many terms further on the second one of a word is */
 #define PARTS 3
 #define TILE_WORDS (SIDE * SIDE)
+#define LINE_BYTES 64
 #define BLOCK (2 * SIDE)                      /* rows, and columns, that are worked on at once: four tiles of sums */
 #define STEP_WORDS (2 * PARTS * TILE_WORDS)   /* of one factor of a block: two tiles in three parts */
-#define MOST_TERMS 128                        /* whose columns' parts are together in the first cache (measured) */
-#define MOST_ROWS 512                         /* whose parts are together in the second one (measured) */
+#define MOST_TERMS 128                        /* of a block of rows: their parts are in the first cache (measured) */
+#define MOST_COLUMNS 1024                     /* with as many terms: their parts are in the second cache (measured) */
 
 typedef uint32_t words __attribute__((vector_size(64), aligned(4), may_alias));
 typedef float floats __attribute__((vector_size(64), aligned(4), may_alias));
 
-/* A factor: how far apart the numbers of two rows of the first one are, or of two columns of the second one, and those
-   of two terms of a sum. One of the distances is 1. */
+/* A factor: its lines are the rows of the first one or the columns of the second one. How far apart the numbers of two
+   lines are, and those of two terms of a sum; one of the distances is 1. */
 struct factor {
     const float *first;
     int64_t line, term;
 };
-
-INLINE const float *number(const struct factor *f, int64_t line, int64_t term) {
-    return f->first + line * f->line + term * f->term;
-}
 
 /* Parts of two vectors of numbers, side by side in words. */
 INLINE void split(floats low, floats high, words parts[PARTS]) {
@@ -87,7 +84,7 @@ INLINE void pack_part(struct factor f, int64_t lines, int64_t terms, uint32_t *t
         memset(padded, 0, sizeof padded);
         for (int64_t line = 0; line < smaller(lines, SIDE); line++)
             for (int64_t term = 0; term < smaller(terms, DEPTH); term++)
-                padded[line * DEPTH + term] = *number(&f, line, term);
+                padded[line * DEPTH + term] = f.first[line * f.line + term * f.term];
         f = (struct factor){padded, DEPTH, 1};
     }
     if (f.term == 1)
@@ -96,14 +93,15 @@ INLINE void pack_part(struct factor f, int64_t lines, int64_t terms, uint32_t *t
         pack_tile(f.first, f.term, APART * f.term, to, !is_second);
 }
 
-/* Up to BLOCK lines of a factor. */
+/* Up to BLOCK lines of a factor, and up to MOST_TERMS terms. */
 static void pack(struct factor f, int64_t lines, int64_t terms, uint32_t *to, int is_second) {
     for (int64_t term = 0; term < terms; term += DEPTH)
-        for (int64_t line = 0; line < BLOCK; line += SIDE, to += PARTS * TILE_WORDS)
-            pack_part((struct factor){number(&f, line, term), f.line, f.term}, lines - line, terms - term, to, is_second);
+        for (int64_t line = 0; line < BLOCK; line += SIDE, to += PARTS * TILE_WORDS) {
+            const struct factor part = {f.first + line * f.line + term * f.term, f.line, f.term};
+            pack_part(part, lines - line, terms - term, to, is_second);
+        }
 }
 
-#define LINE_BYTES 64
 #define LOAD_FIRST(part) \
     _tile_loadd(4, a + (part) * TILE_WORDS, LINE_BYTES); \
     _tile_loadd(5, a + (PARTS + (part)) * TILE_WORDS, LINE_BYTES)
@@ -125,6 +123,7 @@ static void pack(struct factor f, int64_t lines, int64_t terms, uint32_t *to, in
 INLINE void multiply_block(const uint32_t *a, const uint32_t *b, int64_t steps, float *out, int64_t out_row,
                            int is_added) {
     const int64_t out_bytes = out_row * (int64_t)sizeof *out;
+    __asm__ volatile("" ::: "memory"); /* GCC does not know that tiles are loaded from memory: what they load is there */
     if (is_added) {
         EACH_SUM(_tile_loadd);
     } else {
@@ -165,53 +164,46 @@ static void multiply_edge(const uint32_t *a, const uint32_t *b, int64_t steps, f
     copy_rows(out, out_row, whole, BLOCK, rows, columns);
 }
 
-/* All tiles have SIDE lines of LINE_BYTES. */
-static void configure_tiles(void) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t line_bytes[16];
-        uint8_t lines[16];
-    } configuration = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) {
-        configuration.line_bytes[tile] = LINE_BYTES;
-        configuration.lines[tile] = SIDE;
-    }
-    _tile_loadconfig(&configuration);
-}
+/* All eight tiles have SIDE lines of LINE_BYTES. */
+static const struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t line_bytes[16];
+    uint8_t lines[16];
+} configuration = {
+    .palette = 1,
+    .line_bytes = {LINE_BYTES, LINE_BYTES, LINE_BYTES, LINE_BYTES, LINE_BYTES, LINE_BYTES, LINE_BYTES, LINE_BYTES},
+    .lines = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE},
+};
 
 /* out[rows][columns] = a[rows][terms] . b[terms][columns], or that added to out. Strides of a and b are those of their
-   rows and columns: in each of them one is 1. Returns 0, or 1 if there is no memory. */
-int64_t multiply_amx(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, int64_t b_column,
-                     float *out, int64_t out_row, int64_t rows, int64_t columns, int64_t terms, int64_t is_added) {
-    const struct factor first = {a, a_row, a_column}, second = {b, b_column, b_row};
-    const int64_t block_words = (smaller(terms, MOST_TERMS) + DEPTH - 1) / DEPTH * STEP_WORDS;
-    const int64_t blocks = (smaller(rows, MOST_ROWS) + BLOCK - 1) / BLOCK;
-    uint32_t *packed_b = aligned_alloc(LINE_BYTES, (size_t)((blocks + 1) * block_words) * sizeof *packed_b);
-    if (!packed_b) return 1;
-    uint32_t *packed_a = packed_b + block_words;
-    configure_tiles();
-    for (int64_t top = 0; top < rows; top += MOST_ROWS)
-        for (int64_t term = 0; term < terms; term += MOST_TERMS) {
+   rows and columns: in each of them one is 1. */
+void multiply_amx(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, int64_t b_column,
+                  float *out, int64_t out_row, int64_t rows, int64_t columns, int64_t terms, int64_t is_added) {
+    static _Thread_local uint32_t packed_a[MOST_TERMS / DEPTH * STEP_WORDS] __attribute__((aligned(LINE_BYTES)));
+    static _Thread_local uint32_t packed_b[MOST_COLUMNS / BLOCK][MOST_TERMS / DEPTH * STEP_WORDS]
+        __attribute__((aligned(LINE_BYTES)));
+    _tile_loadconfig(&configuration);
+    for (int64_t term = 0; term < terms; term += MOST_TERMS)
+        for (int64_t left = 0; left < columns; left += MOST_COLUMNS) {
             const int64_t n = smaller(terms - term, MOST_TERMS), steps = (n + DEPTH - 1) / DEPTH;
-            const int64_t bottom = smaller(top + MOST_ROWS, rows);
-            uint32_t *to = packed_a;
-            for (int64_t row = top; row < bottom; row += BLOCK, to += block_words)
-                pack((struct factor){number(&first, row, term), a_row, a_column}, rows - row, n, to, 0);
-            for (int64_t column = 0; column < columns; column += BLOCK) {
-                const int64_t width = smaller(columns - column, BLOCK);
-                pack((struct factor){number(&second, column, term), b_column, b_row}, width, n, packed_b, 1);
-                const uint32_t *from = packed_a;
-                for (int64_t row = top; row < bottom; row += BLOCK, from += block_words) {
-                    const int64_t height = smaller(rows - row, BLOCK);
-                    float *at = out + row * out_row + column;
+            const int64_t right = smaller(left + MOST_COLUMNS, columns);
+            for (int64_t column = left; column < right; column += BLOCK) {
+                const struct factor from = {b + term * b_row + column * b_column, b_column, b_row};
+                pack(from, columns - column, n, packed_b[(column - left) / BLOCK], 1);
+            }
+            for (int64_t row = 0; row < rows; row += BLOCK) {
+                const struct factor from = {a + row * a_row + term * a_column, a_row, a_column};
+                pack(from, rows - row, n, packed_a, 0);
+                for (int64_t column = left; column < right; column += BLOCK) {
+                    const int64_t height = smaller(rows - row, BLOCK), width = smaller(columns - column, BLOCK);
+                    const uint32_t *with = packed_b[(column - left) / BLOCK];
+                    float *to = out + row * out_row + column;
                     if (height == BLOCK && width == BLOCK)
-                        multiply_block(from, packed_b, steps, at, out_row, is_added || term);
+                        multiply_block(packed_a, with, steps, to, out_row, is_added || term);
                     else
-                        multiply_edge(from, packed_b, steps, at, out_row, height, width, is_added || term);
+                        multiply_edge(packed_a, with, steps, to, out_row, height, width, is_added || term);
                 }
             }
         }
     _tile_release();
-    free(packed_b);
-    return 0;
 }
