@@ -2,7 +2,8 @@
 
    A number of fp32 is the sum of three of bf16, exactly. Of the nine products of the parts of two numbers six are
    added up, the smallest first; the other three are below 2^-24 of the whole, which is what fp32 rounds away (Henry,
-   Tang and Heinecke 2019, arXiv 1904.06376). What is below 1e-38 counts as zero, as in the tiles themselves. */
+   Tang and Heinecke 2019, arXiv 1904.06376). Tiles take what is below 1e-38 for zero, and a number above 3.39e38 rounds
+   to infinity. */
 
 #include <immintrin.h>
 
@@ -58,13 +59,13 @@ INLINE void transpose(words tile[SIDE]) {
     }
 }
 
-/* The parts of a tile: its line i has SIDE numbers from first + i * line on, and as many from there + second on. */
-INLINE void pack_tile(const float *first, int64_t line, int64_t second, uint32_t *to, int is_transposed) {
+/* The parts of a tile: its line i has SIDE numbers from first + i * line on, and as many from there + apart on. */
+INLINE void pack_tile(const float *first, int64_t line, int64_t apart, uint32_t *to, int is_transposed) {
     words parts[SIDE][PARTS];
 #pragma GCC unroll 16
     for (int i = 0; i < SIDE; i++) {
         const float *at = first + i * line;
-        split(*(const floats *)at, *(const floats *)(at + second), parts[i]);
+        split(*(const floats *)at, *(const floats *)(at + apart), parts[i]);
     }
     for (int part = 0; part < PARTS; part++) {
         words tile[SIDE];
