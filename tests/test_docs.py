@@ -15,9 +15,10 @@ from moe.audit import Audit, Finding
 from search_spaces import Identity, explore_cells, load_space
 from sweeps.cli import app
 from sweeps.engine.trainable import _Segment
+from sweeps.ledger.cell_folder import CellFolder
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.storage import Storage
-from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.plan.phases import first_cells
 from sweeps.planning import ArmPlan, SweepPlan
 from sweeps.status import list_of_sweeps, status_of

@@ -27,9 +27,9 @@ OK = "ok"
 class NodeAnswer:
     """What one node said. ``error`` is set, and little else, where its task failed or did not answer in time.
 
-    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``kernels`` are those that trials on its CPU would use;
-    none are named where there is a GPU. ``clock_skew_s`` is how far its clock is outside the interval between question
-    and answer by the driver's.
+    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``kernels`` are those that trials on its CPU would
+    use; none are named where there is a GPU. ``clock_skew_s`` is how far its clock is outside the interval between
+    question and answer by the driver's.
     """
 
     node_id: str

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from sweeps.cluster.resources import allocator_share
 from sweeps.engine.neighbours import device_name, running_trial
 from sweeps.errors import BadInputError, DamagedError, StorageError, SweepHeldError
+from sweeps.ledger.cell_folder import CellFolder, Outcome
 from sweeps.ledger.lease import STALE_AFTER_S, Lease
 from sweeps.ledger.storage import Storage
-from sweeps.ledger.sweep_folder import CellFolder, Ledger, Outcome, PlannedCell
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 
 if TYPE_CHECKING:
     from moe.report import Report

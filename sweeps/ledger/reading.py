@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sweeps.extension import current_space
+from sweeps.ledger.cell_folder import CellFolder
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.plan.segments import Progress
 
 

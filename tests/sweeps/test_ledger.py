@@ -6,8 +6,9 @@ import pytest
 
 from search_spaces import Cell
 from sweeps.errors import BadInputError, DamagedError, StorageError
+from sweeps.ledger.cell_folder import CellFolder
 from sweeps.ledger.storage import Storage
-from sweeps.ledger.sweep_folder import BEGINNING_KEYS, CellFolder, Ledger, PlannedCell
+from sweeps.ledger.sweep_folder import BEGINNING_KEYS, Ledger, PlannedCell
 
 CELL = Cell(
     cell_id="c0ffee",

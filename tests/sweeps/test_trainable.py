@@ -13,8 +13,9 @@ from sweeps.engine import trainable
 from sweeps.engine.neighbours import CPU, running_trial
 from sweeps.engine.trainable import CELL_LEASE, SegmentJob, run_segment, train_segment
 from sweeps.errors import SweepHeldError
+from sweeps.ledger.cell_folder import CellFolder
 from sweeps.ledger.storage import Storage
-from sweeps.ledger.sweep_folder import CellFolder, Ledger, PlannedCell
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.material import cache_dir
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.ending_trainer import EndingTrainer, whole_job
