@@ -105,10 +105,10 @@ def multiply(a_NI: Tensor, b_IO: Tensor, *, out_NO: Tensor, is_added: bool = Fal
     """``a_NI @ b_IO`` into ``out_NO``, or added to it: the product of all that trains but attention and Muon.
 
     In fp32 on a CPU with AMX tiles, a kernel splits every number into three of bf16, multiplies those, and adds up in
-    fp32: its errors are those of fp32, and smaller than MKL's (tests/moe/test_products.py). Otherwise it is torch's
-    product, in the way that ``fast_matmuls`` chose. Returns ``out_NO``.
+    fp32: its errors are those of fp32 (tests/moe/test_products.py). Otherwise it is torch's product, in the way that
+    ``fast_matmuls`` chose. Returns ``out_NO``.
     """
-    if kernels.multiplies(out_NO):
+    if kernels.multiplies(a_NI, b_IO, out_NO):
         kernels.multiply(a_NI, b_IO, out_NO=out_NO, is_added=is_added)
     elif is_added:
         torch.addmm(out_NO, a_NI, b_IO, out=out_NO)

@@ -2,8 +2,8 @@
 
 Installing the project compiles them if it finds GCC. Elsewhere, and for other types and devices, callers compute the
 same with torch: ``available`` tells which. The two agree within rounding, and for one processor and one installation
-the choice depends on nothing but types and the number of threads, so that a resumed run computes the bits of the run
-it resumes.
+the choice depends on nothing but types, the number of threads and whether Linux lets a process use tiles, so that a
+resumed run computes the bits of the run it resumes.
 """
 
 # N tokens or rows of a product, I its terms and O its columns, R or S rows, D width of a row, F expert width, H = 2F,
@@ -119,9 +119,17 @@ def attends(x: Tensor, head_dim: int) -> bool:
     return available(x) and head_dim % 32 == 0
 
 
-def multiplies(x: Tensor) -> bool:
-    """Whether the kernels can multiply matrices like this one: where the processor has AMX tiles."""
-    return available(x) and "multiply" in load().functions
+def multiplies(a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> bool:
+    """Whether the kernels can multiply these: on AMX tiles, some numbers in fp32, the product's rows side by side."""
+    return (
+        "multiply" in load().functions
+        and available(out_NO)
+        and available(a_NI)
+        and available(b_IO)
+        and a_NI.numel() > 0 < b_IO.numel()
+        and out_NO.stride(1) == 1
+        and out_NO.stride(0) >= out_NO.shape[1]
+    )
 
 
 def _kernel(name: str) -> Any:
@@ -142,22 +150,26 @@ def _rows(matrix: Tensor) -> tuple[int, int]:
     return matrix.data_ptr(), matrix.stride(0)
 
 
-def _strides(matrix: Tensor) -> tuple[int, int, int]:
-    """Where the numbers of a matrix or of its transpose begin, and the distances of rows and of columns."""
+def _factor(matrix: Tensor) -> tuple[int, int, int]:
+    """Where the numbers of a matrix or of its transpose begin, and the distances of its rows and of its columns."""
     assert matrix.dtype == torch.float32, f"expected fp32, not {matrix.dtype}"
-    assert 1 in matrix.stride(), f"expected rows or columns, not strides {matrix.stride()}"
-    row, column = matrix.stride()
+    row, column = (stride if size > 1 else 1 for stride, size in zip(matrix.stride(), matrix.shape, strict=True))
+    assert 1 in {row, column}, f"expected rows or columns, not strides {matrix.stride()}"
     return matrix.data_ptr(), row, column
 
 
 def multiply(a_NI: Tensor, b_IO: Tensor, *, out_NO: Tensor, is_added: bool) -> None:
-    """``a_NI @ b_IO`` into ``out_NO``, or added to it; as exact as a product in fp32, by tiles of bf16."""
+    """``a_NI @ b_IO`` into ``out_NO``, or added to it; as exact as a product in fp32, by tiles of bf16.
+
+    As with the ``out`` of torch's products, there is no gradient.
+    """
     (n_rows, n_terms), (n_terms_of_b, n_columns) = a_NI.shape, b_IO.shape
-    assert n_terms > 0, "expected terms to add up"
     assert n_terms == n_terms_of_b, f"expected {n_terms} rows, not {n_terms_of_b}"
     assert out_NO.shape == (n_rows, n_columns), f"expected {(n_rows, n_columns)}, not {tuple(out_NO.shape)}"
-    a, b = (factor if 1 in factor.stride() else factor.contiguous() for factor in (a_NI, b_IO))
-    _kernel("multiply")(*_strides(a), *_strides(b), *_rows(out_NO), n_rows, n_columns, n_terms, is_added)
+    assert not (torch.is_grad_enabled() and (a_NI.requires_grad or b_IO.requires_grad)), "a product without gradient"
+    a_NI, b_IO = (factor if 1 in factor.stride() else factor.contiguous() for factor in (a_NI, b_IO))
+    _kernel("multiply")(*_factor(a_NI), *_factor(b_IO), *_rows(out_NO), n_rows, n_columns, n_terms, is_added)
+    torch.autograd.graph.increment_version(out_NO)
 
 
 def swiglu(gate_up_SH: Tensor, *, out_SF: Tensor, kept_SH: Tensor | None) -> None:

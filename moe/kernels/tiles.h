@@ -2,8 +2,10 @@
 
    A number of fp32 is the sum of three of bf16, exactly. Of the nine products of the parts of two numbers six are
    added up, the smallest first; the other three are below 2^-24 of the whole, which is what fp32 rounds away (Henry,
-   Tang and Heinecke 2019, arXiv 1904.06376). Tiles take what is below 1e-38 for zero, and a number above 3.39e38 rounds
-   to infinity. */
+   Tang and Heinecke 2019, arXiv 1904.06376). Tiles add up MOST_TERMS terms, and their sums are added up after that: a
+   long sum loses fewer digits so.
+   Numbers below 1e-31 lose their last digits, since tiles take what is below 1e-38 for zero; what is not finite, and a
+   number above 3.39e38, makes sums that are not finite. */
 
 #include <immintrin.h>
 
@@ -114,25 +116,15 @@ static void pack(struct factor f, int64_t lines, int64_t terms, uint32_t *to, in
     _tile_dpbf16ps(1, 4, 7); \
     _tile_dpbf16ps(2, 5, 6); \
     _tile_dpbf16ps(3, 5, 7)
-#define EACH_SUM(load_or_store) \
-    load_or_store(0, out, out_bytes); \
-    load_or_store(1, out + SIDE, out_bytes); \
-    load_or_store(2, out + SIDE * out_row, out_bytes); \
-    load_or_store(3, out + SIDE * out_row + SIDE, out_bytes)
 
-/* out[BLOCK][BLOCK] = a . b, or that added to out. */
-INLINE void multiply_block(const uint32_t *a, const uint32_t *b, int64_t steps, float *out, int64_t out_row,
-                           int is_added) {
+/* out[BLOCK][BLOCK] = a . b */
+INLINE void multiply_block(const uint32_t *a, const uint32_t *b, int64_t steps, float *out, int64_t out_row) {
     const int64_t out_bytes = out_row * (int64_t)sizeof *out;
     __asm__ volatile("" ::: "memory"); /* GCC does not know that tiles are loaded from memory: what they load is there */
-    if (is_added) {
-        EACH_SUM(_tile_loadd);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
     for (int64_t step = 0; step < steps; step++, a += STEP_WORDS, b += STEP_WORDS) {
         LOAD_FIRST(2);
         LOAD_SECOND(0);
@@ -148,21 +140,24 @@ INLINE void multiply_block(const uint32_t *a, const uint32_t *b, int64_t steps, 
         LOAD_SECOND(0);
         ADD_PRODUCTS;
     }
-    EACH_SUM(_tile_stored);
+    _tile_stored(0, out, out_bytes);
+    _tile_stored(1, out + SIDE, out_bytes);
+    _tile_stored(2, out + SIDE * out_row, out_bytes);
+    _tile_stored(3, out + SIDE * out_row + SIDE, out_bytes);
 }
 
-INLINE void copy_rows(float *to, int64_t to_row, const float *from, int64_t from_row, int64_t rows, int64_t columns) {
-    for (int64_t row = 0; row < rows; row++)
-        memcpy(to + row * to_row, from + row * from_row, (size_t)columns * sizeof *to);
-}
-
-/* The same for blocks at the edge, which are smaller. */
-static void multiply_edge(const uint32_t *a, const uint32_t *b, int64_t steps, float *out, int64_t out_row,
+/* The same for as many rows and columns as there are, or that added to out. */
+static void multiply_part(const uint32_t *a, const uint32_t *b, int64_t steps, float *restrict out, int64_t out_row,
                           int64_t rows, int64_t columns, int is_added) {
-    float whole[BLOCK * BLOCK] = {0.0f};
-    if (is_added) copy_rows(whole, BLOCK, out, out_row, rows, columns);
-    multiply_block(a, b, steps, whole, BLOCK, is_added);
-    copy_rows(out, out_row, whole, BLOCK, rows, columns);
+    if (rows >= BLOCK && columns >= BLOCK && !is_added) {
+        multiply_block(a, b, steps, out, out_row);
+        return;
+    }
+    float sums[BLOCK][BLOCK];
+    multiply_block(a, b, steps, sums[0], BLOCK);
+    for (int64_t row = 0; row < smaller(rows, BLOCK); row++, out += out_row)
+        for (int64_t column = 0; column < smaller(columns, BLOCK); column++)
+            out[column] = sums[row][column] + (is_added ? out[column] : 0.0f);
 }
 
 /* All eight tiles have SIDE lines of LINE_BYTES. */
@@ -195,15 +190,9 @@ void multiply_amx(const float *a, int64_t a_row, int64_t a_column, const float *
             for (int64_t row = 0; row < rows; row += BLOCK) {
                 const struct factor from = {a + row * a_row + term * a_column, a_row, a_column};
                 pack(from, rows - row, n, packed_a, 0);
-                for (int64_t column = left; column < right; column += BLOCK) {
-                    const int64_t height = smaller(rows - row, BLOCK), width = smaller(columns - column, BLOCK);
-                    const uint32_t *with = packed_b[(column - left) / BLOCK];
-                    float *to = out + row * out_row + column;
-                    if (height == BLOCK && width == BLOCK)
-                        multiply_block(packed_a, with, steps, to, out_row, is_added || term);
-                    else
-                        multiply_edge(packed_a, with, steps, to, out_row, height, width, is_added || term);
-                }
+                for (int64_t column = left; column < right; column += BLOCK)
+                    multiply_part(packed_a, packed_b[(column - left) / BLOCK], steps, out + row * out_row + column,
+                                  out_row, rows - row, columns - column, is_added || term);
             }
         }
     _tile_release();

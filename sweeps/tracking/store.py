@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databric
 # User and password, whatever signs the password holds, and a password among the parameters of a database's address.
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/@:\s]*:\S*|[^/\s]*)@")
 _SECRET_PARAMETERS = re.compile(r"(?i)(?<=[?&])(\w*(?:password|token|secret)\w*=)[^&\s]+")
+
+# What a database's address ends at, or takes for another character.
+_NO_DATABASE_PATH = re.compile(r"\?|%[0-9A-Fa-f]{2}")
 
 
 class TrackingUnavailableError(WorldError):
@@ -76,7 +80,8 @@ def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) 
     working directory.
 
     Raises:
-        BadInputError: MLFLOW_TRACKING_URI names what can be no store, whether or not anything answers.
+        BadInputError: MLFLOW_TRACKING_URI names what can be no store, whether or not anything answers, or MLflow would
+            read another path than that of ``runs_dir``.
     """
     environment = os.environ if environment is None else environment
     uri = environment.get("MLFLOW_TRACKING_URI", "")
@@ -86,6 +91,11 @@ def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) 
             raise BadInputError(problem)
         return TrackingStore(uri=uri, artifacts_dir=None)
     folder = Path("runs" if "://" in runs_dir else runs_dir).expanduser().absolute()
+    if _NO_DATABASE_PATH.search(str(folder)):
+        raise BadInputError(
+            f"MLflow opens no database in {folder}: no '?' and nothing like '%20' may be in its path; give another "
+            "--runs-dir, or name a store in MLFLOW_TRACKING_URI"
+        )
     return TrackingStore(uri=f"sqlite:///{folder / DATABASE}", artifacts_dir=folder / "mlartifacts")
 
 
@@ -138,28 +148,30 @@ def connect(store: TrackingStore) -> MlflowClient:
             _require_database(store.uri)
         return MlflowClient(store.uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or store.uri)
     store.artifacts_dir.mkdir(parents=True, exist_ok=True)
-    _make_database(store.artifacts_dir.parent / DATABASE)
-    return MlflowClient(store.uri, registry_uri=store.uri)
+    path = store.artifacts_dir.parent / DATABASE
+    # Two sweeps that start at once must not both create the tables.
+    with FileLock(f"{path}.lock"):
+        _make_database(path.resolve())
+        return MlflowClient(store.uri, registry_uri=store.uri)
 
 
 def _make_database(path: Path) -> None:
     """Make MLflow's database at ``path`` where there is none: under another name first, for it takes many steps.
 
-    A process that is killed between two of them would leave tables that MLflow can neither use nor complete.
+    A process that is killed between two of them would leave tables that MLflow can neither use nor complete. Every
+    attempt has a name of its own, since MLflow keeps the connections of earlier ones.
     """
     from mlflow import MlflowClient
 
-    # Two sweeps that start at once must not both create the tables.
-    with FileLock(f"{path}.lock"):
-        if path.exists():
-            return
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # a killed process's
-        unfinished.mkdir()
-        uri = f"sqlite:///{unfinished / path.name}"
+    for killed in path.parent.glob(f"{path.name}.unfinished-*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    if path.exists() and path.stat().st_size:
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.unfinished-", dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
+        uri = f"sqlite:///{unfinished}"
         MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
-        (unfinished / path.name).replace(path)
-        unfinished.rmdir()
+        unfinished.replace(path)
 
 
 def _require_database(uri: str) -> None:

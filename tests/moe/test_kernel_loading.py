@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,11 @@ def test_kernels_are_built_where_they_can_be():
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     if "avx2" not in flags:
         pytest.skip("this processor has no AVX2")
-    assert kernels.load().functions, kernels.load().found
+    functions, found = kernels.load()
+    assert functions, found
+    version = subprocess.run(["gcc", "-dumpversion"], capture_output=True, text=True, check=True).stdout
+    if "amx_bf16" in flags and int(version.partition(".")[0]) >= 11:
+        assert "multiply" in functions, found
 
 
 def assert_norm_equals_torch():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sweeps.errors import BadInputError
 from sweeps.ledger.results import CellResult
 from sweeps.tracking.note import MAX_NOTE_CHARS, parent_note
 from sweeps.tracking.projection import SweepView, cell_points, desired_sweep, points_digest, run_name
@@ -151,6 +152,17 @@ def test_the_store_is_sqlite_beside_the_sweeps_unless_the_environment_names_anot
     assert server.is_server
     assert server.artifact_location("first") is None
     assert server.label == "https://tracking.example:5000"
+
+
+@pytest.mark.parametrize("folder", ["50% off", "a#b", "ü;&+"])
+def test_the_store_may_stand_in_a_folder_of_any_name_that_mlflow_reads_as_it_is(folder: str) -> None:
+    assert tracking_store(f"/data/{folder}", {}).uri == f"sqlite:////data/{folder}/mlflow.db"
+
+
+@pytest.mark.parametrize("folder", ["20%25", "a?b"])
+def test_a_folder_whose_name_mlflow_reads_otherwise_is_refused(folder: str) -> None:
+    with pytest.raises(BadInputError, match="give another --runs-dir"):
+        tracking_store(f"/data/{folder}", {})
 
 
 def test_a_bucket_of_runs_still_has_a_local_store() -> None:

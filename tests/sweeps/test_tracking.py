@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -298,8 +300,36 @@ def test_a_process_killed_while_it_makes_the_database_leaves_a_store_that_opens(
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
     connect(tracking_store(str(tmp_path), {})).create_experiment("first")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db", "mlflow.db.lock"]
+
+
+def test_a_store_that_could_not_be_made_is_made_by_the_same_process_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow keeps its connections by address: an attempt that failed must not stand in the way of the next."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", Mock(side_effect=full))
+        with pytest.raises(OSError, match="No space left"):
+            connect(tracking_store(str(tmp_path), {}))
+    connect(tracking_store(str(tmp_path), {})).create_experiment("first")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db", "mlflow.db.lock"]
+
+
+@pytest.mark.parametrize("name", ["an empty file", "a link to nothing yet"])
+def test_a_database_that_is_only_a_name_is_made(tmp_path: Path, name: str) -> None:
+    there, elsewhere = tmp_path / "runs" / "mlflow.db", tmp_path / "other disk" / "mlflow.db"
+    there.parent.mkdir()
+    elsewhere.parent.mkdir()
+    if name == "an empty file":
+        there.touch()
+    else:
+        there.symlink_to(elsewhere)
+    connect(tracking_store(str(there.parent), {})).create_experiment("first")
+    assert there.is_symlink() == elsewhere.exists() == (name == "a link to nothing yet")
+    assert connect(tracking_store(str(there.parent), {})).get_experiment_by_name("first") is not None
 
 
 def test_a_mistake_of_this_program_is_not_taken_for_an_outage(
