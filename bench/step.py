@@ -36,7 +36,7 @@ from moe.config import ModelConfig, OptimizerConfig
 from moe.device import Device
 from moe.export import qwen3_moe_config
 from moe.flops import flops_per_token
-from moe.matmul import onednn_keeps_fp32
+from moe.matmul import error_of_product, fast_matmuls, multiply, onednn_keeps_fp32
 from moe.model import MoELanguageModel, WeightGroups
 from moe.muon import Muon
 from moe.optim import Optimizers, build_optimizers
@@ -313,6 +313,33 @@ def muon_rows(repeats: int) -> dict[str, Any]:
     }
 
 
+def product_rows(repeats: int) -> list[dict[str, Any]]:
+    """An expert's three products with its first weights in fp32: ours beside torch's, rates and errors."""
+    generator = torch.Generator().manual_seed(0)
+    x_SD, weight_HD, grad_SH = (torch.randn(1024, width, generator=generator) for width in (128, 128, 1024))
+    pairs = {
+        "forward": (x_SD, weight_HD.T),
+        "input gradient": (grad_SH, weight_HD),
+        "weight gradient": (grad_SH.T, x_SD),
+    }
+    return [{"product": name, **product_row(a, b, repeats)} for name, (a, b) in pairs.items()]
+
+
+def product_row(a: Tensor, b: Tensor, repeats: int) -> dict[str, float]:
+    out, flops = a.new_empty(len(a), b.shape[1]), 2 * a.numel() * b.shape[1]
+    ways = {"ours": contextlib.nullcontext, "torch": kernels.switched_off}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    errors = {}
+    for name, way in itertools.islice(itertools.cycle(ways.items()), 20 * (repeats + 1)):
+        with way(), fast_matmuls(CPU.torch_device):
+            started_s = time.perf_counter()
+            multiply(a, b, out_NO=out)
+            seconds[name].append(time.perf_counter() - started_s)
+        errors[f"{name}_error"] = error_of_product(out, a, b)
+    rates = {f"{name}_gflops": flops / statistics.median(times[1:]) / 1e9 for name, times in seconds.items()}
+    return {**rates, **errors}
+
+
 def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -330,7 +357,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]], muon: dict[str, Any]) -> None:
+def show(rows: Sequence[dict[str, Any]], products: Sequence[dict[str, Any]], muon: dict[str, Any]) -> None:
     heads = ("T", "vocab", "", "ours ms", "torch only", "vs transformers", "vs mask loop", "of matmul")
     print("{:>5} {:>6} {:5} {:>8} {:>10} {:>16} {:>13} {:>10}".format(*heads))
     for r in rows:
@@ -338,6 +365,11 @@ def show(rows: Sequence[dict[str, Any]], muon: dict[str, Any]) -> None:
             f"{r['seq_len']:>5} {r['vocab']:>6} {r['precision']:5} {r['ms']:>8.0f} {r['without_kernels_ms']:>10.0f} "
             f"{r['ratio_vs_transformers']:>15.2f}x {r['ratio_vs_mask_loop']:>12.2f}x {r['share_of_matmul']:>10.2f}"
             f"   ({r['transformers']})"
+        )
+    for p in products:
+        print(
+            f"Product, {p['product']}: {p['ours_gflops']:.0f} GFLOP/s, torch's {p['torch_gflops']:.0f}; "
+            f"relative error {p['ours_error']:.1e}, torch's {p['torch_error']:.1e}"
         )
     print("Muon: " + ", ".join(f"{key} {value:,.4g}" for key, value in muon.items()))
 
@@ -364,9 +396,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "mask loop": fastest_mask_loop(config, precision, seq_len),
             }
             rows.append(row(seq_len, vocab, precision, options.repeats, choice))
-    muon = muon_rows(options.repeats)
-    found = {"machine": machine(), "rows": rows, "muon": muon}
-    show(rows, muon)
+    products, muon = product_rows(options.repeats), muon_rows(options.repeats)
+    found = {"machine": machine(), "rows": rows, "products": products, "muon": muon}
+    show(rows, products, muon)
     write_json(options.out, found)
 
 
