@@ -123,10 +123,7 @@ def multiplies(a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> bool:
     """Whether the kernels can multiply these: on AMX tiles, some numbers in fp32, the product's rows side by side."""
     return (
         "multiply" in load().functions
-        and available(out_NO)
-        and available(a_NI)
-        and available(b_IO)
-        and a_NI.numel() > 0 < b_IO.numel()
+        and all(available(matrix) and matrix.numel() > 0 for matrix in (a_NI, b_IO, out_NO))
         and out_NO.stride(1) == 1
         and out_NO.stride(0) >= out_NO.shape[1]
     )
