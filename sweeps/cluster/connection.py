@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from sweeps.cluster.shipping import cluster_runtime_env
@@ -15,7 +17,6 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "disabled",  # a stray token file would switch a local cluster to token mode
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a segment says only how it ended
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own
@@ -36,6 +37,30 @@ def is_job_address(address: str | None) -> bool:
     return address is not None and address.startswith(("http://", "https://"))
 
 
+_CLOSED_PORTS = {
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Ray serves its metrics on all interfaces and to everyone; a Ray of our own serves none."""
+
+
+@cache
+def _own_token() -> str:
+    return secrets.token_hex(32)
+
+
+def private_ray() -> Any:
+    """The module ``ray``, set up so that a Ray started from this process obeys this process alone.
+
+    ``ray.init(address="local")`` listens on all interfaces. Without a token its job API on port 52365 and its control
+    service run anyone's program, so a random token is set, whatever the user's environment says. It lives in the
+    environment of this process and of Ray's own processes, never in a file.
+    """
+    os.environ.update(_CLOSED_PORTS, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_own_token())
+    return quiet_ray()
+
+
 def quiet_ray() -> Any:
     """The module ``ray``, imported under this project's settings; what the user has set stays."""
     for name, value in _SETTINGS.items():
@@ -52,6 +77,7 @@ def joined_ray(address: str) -> Iterator[None]:
 
     Raises BadInputError for what is no address, WorldError where no cluster answers.
     """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a stray token file would switch to token mode
     ray = quiet_ray()
     if ray.is_initialized():
         yield

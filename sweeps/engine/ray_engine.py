@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from sweeps.cluster.connection import quiet_ray
+from sweeps.cluster.connection import private_ray
 from sweeps.engine.trainable import SegmentJob, run_segment
 
 OBJECT_STORE_BYTES = 100_000_000  # nothing of size goes through Ray: tokens and checkpoints are files
@@ -49,8 +49,8 @@ class Share:
 
 @contextmanager
 def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
-    """A Ray of our own on this machine until the block ends; what SIGTERM does stays as it was."""
-    ray = quiet_ray()
+    """A Ray of our own on this machine until the block ends, closed to others; what SIGTERM does stays as it was."""
+    ray = private_ray()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local",

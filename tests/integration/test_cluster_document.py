@@ -58,7 +58,8 @@ class Typed:
 
 FOLLOWED = {
     "make doctor": Typed(where="every machine", says="Python"),
-    "export RAY_AUTH_MODE=disabled": Typed(where="every machine"),
+    "export RAY_AUTH_MODE=token": Typed(where="every machine"),
+    "export RAY_AUTH_TOKEN=LONG_RANDOM_WORD": Typed(where="every machine"),
     "ray start --head --port=6379 --dashboard-host=0.0.0.0 --disable-usage-stats": Typed(says="Ray runtime started"),
     "ray start --address=HEAD:6379 --disable-usage-stats": Typed(
         where="every other machine", says="Ray runtime started"
