@@ -16,13 +16,14 @@ import psutil
 
 from bench.results import write_json
 from search_spaces import Identity, Space, explore_cells, load_space
-from sweeps.engine.driver import Driver, Packing
-from sweeps.engine.ray_engine import local_ray
-from sweeps.engine.trainable import SegmentJob
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
+from sweeps.packing.shares import Packing
 from sweeps.plan.phases import first_cells
-from sweeps.plan.segments import Plan
+from sweeps.plan.queue import Plan
+from sweeps.running.driver import Driver
+from sweeps.running.ray_tune import local_ray
+from sweeps.trial.trainable import SegmentJob
 
 OUT = Path(__file__).with_name("engine.json")
 REPORTS = 20

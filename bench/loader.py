@@ -41,7 +41,7 @@ from moe.tokenizer import train_bpe  # noqa: E402
 from moe.trainer import Trainer  # noqa: E402
 from moe.windows import Windows  # noqa: E402
 from search_spaces import load_space  # noqa: E402
-from sweeps.bridge import any_cell, batch_configs, corpus_config, tokenizer_config, train_config  # noqa: E402
+from sweeps.training_config import any_cell, batch_configs, corpus_config, tokenizer_config, train_config  # noqa: E402
 
 SPACE = load_space(preset="laptop")
 ARMS = batch_configs(SPACE)

@@ -18,7 +18,7 @@ import numpy as np
 from bench.curves import Case, Curve, by_case
 from search_spaces import Cell
 from sweeps.ledger.sweep_folder import PlannedCell
-from sweeps.plan.segments import Plan, Progress, Segment, StoppingRule
+from sweeps.plan.queue import Plan, Progress, Segment, StoppingRule
 
 ARM_PACE = {"large_batch": 20.0, "balanced": 24.0, "long_seq": 30.0}  # seconds per cell of laptop on one core
 Stretch = tuple[int, int]

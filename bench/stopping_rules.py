@@ -12,7 +12,7 @@ from bench import scoring
 from bench.curves import Curve
 from bench.replay import ArmFair, Halving, Launch, Promotion, Replay, Stopping, replay
 from search_spaces import EarlyStopping, load_space
-from sweeps.plan.segments import StoppingRule
+from sweeps.plan.queue import StoppingRule
 
 RUNGS = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
 

@@ -20,13 +20,13 @@ from typing import Any
 
 from bench.results import write_json
 from search_spaces import Space, explore_cells, load_space
-from sweeps.bridge import train_config
-from sweeps.cluster.facts import usable_cpus
+from sweeps.cluster.machines import usable_cpus
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import SweepResults
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
-from sweeps.material import Material, material_for
+from sweeps.training_config import train_config
+from sweeps.training_data import Material, material_for
 from sweeps.verdict.selection import choices
 
 OUT = Path(__file__).with_name("sweep.json")

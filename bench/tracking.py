@@ -26,13 +26,13 @@ sys.path.append(str(ROOT))
 
 from bench.results import write_json  # noqa: E402
 from search_spaces import Cell, parse_space, preset_text  # noqa: E402
-from sweeps.cluster.gpu_experiments import Laboratory  # noqa: E402
-from sweeps.cluster.gpu_trial import TrialOrder  # noqa: E402
 from sweeps.ledger.results import CellResult, SweepResults  # noqa: E402
 from sweeps.tracking.projection import SweepView, cell_points  # noqa: E402
 from sweeps.tracking.projector import Projector, sync  # noqa: E402
 from sweeps.tracking.store import tracking_store  # noqa: E402
 from sweeps.tracking.thread import TrackingThread  # noqa: E402
+from sweeps.trial.gpu_experiments import Laboratory  # noqa: E402
+from sweeps.trial.gpu_trial import TrialOrder  # noqa: E402
 
 STRATEGIES = ("large_batch", "long_seq", "balanced")
 TOKENS_PER_POINT = 26_214

@@ -22,9 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 
+from bench import calibration  # noqa: E402
+from bench.calibration import ALPHA, CURVATURES, NOISES, Setting  # noqa: E402
 from bench.results import write_json  # noqa: E402
-from sweeps.verdict import calibration  # noqa: E402
-from sweeps.verdict.calibration import ALPHA, CURVATURES, NOISES, Setting  # noqa: E402
 
 EQUAL = NOISES[0]
 SEEDS = (3, 4, 5)

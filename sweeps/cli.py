@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from sweeps.answers import agreed, console, print_json
-from sweeps.arguments import (
+from sweeps.commands.arguments import (
     AllowCodeChange,
     AnyName,
     AsJson,
@@ -26,8 +25,9 @@ from sweeps.arguments import (
     name_or_newest,
     sitting_of,
 )
+from sweeps.commands.console import agreed, console, print_json
+from sweeps.commands.job import flags_of, is_job, run_there, words_of
 from sweeps.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, SweepError
-from sweeps.job_command import flags_of, is_job, run_there, words_of
 
 if TYPE_CHECKING:
     from sweeps.ledger.sweep_folder import Ledger
@@ -51,9 +51,9 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep to its verdict. Without a choice: `matched` where there is a GPU, else `laptop`."""
+    from sweeps.ledger.names import fresh_name, require_name
     from sweeps.ledger.storage import Storage
-    from sweeps.names import fresh_name, require_name
-    from sweeps.session import run_new
+    from sweeps.running.session import run_new
 
     if is_job():
         words = words_of(
@@ -86,7 +86,7 @@ def resume(
         name = name_or_newest(runs_dir, name)
         words = words_of(*(("--set", value) for value in overrides or ()))
         raise typer.Exit(run_there(["resume", name, *flags, *words], runs_dir, name))
-    from sweeps.session import resume as resume_sweep
+    from sweeps.running.session import resume as resume_sweep
 
     sitting = sitting_of(
         runs_dir,
@@ -119,8 +119,8 @@ def extend(
         words = words_of(*rates, *(("--strategy", v) for v in strategy or ()), ("--seeds", seeds))
         flags = flags_of(exclusive=exclusive, allow_code_change=allow_code_change)
         raise typer.Exit(run_there(["extend", name, *flags, *words], runs_dir, name))
-    from sweeps.extension import extend_plan, parse_strategy
-    from sweeps.session import resume as resume_sweep
+    from sweeps.commands.extend import extend_plan, parse_strategy
+    from sweeps.running.session import resume as resume_sweep
 
     arms = [parse_strategy(text) for text in strategy or ()]
 
@@ -143,7 +143,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: cells, tokens, memory and GPU fraction per arm, hours, smallest detectable difference."""
-    from sweeps.planning import make_plan, render
+    from sweeps.commands.plan import make_plan, render
 
     chosen, _ = chosen_space(preset, space, overrides)
     found = make_plan(chosen, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
@@ -156,8 +156,8 @@ def plan(
 @app.command()
 def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
     """List sweeps, or show one: cells by outcome, rungs, tokens, time left."""
+    from sweeps.commands.status import list_of_sweeps, render_list, render_status, status_of
     from sweeps.ledger.storage import Storage
-    from sweeps.status import list_of_sweeps, render_list, render_status, status_of
 
     if name is None:
         found = list_of_sweeps(Storage(runs_dir))
@@ -181,8 +181,8 @@ def verdict(
 ) -> None:
     """Decide again, from a sweep's ledger or from a CSV file of records."""
     from sweeps.errors import BadInputError
-    from sweeps.finish import decide_and_write, show_verdict
     from sweeps.ledger.reading import LedgerReader
+    from sweeps.running.finish import decide_and_write, show_verdict
 
     if (name is None) == (records is None):
         raise BadInputError("name one sweep, or one file with --records")
@@ -211,9 +211,9 @@ def report(
     out: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison"),
 ) -> None:
     """Write report.html, report.md and the pictures again; with several sweeps, put them side by side."""
-    from sweeps.finish import decide_and_write, write_reports
+    from sweeps.ledger.destinations import require_folder
     from sweeps.ledger.reading import LedgerReader
-    from sweeps.outputs import require_folder
+    from sweeps.running.finish import decide_and_write, write_reports
 
     if len(names or ()) > 1:
         require_folder(out, "--out")
@@ -241,7 +241,7 @@ def export(
     runs_dir: RunsDir = "runs",
 ) -> None:
     """Write the winner as a checkpoint that stock `transformers` loads."""
-    from sweeps.export import export as export_checkpoint
+    from sweeps.running.winner import export as export_checkpoint
 
     result, why = export_checkpoint(begun_ledger(runs_dir, name), out, cell)
     point = f"{result.cell.strategy} lr={result.cell.lr:g} seed={result.cell.seed} ({result.cell.cell_id})"
@@ -253,7 +253,7 @@ def exam(
     name: Name, out: Annotated[Path, typer.Option(help="The .npz file to write.")], runs_dir: RunsDir = "runs"
 ) -> None:
     """Write the exam's tokens, so that anyone can score a model on it."""
-    from sweeps.export import write_exam
+    from sweeps.running.winner import write_exam
 
     write_exam(begun_ledger(runs_dir, name), out)
     print(f"{out}: test and validation, int32 [rows, S+1]")
@@ -266,7 +266,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a sweep: its folder, its runs in MLflow and its registered model."""
-    from sweeps.removal import remove
+    from sweeps.commands.remove import remove
 
     ledger = begun_ledger(runs_dir, name)
     if not yes and not agreed(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?"):
@@ -278,8 +278,8 @@ def rm(
 @app.command("gpu-check")
 def gpu_check(out: Annotated[Path, typer.Option(help="The file to write.")] = Path("gpu-check.json")) -> None:
     """On a machine with CUDA: prediction, precision, packing, out-of-memory and resume, measured (else exit 4)."""
-    from sweeps.cluster.gpu_check import gpu_check as check
-    from sweeps.outputs import require_file
+    from sweeps.commands.gpu_check import gpu_check as check
+    from sweeps.ledger.destinations import require_file
 
     require_file(out, "--out")
     screen = console()
@@ -293,9 +293,9 @@ def sync(
     register: Annotated[bool, typer.Option(help="Register the arm of lowest mean although none has won.")] = False,
 ) -> None:
     """Bring MLflow up to date from the ledger, and register a winner that is not registered yet."""
-    from sweeps.export import register_winner
-    from sweeps.finish import view_of
-    from sweeps.following import require_unheld
+    from sweeps.running.finish import view_of
+    from sweeps.running.mlflow import require_unheld
+    from sweeps.running.winner import register_winner
     from sweeps.tracking.projector import sync as sync_view
     from sweeps.tracking.store import tracking_store
 
@@ -327,7 +327,7 @@ def ui(
 def doctor(runs_dir: RunsDir = "runs") -> None:
     """Say what this machine, cluster, hub and tracking server can do, and what to mend."""
     from sweeps.cluster.connection import cluster_address
-    from sweeps.cluster.doctor import examine, render
+    from sweeps.commands.doctor import examine, render
     from sweeps.tracking.store import tracking_store
 
     address = cluster_address()
@@ -339,7 +339,7 @@ def doctor(runs_dir: RunsDir = "runs") -> None:
 def new(path: Annotated[Path, typer.Argument(help="The file to write.")]) -> None:
     """Write a commented space to start from."""
     from search_spaces import template_text
-    from sweeps.outputs import require_new_file
+    from sweeps.ledger.destinations import require_new_file
 
     require_new_file(path, "path")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) 
     """
     import ray
 
-    from sweeps.cluster.facts import live_nodes
+    from sweeps.cluster.machines import live_nodes
 
     nodes = live_nodes()
     asked_s = time.time()
@@ -81,7 +81,7 @@ def ask_gpu_memories(deadline_s: float = NODE_DEADLINE_S) -> dict[str, float]:
     """GiB of the smallest GPU by node id, of the nodes that have GPUs and answer in time. Ray must be connected."""
     import ray
 
-    from sweeps.cluster.facts import gpu_memories_gib, live_nodes
+    from sweeps.cluster.machines import gpu_memories_gib, live_nodes
 
     nodes = [node for node in live_nodes() if node["Resources"].get("GPU", 0)]
     pending = {_on_node(node, gpu_memories_gib): node["NodeID"] for node in nodes}
@@ -153,8 +153,8 @@ def inspect_node(storage_uri: str, node_id: str, token_cache_dir: str | None = N
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from sweeps.cluster.facts import gpu_memories_gib
-    from sweeps.material import cache_dir
+    from sweeps.cluster.machines import gpu_memories_gib
+    from sweeps.training_data import cache_dir
 
     def installed(package: str) -> str:
         try:

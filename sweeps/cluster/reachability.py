@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sweeps.tracking.store import impossible_store, without_credentials
+from sweeps.cluster.addresses import impossible_store, without_credentials
 
 PROBE_TIMEOUT_S = 3.0
 

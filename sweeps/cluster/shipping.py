@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sweeps.cluster.addresses import without_credentials
 from sweeps.errors import BadInputError
-from sweeps.tracking.store import without_credentials
 
 SHIPPED_PACKAGES = ("search_spaces", "moe", "sweeps")
 

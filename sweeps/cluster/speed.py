@@ -70,8 +70,8 @@ def timed_arms(space: Space) -> dict[str, float]:
     from moe.device import set_threads
     from moe.exam import training_data
     from moe.trainer import Trainer
-    from sweeps.bridge import any_cell, train_config
-    from sweeps.material import material_for
+    from sweeps.training_config import any_cell, train_config
+    from sweeps.training_data import material_for
 
     set_threads(space.resources.threads_per_trial)
     material = material_for(space)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from search_spaces import Cell, Space, planned_cells
-from sweeps.bridge import model_config
 from sweeps.errors import BadInputError
 from sweeps.ledger.checkpoints import KEPT
 from sweeps.ledger.sweep_folder import Ledger
+from sweeps.training_config import model_config
 
 BYTES_PER_PARAMETER: Final = 12
 """Of a checkpoint: fp32 weights, Muon's momentum or AdamW's two moments. An upper bound: Muon keeps one."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeps.extension import current_space
 from sweeps.ledger.cell_folder import CellFolder
 from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.space import current_space
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
-from sweeps.plan.segments import Progress
 
 
 class LedgerReader:
@@ -73,13 +72,3 @@ def read_cell(planned: PlannedCell, folder: CellFolder) -> CellResult:
         scores=outcome.get("scores"),
         records=records,
     )
-
-
-def progress_of(result: CellResult) -> Progress:
-    """What the plan needs to know of a cell."""
-    losses = {
-        int(record["tokens_seen"]): float(record["val_loss"])
-        for record in result.records
-        if record.get("val_loss") is not None
-    }
-    return Progress(tokens_seen=result.tokens_seen, exam_losses=losses, outcome=result.outcome)

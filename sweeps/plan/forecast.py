@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from search_spaces import Space
-from sweeps.plan.segments import Plan
+from sweeps.plan.queue import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

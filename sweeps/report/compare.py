@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps import written
+from sweeps import formatting as written
 from sweeps.ledger.results import finite
-from sweeps.report import words
+from sweeps.report import text as words
 from sweeps.report.facts import MAX_DRAWN_PAIRS, Facts, mapping
-from sweeps.report.html import ReportFiles, render_page, write_file
 from sweeps.report.markdown import escaped, table_lines
+from sweeps.report.report import ReportFiles, render_page, write_file
 from sweeps.report.tables import flat
 from sweeps.report.why import Table
 from sweeps.verdict.confirmed import DECIDED
 
 if TYPE_CHECKING:
     from sweeps.ledger.results import SweepResults
-    from sweeps.report.plots import Picture
+    from sweeps.report.plots.files import Picture
 
 UNCLEAR = "not separated"
 
@@ -70,7 +70,7 @@ def compare_report(
     Each sweep is its results and the content of its ``verdict.json``. Strategies are matched by name; one whose shape
     differs is named.
     """
-    from sweeps.report.plots_compare import draw_pairs
+    from sweeps.report.plots.compare import draw_pairs
 
     sweeps = [Facts(results, verdict) for results, verdict in (a, b, *more)]
     pairs = shared_pairs(sweeps)

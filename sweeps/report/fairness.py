@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sweeps import written
+from sweeps import formatting as written
 from sweeps.ledger.results import finite
 from sweeps.report.facts import Facts, mapping, mean_value, rows
 from sweeps.verdict.caveats import MEMORY_SPREAD_LIMIT

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from sweeps import written
-from sweeps.report import words
+from sweeps import formatting as written
+from sweeps.report import text as words
 from sweeps.report.facts import Facts
 from sweeps.report.fairness import fairness_ledger
 from sweeps.report.tables import arm_rows, length_table, pair_rows, provenance, scale

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sweeps import written
+from sweeps import formatting as written
 from sweeps.ledger.results import finite
 from sweeps.report.facts import Arm, Facts, mapping, mean_of, mean_value, rows, speed_of
 from sweeps.report.why import Table

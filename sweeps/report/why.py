@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sweeps import written
+from sweeps import formatting as written
 from sweeps.ledger.results import finite
 from sweeps.report.facts import Facts, mapping, rows
 from sweeps.verdict.confirmed import DECIDED

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sweeps import written
+from sweeps import formatting as written
 
 if TYPE_CHECKING:
     from sweeps.ledger.results import SweepResults

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sweeps.report.plots_style import ARM_LIGHT
+from sweeps.report.plots.style import ARM_LIGHT
 from sweeps.tracking.note import experiment_description
 from sweeps.tracking.views import view_tags
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sweeps.cluster.addresses import without_credentials
 from sweeps.tracking.note import parent_note
 from sweeps.tracking.projection import DesiredRun, DesiredSweep, SweepView, desired_sweep, points_digest
 from sweeps.tracking.runs import (
@@ -31,7 +32,7 @@ from sweeps.tracking.runs import (
     set_name,
     set_status,
 )
-from sweeps.tracking.store import TrackingStore, TrackingUnavailableError, connect, without_credentials
+from sweeps.tracking.store import TrackingStore, TrackingUnavailableError, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

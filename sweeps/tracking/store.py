@@ -14,12 +14,12 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from sweeps.cluster.addresses import impossible_store, without_credentials
 from sweeps.errors import BadInputError, WorldError
 
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ QUIET_ENVIRONMENT: Mapping[str, str] = {
 # The file of the default store, in the folder of runs.
 DATABASE = "mlflow.db"
 
-_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
-# User and password, whatever signs the password holds, and a password among the parameters of a database's address.
-_CREDENTIALS = re.compile(r"(?<=://)(?:[^/@:\s]*:\S*|[^/\s]*)@")
-_SECRET_PARAMETERS = re.compile(r"(?i)(?<=[?&])(\w*(?:password|token|secret)\w*=)[^&\s]+")
 
 # What a database's address ends at, or takes for another character.
 _NO_DATABASE_PATH = re.compile(r"\?|%[0-9A-Fa-f]{2}")
@@ -97,23 +93,6 @@ def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) 
             "--runs-dir, or name a store in MLFLOW_TRACKING_URI"
         )
     return TrackingStore(uri=f"sqlite:///{folder / DATABASE}", artifacts_dir=folder / "mlartifacts")
-
-
-def impossible_store(uri: str) -> str | None:
-    """Why MLflow can never use a store at ``uri``, with what to do; None where it may, if it answers."""
-    head, colon, _ = uri.partition(":")
-    scheme = head.partition("+")[0] if colon or uri in _SCHEMES else ""
-    remedy = "use sqlite:///FILE or a server's http address in MLFLOW_TRACKING_URI"
-    if scheme in ("", "file"):
-        return f"tracking store {without_credentials(uri)} is a folder of files, which MLflow no longer takes; {remedy}"
-    if scheme in _SCHEMES or scheme in entry_points(group="mlflow.tracking_store").names:
-        return None
-    return f"tracking store {without_credentials(uri)} is of no kind that MLflow knows; {remedy}, or unset it"
-
-
-def without_credentials(text: str) -> str:
-    """Return ``text`` with ``user:password@`` cut out of every address in it, and the value of ``password=``."""
-    return _SECRET_PARAMETERS.sub(r"\1", _CREDENTIALS.sub("", text))
 
 
 def quiet_mlflow() -> None:

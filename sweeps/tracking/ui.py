@@ -17,9 +17,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
+from sweeps.cluster.addresses import without_credentials
 from sweeps.errors import BadInputError, WorldError
 from sweeps.tracking.projector import answering
-from sweeps.tracking.store import QUIET_ENVIRONMENT, TrackingStore, connect, without_credentials
+from sweeps.tracking.store import QUIET_ENVIRONMENT, TrackingStore, connect
 from sweeps.tracking.views import CELLS_VIEW, CONFIRM_VIEW, EXPLORE_VIEW, TREE_VIEW, view_path
 
 HOST = "127.0.0.1"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps import written
+from sweeps import formatting as written
 from sweeps.ledger.results import SweepResults, finite
 from sweeps.verdict.confirmed import DECIDED, Confirmed, Looks
 from sweeps.verdict.margin import Margin

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from sweeps.ledger.results import Arm, CellResult, SweepResults, finite
+from sweeps.verdict.blockers import Objection, command_for, objections
 from sweeps.verdict.budgets import by_budget, by_rung
 from sweeps.verdict.caveats import Findings, caveats
 from sweeps.verdict.confirmed import DECIDED, FEWEST_SEEDS, Confirmed, Looks, count_looks, gather, test_loss
 from sweeps.verdict.leads import context_identity, context_used, controls, document_intervals, view_leader
 from sweeps.verdict.margin import Margin, margin_of
-from sweeps.verdict.objections import Objection, command_for, objections
 from sweeps.verdict.optimum import Optimum, locate, outlasts_a_better_rate
 from sweeps.verdict.selection import Choice, choices
 from sweeps.verdict.statement import Case, Lead, compose

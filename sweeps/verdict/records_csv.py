@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces import Cell
-from sweeps import written
+from sweeps import formatting as written
 from sweeps.ledger.results import FINAL_OUTCOMES, CellResult, SweepResults
 from sweeps.verdict.decision import Verdict, decide
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweeps import written
+from sweeps import formatting as written
 from sweeps.ledger.results import SweepResults, finite
+from sweeps.verdict.blockers import Objection
 from sweeps.verdict.confirmed import Looks
 from sweeps.verdict.margin import Margin
-from sweeps.verdict.objections import Objection
 from sweeps.verdict.statistics import SeedsNeeded
 
 

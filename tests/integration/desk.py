@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from sweeps.engine.trainable import SegmentJob
+from sweeps.trial.trainable import SegmentJob
 
 
 class Desk:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import material
+from sweeps import training_data as material
 from sweeps.cli import main
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger

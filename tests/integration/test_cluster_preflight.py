@@ -20,7 +20,7 @@ import json, sys
 from dataclasses import asdict
 import os
 from sweeps.cluster.connection import joined_ray
-from sweeps.cluster.facts import cluster_facts
+from sweeps.cluster.machines import cluster_facts
 from sweeps.cluster.preflight import preflight
 storage, tracking = sys.argv[1:]
 with joined_ray(os.environ["RAY_ADDRESS"]):

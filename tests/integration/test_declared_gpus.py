@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from sweeps.cluster.resources import ClusterFacts, plan_resources, trials_per_gpu
-from sweeps.engine.neighbours import device_name, running_trial
-from sweeps.engine.ray_engine import Share, local_ray, run_trials
+from sweeps.cluster.machines import ClusterFacts
+from sweeps.packing.fractions import plan_resources, trials_per_gpu
+from sweeps.packing.shares import Share
+from sweeps.running.ray_tune import local_ray, run_trials
+from sweeps.trial.device_load import device_name, running_trial
 from tests.integration.desk import Desk
 
 pytestmark = pytest.mark.slow

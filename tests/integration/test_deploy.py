@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from sweeps.cluster.facts import declared_growth
+from sweeps.cluster.machines import declared_growth
 from tests.integration.schemas import closed, problems, schema
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.engine.ray_engine import Share, local_ray, run_trials
+from sweeps.packing.shares import Share
+from sweeps.running.ray_tune import local_ray, run_trials
 from tests.integration.desk import Desk
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from mlflow import MlflowClient
 
-from sweeps.finish import view_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
+from sweeps.running.finish import view_of
 from tests.integration.sweeping import Sweeps, end_with_children, wait_for
 from tests.sweeps.what_mlflow_holds import assert_shows, everything
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from search_spaces import load_space
-from sweeps import material
-from sweeps.beginning import begin
+from sweeps import training_data as material
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
+from sweeps.running.begin import begin
 from tests.integration.bad_inputs import EVERYTHING_WRONG
 from tests.integration.sweeping import TINY_SPACE
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from moe.exam_views import ContextUse, ExamScores, LengthLoss, PositionLoss
 from moe.report import Report
-from sweeps.engine.trainable import SegmentJob
 from sweeps.ledger.sweep_folder import PlannedCell
+from sweeps.trial.trainable import SegmentJob
 
 
 class EndingTrainer:

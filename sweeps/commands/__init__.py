@@ -1,0 +1,1 @@
+"""Commands: one file each, with what that command adds."""

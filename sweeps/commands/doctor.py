@@ -1,0 +1,317 @@
+"""``sweeps doctor``: what this machine, cluster, hub and tracking server can do, and what to do where they cannot.
+
+Every check is a function that returns rows and raises nothing a user should see; ``render`` shows them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sweeps.cluster.matmul_rate import matmul_flops_per_s
+from sweeps.cluster.pinned import installed_version, public, read_constraints
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GIB = 2**30
+LOW_DISK_GIB = 2.0
+"""A laptop sweep writes some hundred MB; checkpoints of the published size are about 1 GiB each."""
+
+LOW_SHARED_MEMORY_GIB = 0.2
+RAY_TEMPORARY_DIR = Path("/tmp/ray")  # noqa: S108 - Ray's own place, looked at and not written
+
+Level = Literal["ok", "warn", "bad"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One finding: ``what`` was looked at, what was ``found``, and the ``remedy`` where the level is not ok."""
+
+    what: str
+    level: Level
+    found: str
+    remedy: str = ""
+
+
+def examine(
+    *,
+    runs_dir: str,
+    tracking_uri: str,
+    ray_address: str | None = None,
+    constraints: Path = Path("constraints.txt"),
+    hub: bool = True,
+) -> tuple[Row, ...]:
+    """Every check, in the order of the table. Takes about 10 s; ``hub`` off leaves out the network."""
+    checks: list[Callable[[], Sequence[Row]]] = [
+        check_python,
+        lambda: check_versions(constraints),
+        check_devices,
+        check_matmul,
+        check_kernels,
+        lambda: check_ray(ray_address),
+        lambda: check_storage(runs_dir),
+        lambda: check_disk(runs_dir),
+        lambda: check_tracking(tracking_uri),
+    ]
+    if hub:
+        checks.append(check_hub)
+    return tuple(row for check in checks for row in check())
+
+
+def render(rows: Sequence[Row]) -> Table:
+    """The rows for a rich console."""
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {"ok": Text("ok", "green"), "warn": Text("warn", "yellow"), "bad": Text("bad", "red")}
+    table = Table(show_header=True, header_style="bold")
+    for column in ("what", "", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row.what, marks[row.level], Text(row.found), Text(row.remedy))
+    return table
+
+
+def check_python() -> list[Row]:
+    """The interpreter and the machine's cores and memory."""
+    import psutil
+
+    from sweeps.cluster.machines import usable_cpus
+
+    level: Level = "ok" if sys.version_info >= (3, 11) else "bad"
+    memory = psutil.virtual_memory()
+    return [
+        Row(
+            what="Python",
+            level=level,
+            found=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+            remedy="" if level == "ok" else "install Python 3.11 or newer",
+        ),
+        Row(
+            what="CPU and memory",
+            level="ok",
+            found=f"{usable_cpus()} CPU, {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free",
+        ),
+    ]
+
+
+def check_versions(constraints: Path) -> list[Row]:
+    """Installed packages against the pinned ones, where ``constraints`` is found."""
+    if not constraints.is_file():
+        shown = ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in ("torch", "ray", "mlflow"))
+        return [
+            Row(
+                what="versions",
+                level="warn",
+                found=f"{shown}; no {constraints.name} here to compare with",
+                remedy="run in the project's folder",
+            )
+        ]
+    pinned = dict(read_constraints(constraints.read_text().splitlines()))
+    wrong = [
+        f"{name} {there} instead of {wanted}"
+        for name, wanted in pinned.items()
+        if (there := installed_version(name)) is not None and public(there) != public(wanted)
+    ]
+    if wrong:
+        found = f"{len(wrong)} of {len(pinned)} differ: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+        return [Row(what="versions", level="warn", found=found, remedy="`make clean` and any target, or pip -c")]
+    return [Row(what="versions", level="ok", found=f"as pinned in {constraints.name} ({len(pinned)} packages)")]
+
+
+def check_devices() -> list[Row]:
+    """torch, the device a trial would train on, and its precision."""
+    import torch
+
+    from moe.device import Device
+    from moe.precision import resolve_precision
+    from sweeps.cluster.machines import gpu_memories_gib
+
+    device = Device.resolve("auto")
+    precision = resolve_precision("auto", device)
+    memories_gib = gpu_memories_gib()
+    rows = [Row(what="torch", level="ok", found=f"{torch.__version__}, {torch.get_num_threads()} threads")]
+    if device.kind == "cpu" and (memories_gib or shutil.which("nvidia-smi")):
+        seen = f"nvidia-smi shows {len(memories_gib)} GPU, torch sees none"
+        remedy = "install a CUDA build of torch, or mend the driver (`nvidia-smi` must list the GPU)"
+        return [*rows, Row(what="device", level="warn", found=seen, remedy=remedy)]
+    sizes = ", ".join(f"{memory_gib:.1f} GiB" for memory_gib in memories_gib)
+    named = f"{device.name} ({sizes})" if sizes else device.name
+    return [*rows, Row(what="device", level="ok", found=f"{named}; training in {precision.reason}")]
+
+
+def check_matmul() -> list[Row]:
+    """How fast one thread of this CPU multiplies fp32 matrices: what hours in a plan rest on."""
+    rate = matmul_flops_per_s() / 1e9
+    return [Row(what="matmul", level="ok", found=f"{rate:.0f} GFLOP/s in fp32 on one CPU thread")]
+
+
+def check_kernels() -> list[Row]:
+    """Whether training on this CPU has its compiled kernels."""
+    from moe import kernels
+
+    loaded = kernels.load()
+    if loaded.functions:
+        return [Row(what="kernels", level="ok", found=f"compiled, for fp32 tensors on a CPU with {loaded.found}")]
+    remedy = "install GCC, `make clean`, and any target; training on a CPU is slower without"
+    return [Row(what="kernels", level="warn", found=loaded.found, remedy=remedy)]
+
+
+def check_ray(address: str | None) -> list[Row]:
+    """Ray's version, the cluster that would be used, and what earlier ones left behind."""
+    found = f"{installed_version('ray')}, {f'cluster at {address}' if address else 'a private one per sweep'}"
+    rows = [Row(what="Ray", level="ok", found=found)]
+    if address and address != "auto":
+        rows += _ray_address_rows(address)
+    rows += leftover_rows(
+        processes=_ray_processes(),
+        current_cluster=(RAY_TEMPORARY_DIR / "ray_current_cluster").is_file(),
+        auth_token=(Path.home() / ".ray" / "auth_token").is_file(),
+        environment=os.environ,
+        wants_running_cluster=address is not None,
+    )
+    shared_memory = Path("/dev/shm")  # noqa: S108 - looked at and not written
+    if shared_memory.is_dir() and (free_gib := shutil.disk_usage(shared_memory).free / GIB) < LOW_SHARED_MEMORY_GIB:
+        remedy = "start the container with --shm-size=1g"
+        rows.append(Row(what="shared memory", level="warn", found=f"{free_gib:.2f} GiB in /dev/shm", remedy=remedy))
+    return rows
+
+
+def leftover_rows(
+    *,
+    processes: Sequence[tuple[int, str]],
+    current_cluster: bool,
+    auth_token: bool,
+    environment: Mapping[str, str],
+    wants_running_cluster: bool,
+) -> list[Row]:
+    """What an earlier Ray left on this machine that can mislead the next one (see the Ray notes in docs/cluster.md)."""
+    rows = []
+    if processes and not wants_running_cluster:
+        shown = ", ".join(f"{name} (pid {pid})" for pid, name in processes[:4])
+        remedy = "if no sweep runs here: end them by pid, or `ray stop` where nobody else uses Ray"
+        rows.append(Row(what="Ray leftovers", level="warn", found=f"running: {shown}", remedy=remedy))
+    if current_cluster and not processes:
+        found = f"{RAY_TEMPORARY_DIR}/ray_current_cluster names a cluster that is gone"
+        rows.append(Row(what="Ray leftovers", level="warn", found=found, remedy="delete that file"))
+    if auth_token and "RAY_AUTH_MODE" not in environment:
+        found = "~/.ray/auth_token is there and RAY_AUTH_MODE is not set: a head may ask for a token that workers lack"
+        rows.append(
+            Row(what="Ray", level="warn", found=found, remedy="export RAY_AUTH_MODE=disabled, or =token on all")
+        )
+    return rows
+
+
+def check_storage(runs_dir: str) -> list[Row]:
+    """Write, read and delete one small object where sweeps are kept."""
+    import secrets
+
+    from sweeps.errors import SweepError
+    from sweeps.ledger.storage import Storage
+
+    name = f".doctor-{secrets.token_hex(6)}"
+    data = secrets.token_bytes(64)
+    storage = Storage(runs_dir)
+    existed = not storage.is_local or storage.path.exists()
+    try:
+        took_s = _timed_s(lambda: storage.write_bytes(name, data))
+        intact = storage.read_bytes(name) == data
+        storage.delete(name)
+        if not existed:
+            with contextlib.suppress(OSError):  # a sweep may have begun there meanwhile
+                storage.path.rmdir()
+    except (SweepError, FileNotFoundError) as error:
+        remedy = "check the path and its permissions" if storage.is_local else "check bucket, region and credentials"
+        return [Row(what="storage", level="bad", found=str(error), remedy=f"{remedy}, or choose another --runs-dir")]
+    if not intact:
+        found = f"{storage.uri} gave back other bytes than were written"
+        return [Row(what="storage", level="bad", found=found, remedy="choose another --runs-dir")]
+    return [Row(what="storage", level="ok", found=f"{storage.uri}: written and read, {took_s * 1000:.0f} ms a write")]
+
+
+def check_disk(runs_dir: str) -> list[Row]:
+    """Free space where sweeps are kept, when that is a disk of this machine, and where Ray works."""
+    from tempfile import gettempdir
+
+    places = {"disk for Ray": Path(gettempdir())}
+    if "://" not in runs_dir:
+        places = {"disk for runs": _standing(Path(runs_dir).expanduser().absolute()), **places}
+    rows = []
+    for what, folder in places.items():
+        free_gib = shutil.disk_usage(folder).free / GIB
+        low = free_gib < LOW_DISK_GIB
+        remedy = f"free some space; below {LOW_DISK_GIB:g} GiB checkpoints may not fit" if low else ""
+        rows.append(Row(what=what, level="warn" if low else "ok", found=f"{free_gib:.1f} GiB free", remedy=remedy))
+    return rows
+
+
+def check_tracking(uri: str) -> list[Row]:
+    """Whether MLflow can use its store. A sweep runs without it, and is shown later."""
+    from sweeps.cluster.addresses import without_credentials
+    from sweeps.cluster.reachability import tracking_problem
+
+    problem = tracking_problem(uri)
+    if problem is not None:
+        found, _, remedy = problem.partition("; ")
+        return [Row(what="tracking", level="warn", found=found, remedy=remedy)]
+    return [Row(what="tracking", level="ok", found=f"{without_credentials(uri)} answers or can be made")]
+
+
+def check_hub() -> list[Row]:
+    """Whether the Hugging Face hub answers within 3 s; only spaces with a hub corpus or tokenizer need it."""
+    from sweeps.cluster.reachability import hub_problem
+
+    problem = hub_problem()
+    if problem is not None:
+        found, _, remedy = problem.partition("; ")
+        return [Row(what="hub", level="warn", found=found, remedy=remedy)]
+    return [Row(what="hub", level="ok", found="answers")]
+
+
+def _ray_address_rows(address: str) -> list[Row]:
+    import socket
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    host, port = parts.hostname or "localhost", parts.port or {"http": 80, "https": 443}.get(parts.scheme, 6379)
+    try:
+        socket.create_connection((host, port), timeout=3.0).close()
+    except OSError as error:
+        remedy = "start the cluster, open that port, or unset RAY_ADDRESS to use this machine"
+        found = f"{host}:{port} does not answer ({error})"
+        return [Row(what="Ray cluster", level="bad", found=found, remedy=remedy)]
+    return [Row(what="Ray cluster", level="ok", found=f"{host}:{port} answers")]
+
+
+def _ray_processes() -> list[tuple[int, str]]:
+    """Daemons of any Ray cluster on this machine: (pid, name)."""
+    import psutil
+
+    daemons = ("gcs_server", "raylet")
+    return [
+        (process.info["pid"], process.info["name"])
+        for process in psutil.process_iter(["pid", "name"])
+        if process.info["name"] in daemons
+    ]
+
+
+def _standing(folder: Path) -> Path:
+    """The nearest folder upward that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _timed_s(action: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    action()
+    return time.perf_counter() - started_s

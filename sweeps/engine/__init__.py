@@ -1,1 +1,0 @@
-"""Ray as the engine: the driver decides, the searcher hands out, the trainable trains."""

@@ -1,0 +1,1 @@
+"""How trials share machines: fractions of GPUs, threads, memory and time."""

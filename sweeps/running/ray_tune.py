@@ -1,0 +1,98 @@
+"""Ray as the engine: it hands out segments as trials and is told nothing that it could lose.
+
+A Ray Tune ``Searcher`` asks the desk for the next segment whenever a worker is free; the trainable runs it and returns.
+Trials are never stopped by a scheduler, workers are reused, and Ray's own state is disposable.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+from sweeps.cluster.connection import private_ray
+from sweeps.packing.shares import Share
+from sweeps.trial.trainable import SegmentJob, run_segment
+
+OBJECT_STORE_BYTES = 100_000_000  # nothing of size goes through Ray: tokens and checkpoints are files
+
+Trainable = Callable[[dict[str, Any]], None]
+
+
+class Desk(Protocol):
+    """Who decides what runs: the driver."""
+
+    def take(self) -> SegmentJob | Literal["wait", "finished"]:
+        """The next segment for a free worker."""
+        ...
+
+    def report(self, cell_id: str, record: Mapping[str, Any]) -> None:
+        """A running segment reported."""
+        ...
+
+    def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
+        """A segment ended; None where its worker died."""
+        ...
+
+
+@contextmanager
+def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
+    """A Ray of our own on this machine until the block ends, closed to others; what SIGTERM does stays as it was."""
+    ray = private_ray()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=declared_gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_trials(
+    desk: Desk, share: Share, *, slots: int, storage_uri: str | None, trainable: Trainable = run_segment
+) -> None:
+    """Let Ray Tune run the desk's segments, so many at once, until the desk says that it is finished.
+
+    ``storage_uri`` is where Ray may leave its own state; None for a temporary folder of this machine.
+    """
+    from ray import tune
+    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+
+    from sweeps.running.searcher import SegmentSearcher
+
+    resources: dict[str, float] = {"cpu": share.threads}
+    if share.gpu_fraction:
+        resources["gpu"] = share.gpu_fraction
+    folder = storage_uri or tempfile.mkdtemp(prefix="moe-sweeps-ray-")
+    try:
+        Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=TuneConfig(
+                search_alg=SegmentSearcher(desk),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+            ),
+            run_config=RunConfig(
+                name="segments",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[],
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        ).fit()
+    finally:
+        if storage_uri is None:
+            shutil.rmtree(folder, ignore_errors=True)

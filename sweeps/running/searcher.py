@@ -1,0 +1,58 @@
+"""Ray Tune's ``Searcher`` in front of the desk: segments become trials, trials' ends go back to the desk.
+
+Ray Tune takes this object for a search algorithm, pickles it and saves it; none of that is needed, because the ledger
+is the sweep. It stands in a module of its own because importing it imports Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.search import Searcher
+
+if TYPE_CHECKING:
+    from sweeps.running.ray_tune import Desk
+
+
+class SegmentSearcher(Searcher):  # type: ignore[misc]
+    """Hands out the desk's segments and tells it how they ended."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+        self._cells: dict[str, str] = {}
+
+    def set_search_properties(self, *_args: object, **_spec: object) -> bool:
+        """Ray Tune may set what it likes: nothing is searched here."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next segment as a trial's config; None to be asked again, FINISHED to end."""
+        job = self._desk.take()
+        if job == "finished":
+            return str(Searcher.FINISHED)
+        if job == "wait":
+            return None
+        self._cells[trial_id] = job.cell_id
+        return vars(job)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A report of a running segment goes to the desk."""
+        if result.get("ended") is None:
+            self._desk.report(self._cells[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The end of a segment goes to the desk; a trial that Ray calls an error lost its worker."""
+        self._desk.done(self._cells.pop(trial_id), None if error else result)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, _memo: object) -> SegmentSearcher:
+        return self

@@ -1,0 +1,126 @@
+"""The winner, or any cell whose weights are kept, as a checkpoint that stock ``transformers`` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from sweeps.errors import BadInputError, StorageError
+from sweeps.ledger.destinations import require_empty_folder, require_file
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.space import current_space
+from sweeps.ledger.sweep_folder import Ledger
+from sweeps.training_config import train_config
+from sweeps.training_data import material_for
+from sweeps.trial.precision import as_trained
+
+if TYPE_CHECKING:
+    from sweeps.tracking.store import TrackingStore
+
+
+def best_cell(results: SweepResults, arm: str) -> CellResult | None:
+    """Of an arm, the confirm cell of lowest validation loss: selected on one thing, judged on another."""
+    done = [result for result in results.of("confirm", arm) if result.reached_budget and result.val_loss is not None]
+    return min(done, key=lambda result: result.val_loss or 0.0, default=None)
+
+
+def cell_to_export(results: SweepResults, verdict: Mapping[str, Any] | None) -> tuple[CellResult, str]:
+    """The cell whose weights stand for a sweep, and why, in a sentence.
+
+    Raises BadInputError while no confirm cell has completed.
+    """
+    arm = None if verdict is None else verdict["winner"]
+    why = "the winner's confirm cell of lowest validation loss"
+    if arm is None:
+        means = {entry["name"]: entry["mean"] for entry in (verdict or {"strategies": []})["strategies"]}
+        judged = {name: mean for name, mean in means.items() if mean is not None}
+        if not judged:
+            raise BadInputError(f"sweep {results.name} has no completed confirm cell yet; nothing can be exported")
+        arm = min(judged, key=lambda name: judged[name])
+        why = f"there is no winner; {arm} has the lowest mean test loss, and this cell its lowest validation loss"
+    cell = best_cell(results, arm)
+    if cell is None:
+        raise BadInputError(f"{arm} has no completed confirm cell; nothing can be exported")
+    return cell, why
+
+
+def export(ledger: Ledger, out: Path, cell_id: str | None = None) -> tuple[CellResult, str]:
+    """Write the checkpoint folder ``out``, new or empty; returns the cell and why it was taken.
+
+    Raises BadInputError for a place that cannot be written, a cell that is not there or whose weights were not kept.
+    """
+    require_empty_folder(out, "--out")
+    results = LedgerReader(ledger).results()
+    if cell_id is None:
+        result, why = cell_to_export(results, ledger.verdict())
+    else:
+        found = [entry for entry in results.cells if entry.cell.cell_id == cell_id]
+        if not found:
+            raise BadInputError(
+                f"sweep {ledger.name} has no cell {cell_id!r}; `sweeps status {ledger.name} --json` lists them"
+            )
+        result, why = found[0], "as asked"
+    write_checkpoint(ledger, result, out)
+    return result, why
+
+
+def write_checkpoint(ledger: Ledger, result: CellResult, out: Path) -> None:
+    """Load a cell's newest checkpoint and write it for ``transformers``, tokenizer included."""
+    from moe.exam import training_data
+    from moe.export import export_checkpoint
+    from moe.trainer import Trainer
+
+    checkpoints = ledger.cell_folder(str(result.cell.cell_id)).checkpoints
+    tokens = checkpoints.newest_complete()
+    if tokens is None:
+        raise BadInputError(
+            f"the weights of cell {result.cell.cell_id} were not kept; --set keep=all keeps those of every cell"
+        )
+    space = current_space(ledger)
+    material = material_for(space, expected=ledger.beginning()["fingerprints"])
+    config = train_config(as_trained(space, ledger), result.cell, vocab_size=material.tokens.vocab_size)
+    trainer = Trainer(config, training_data(material.tokens, config, material.exam))
+    checkpoints.load(tokens, trainer.load)
+    export_checkpoint(trainer.model, config.model, material.tokens.tokenizer_dir, out)
+
+
+def write_exam(ledger: Ledger, out: Path) -> None:
+    """Write the exam's tokens as ``test`` and ``validation``, int32 [rows, S+1], in one npz file."""
+    import numpy as np
+
+    require_file(out, "--out")
+    material = material_for(current_space(ledger), expected=ledger.beginning()["fingerprints"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:
+        np.savez(file, test=material.exam.test.tokens_RS, validation=material.exam.validation.tokens_RS)
+
+
+def register_winner(ledger: Ledger, store: TrackingStore, *, on_request: bool = False) -> str | None:
+    """Register the winner in MLflow as ``champion`` and return its URI; None where no arm won and nobody asked."""
+    from sweeps.tracking.registry import register_champion
+
+    results = LedgerReader(ledger).results()
+    verdict = ledger.verdict()
+    if not on_request and (verdict is None or verdict["outcome"] not in ("wins", "tie")):
+        return None
+    result, why = cell_to_export(results, verdict)
+    with TemporaryDirectory(prefix="moe-sweeps-") as folder:
+        checkpoint = Path(folder) / "model"
+        try:
+            write_checkpoint(ledger, result, checkpoint)
+        except StorageError as error:
+            raise BadInputError(f"the winner's weights cannot be read: {error}") from error
+        registered = register_champion(
+            store,
+            checkpoint=checkpoint,
+            sweep=ledger.name,
+            sweep_id=str(results.beginning["sweep_id"]),
+            cell_id=str(result.cell.cell_id),
+            test_loss=result.test_loss,
+            description=f"{why}. {(verdict or {}).get('statement', '')}",
+            tags={"strategy": result.cell.strategy, "lr": f"{result.cell.lr:g}", "seed": str(result.cell.seed)},
+        )
+    return registered.uri

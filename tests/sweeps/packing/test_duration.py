@@ -1,0 +1,116 @@
+"""How long a sweep is said to take: tokens, exams and speed, and what is said where the speed cannot be measured."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from search_spaces import Space, load_space
+from sweeps.packing import duration
+from sweeps.packing.duration import BUSY_SHARE, estimate, expected_tokens
+from sweeps.packing.fractions import ResourcePlan
+from sweeps.running.live_table import time_taken
+
+VOCAB = 1024
+
+
+@pytest.fixture
+def space() -> Space:
+    return load_space(preset="smoke")
+
+
+def resources(space: Space, *, workers: int = 2, gpu_fraction: float | None = None) -> ResourcePlan:
+    arms = [arm.name for arm in space.strategies]
+    return ResourcePlan(
+        workers=workers,
+        threads_per_trial=1,
+        gpu_fraction=dict.fromkeys(arms, gpu_fraction),
+        slots=dict.fromkeys(arms, workers),
+    )
+
+
+def material_without_exams() -> Any:
+    exam = SimpleNamespace(
+        validation=SimpleNamespace(n_targets=0),
+        test=SimpleNamespace(n_rows=0),
+        common_len=64,
+        eval_lens=(64,),
+        block_len=1024,
+    )
+    return SimpleNamespace(exam=exam)
+
+
+def speed(monkeypatch: pytest.MonkeyPatch, measured: dict[str, float] | None) -> list[int]:
+    """Pretend that probes find this; returns the numbers of processes that were asked for."""
+    asked: list[int] = []
+
+    def probe(space: Space, *, processes: int) -> dict[str, float] | None:
+        asked.append(processes)
+        return measured
+
+    monkeypatch.setattr(duration, "seconds_per_token", probe)
+    return asked
+
+
+def test_tokens_are_those_of_early_stopping_and_of_every_confirm_cell(space: Space) -> None:
+    # two rates, one goes on at half of the budget, two confirm seeds: 1.5 + 2 budgets for each arm
+    assert expected_tokens(space) == dict.fromkeys(("large_batch", "balanced", "long_seq"), 3.5 * space.budget_tokens)
+
+
+def test_hours_are_tokens_at_the_measured_speed_shared_among_the_workers(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {"large_batch": 1e-5, "balanced": 2e-5, "long_seq": 3e-5}
+    asked = speed(monkeypatch, measured)
+    monkeypatch.setattr(duration, "_exam_tokens", lambda *_: 0)
+    found = estimate(space, material_without_exams(), VOCAB, resources(space))
+    assert found is not None
+    assert found.hours * 3600 == pytest.approx(3.5 * space.budget_tokens * 6e-5 / 2 / BUSY_SHARE)
+    assert found.source == "measured by some steps of each arm"
+    assert asked == [2], "as many processes as trials"
+
+
+def test_exams_take_time_too(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed(monkeypatch, dict.fromkeys(("large_batch", "balanced", "long_seq"), 1e-5))
+    without = estimate(space, material_without_exams(), VOCAB, resources(space))
+    material = material_without_exams()
+    material.exam.validation.n_targets = 3000
+    with_exams = estimate(space, material, VOCAB, resources(space))
+    assert without is not None and with_exams is not None
+    # 3 arms, 2 explore and 2 confirm cells each, a validation exam at the rung and at the end, a third of a step's cost
+    more_s = 3 * 4 * 2 * 3000 * 1e-5 / 3 / 2 / BUSY_SHARE
+    assert (with_exams.hours - without.hours) * 3600 == pytest.approx(more_s)
+
+
+def test_steps_too_long_to_try_are_reckoned_from_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = speed(monkeypatch, None)
+    monkeypatch.setattr(duration, "matmul_flops_per_s", lambda: 1e10)
+    tutorial = load_space(preset="tutorial")
+    found = estimate(tutorial, material_without_exams(), 49_152, resources(tutorial))
+    assert found is not None
+    assert found.source == "from its matmul rate"
+    assert found.hours > 100
+    assert asked == []
+
+
+def test_a_probe_that_fails_leaves_the_estimate_from_matrix_products(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed(monkeypatch, None)
+    found = estimate(space, material_without_exams(), VOCAB, resources(space))
+    assert found is not None
+    assert found.source == "from its matmul rate"
+
+
+def test_nothing_is_said_of_gpus_that_are_not_here(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = speed(monkeypatch, {"large_batch": 1e-5})
+    assert estimate(space, material_without_exams(), VOCAB, resources(space, gpu_fraction=0.5)) is None
+    assert estimate(space, material_without_exams(), VOCAB, resources(space, workers=0)) is None
+    assert asked == []
+
+
+def test_the_first_estimate_is_held_against_the_truth() -> None:
+    assert time_taken(400.0, 300.0) == "took 6m40s; the first estimate was 5m00s (-25%)"
+    assert time_taken(40.0, None) == "took 40 s"

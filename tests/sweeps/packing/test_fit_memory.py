@@ -1,0 +1,93 @@
+"""Arms that fill the same memory: the search alone, with predictions of known shape."""
+
+from __future__ import annotations
+
+import pytest
+
+from search_spaces import Space, SpaceErrors, load_space
+from sweeps.packing.fit_memory import EQUAL_MEMORY, Predict, fit_memory, fullest_step, largest_micro_batch
+
+
+def straight(micro_batch_size: int, seq_len: int) -> float:
+    """Weights and optimizer, then bytes per token."""
+    return 1.2 + micro_batch_size * seq_len * 1.1e-4
+
+
+def with_padding_steps(micro_batch_size: int, seq_len: int) -> float:
+    """Segments are padded to multiples, so real predictions have small steps on the line."""
+    return straight(micro_batch_size, seq_len) + 0.03 * -(-micro_batch_size // 16)
+
+
+def saturating(micro_batch_size: int, seq_len: int) -> float:
+    return float(straight(micro_batch_size, seq_len) ** 0.8)
+
+
+def quadratic(micro_batch_size: int, seq_len: int) -> float:
+    return 0.5 + (micro_batch_size * seq_len / 40_000) ** 2
+
+
+def asking_for(memory_gib: float, *more: str) -> Space:
+    return load_space(preset="matched", path=None, overrides=[f"fit_memory_gib={memory_gib}", *more])
+
+
+@pytest.mark.parametrize("predict", [straight, with_padding_steps, saturating, quadratic])
+@pytest.mark.parametrize("seq_len", [64, 256, 1024, 4096])
+@pytest.mark.parametrize("memory_gib", [2.0, 12.0, 23.7])
+def test_the_largest_micro_batch_fits_and_the_next_one_does_not(
+    predict: Predict, seq_len: int, memory_gib: float
+) -> None:
+    size = largest_micro_batch(seq_len, memory_gib, predict)
+    assert predict(size, seq_len) <= memory_gib < predict(size + 1, seq_len)
+
+
+def test_a_straight_line_takes_a_handful_of_predictions() -> None:
+    asked: list[int] = []
+
+    def counted(micro_batch_size: int, seq_len: int) -> float:
+        asked.append(micro_batch_size)
+        return straight(micro_batch_size, seq_len)
+
+    assert largest_micro_batch(256, 12.0, counted) == 383
+    assert len(set(asked)) <= 5
+
+
+def test_no_window_fits_gives_zero() -> None:
+    assert largest_micro_batch(1024, 1.0, straight) == 0
+
+
+def test_fitted_arms_have_equal_tokens_per_step_and_peaks_within_the_memory() -> None:
+    fit = fit_memory(asking_for(12.0), straight)
+    assert len({arm.tokens_per_step for arm in fit.space.strategies}) == 1
+    assert fit.space.fitted
+    assert fit.peaks_are_equal
+    for arm in fit.space.strategies:
+        assert arm.micro_batch_size <= fit.largest_micro_batches[arm.name]
+        assert fit.peaks_gib[arm.name] == straight(arm.micro_batch_size, arm.seq_len) <= 12.0
+
+
+def test_a_budget_that_forbids_full_memory_is_told_the_one_that_allows_it() -> None:
+    fit = fit_memory(asking_for(12.0), straight)
+    [warning] = fit.warnings
+    assert warning.startswith(
+        "the arms fill 55% / 55% / 55% of 12 GiB, since tokens per step must divide budget and rungs"
+    )
+    tokens = fullest_step(fit.space.strategies, fit.largest_micro_batches)
+    assert f"multiples of {tokens} tokens would let them fill it" in warning
+    wider = [f"budget_tokens={100 * tokens}", f"rungs_tokens=[{25 * tokens}, {50 * tokens}]"]
+    followed = fit_memory(asking_for(12.0, *wider), straight)
+    assert followed.warnings == ()
+    assert min(followed.peaks_gib.values()) >= EQUAL_MEMORY * 12.0
+
+
+def test_unequal_peaks_are_said_to_support_no_claim() -> None:
+    def shape_dependent(micro_batch_size: int, seq_len: int) -> float:
+        return 1.0 + micro_batch_size * seq_len * (1e-4 if seq_len < 1024 else 1.6e-4)
+
+    fit = fit_memory(asking_for(12.0), shape_dependent)
+    assert not fit.peaks_are_equal
+    assert fit.warnings[-1].startswith("predicted peaks differ by more than 10%")
+
+
+def test_a_length_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(SpaceErrors, match=r"leaves no room for one window in fit_memory_gib=1.3"):
+        fit_memory(asking_for(1.3), straight)

@@ -1,0 +1,97 @@
+"""The plan of segments: what runs next, and why."""
+
+from search_spaces import Cell, EarlyStopping
+from sweeps.ledger.sweep_folder import PlannedCell
+from sweeps.plan.queue import Plan, Progress, Segment, StoppingRule
+
+RULE = StoppingRule(rungs_tokens=(100, 200), keep=EarlyStopping(kind="asha", keep=(2, 1)))
+
+
+def planned(name: str, *, phase: str = "explore", strategy: str = "balanced", stops: bool = True) -> PlannedCell:
+    cell = Cell(
+        cell_id=name,
+        phase=phase,  # type: ignore[arg-type]
+        strategy=strategy,
+        lr=0.01,
+        adamw_lr=0.01,
+        arrangement="shuffled",
+        seed=1,
+        budget_tokens=400,
+    )
+    return PlannedCell(cell=cell, reason="grid", may_stop_early=stops)
+
+
+def taken(plan: Plan) -> tuple[str, int]:
+    segment = plan.next()
+    assert isinstance(segment, Segment)
+    plan.started(segment.planned.cell_id)
+    return segment.planned.cell_id, segment.until_tokens
+
+
+def at(tokens: int, **losses: float) -> Progress:
+    return Progress(tokens_seen=tokens, exam_losses={int(key[1:]): loss for key, loss in losses.items()})
+
+
+def test_cells_run_to_their_first_rung_and_the_better_ones_go_on() -> None:
+    plan = Plan(RULE, [planned("a"), planned("b"), planned("c")])
+    assert [taken(plan), taken(plan), taken(plan)] == [("a", 100), ("b", 100), ("c", 100)]
+    assert plan.next() == "wait"
+    plan.ended("a", at(100, t100=3.0))
+    plan.ended("b", at(100, t100=2.0))
+    assert plan.state("a") == "waiting"
+    assert taken(plan) == ("b", 200)
+    plan.ended("c", at(100, t100=1.0))
+    assert (plan.dropped(), plan.state("a")) == ([], "waiting")  # until one of its arm has finished
+    plan.ended("b", Progress(tokens_seen=400, exam_losses={100: 2.0, 200: 2.0, 400: 2.0}, outcome="completed"))
+    assert [entry.planned.cell_id for entry in plan.dropped()] == ["a"]
+    assert plan.dropped()[0].reason == "rank 3 of 3 in its arm at 100 tokens, 2 go on"
+    assert taken(plan) == ("c", 200)
+
+
+def test_arms_are_ranked_apart() -> None:
+    plan = Plan(RULE, [planned(f"{arm}{i}", strategy=arm) for arm in ("slow", "fast") for i in range(2)])
+    for name, loss in [("slow0", 9.0), ("slow1", 8.0), ("fast0", 1.0), ("fast1", 2.0)]:
+        plan.ended(name, at(100, t100=loss))
+    assert plan.dropped() == []
+
+
+def test_a_cell_that_was_interrupted_between_rungs_goes_on_to_the_same_rung() -> None:
+    plan = Plan(RULE, [planned("a")])
+    plan.ended("a", at(150, t100=1.0))
+    assert taken(plan) == ("a", 200)
+
+
+def test_a_damaged_rung_checkpoint_sends_the_cell_back_to_that_rung() -> None:
+    plan = Plan(RULE, [planned("a")])
+    plan.ended("a", at(60))
+    assert taken(plan) == ("a", 100)
+
+
+def test_a_confirm_cell_runs_to_its_budget_after_explore_ones() -> None:
+    plan = Plan(RULE, [planned("x", phase="confirm", stops=False), planned("a")])
+    assert [taken(plan), taken(plan)] == [("a", 100), ("x", 400)]
+
+
+def test_nothing_is_left_once_every_cell_has_an_outcome() -> None:
+    plan = Plan(RULE, [planned("a")])
+    plan.ended("a", Progress(tokens_seen=400, exam_losses={100: 1.0, 200: 1.0, 400: 1.0}, outcome="completed"))
+    assert plan.next() == "finished"
+
+
+def test_a_group_of_arms_is_asked_alone() -> None:
+    plan = Plan(RULE, [planned("a", strategy="one"), planned("b", strategy="two")])
+    segment = plan.next(["two"])
+    assert isinstance(segment, Segment)
+    assert segment.planned.cell_id == "b"
+    assert plan.next(["three"]) == "finished"
+
+
+def test_a_cell_that_runs_is_not_dropped_under_its_worker() -> None:
+    plan = Plan(RULE, [planned("a"), planned("b"), planned("c")])
+    plan.ended("a", Progress(tokens_seen=400, exam_losses={100: 1.0, 200: 1.0, 400: 1.0}, outcome="completed"))
+    plan.ended("b", at(100, t100=2.0))
+    plan.ended("c", at(100, t100=3.0))
+    plan.started("c")
+    assert plan.dropped() == []
+    plan.ended("c", at(100, t100=3.0))
+    assert [entry.planned.cell_id for entry in plan.dropped()] == ["c"]

@@ -1,0 +1,198 @@
+"""The driver as the engine's desk: what it does when the world around it fails."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import Identity, Rate, confirm_cells, explore_cells, load_space, with_overrides
+from sweeps.errors import DamagedError, StorageError, SweepHeldError, WorldError
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell
+from sweeps.packing.shares import Packing
+from sweeps.plan.phases import first_cells
+from sweeps.plan.queue import Plan, StoppingRule
+from sweeps.running.driver import Driver
+from sweeps.trial.trainable import STOP_WISH, SegmentJob
+
+IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+
+
+class Listener:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def on_change(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    space = load_space(preset="smoke")
+    ledger = Ledger(Storage(str(tmp_path)), "first")
+    ledger.add_cells(first_cells(space, explore_cells(space, IDENTITY)), because="the first grid")
+    beginning = {"space": space.resolved(), "strategies": [], "fingerprints": {}, "sweep_id": "1", "created_s": 0.0}
+    ledger.begin(beginning)
+    arms = [arm.name for arm in space.strategies]
+    driver = Driver(
+        ledger=ledger,
+        space=space,
+        identity=IDENTITY,
+        packing=Packing(threads=1, gpu_fraction=dict.fromkeys(arms), slots=dict.fromkeys(arms, 2)),
+        watcher=Listener(),
+        checkpoint_every_s=60.0,
+        wake_tracking=lambda: None,
+    )
+    driver._group = tuple(arms)
+    return driver
+
+
+def taken(driver: Driver) -> SegmentJob:
+    job = driver.take()
+    assert isinstance(job, SegmentJob)
+    return job
+
+
+def test_a_storage_that_fails_the_driver_ends_the_sweep_in_order(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = taken(driver)
+
+    def away(*_: object) -> None:
+        raise StorageError("cannot read outcome.json: the network is down")
+
+    monkeypatch.setattr("sweeps.running.driver.read_cell", away)
+    driver.done(job.cell_id, {"ended": "done"})
+    assert driver.take() == "finished"
+    assert driver.ledger.storage.exists(STOP_WISH), "running segments are asked to save"
+    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    with pytest.raises(StorageError, match="the network is down"):
+        driver.run()
+
+
+def test_the_first_error_of_the_world_is_the_one_that_is_raised(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = taken(driver), taken(driver)
+
+    def damaged(*_: object) -> None:
+        raise DamagedError("outcome.json is damaged")
+
+    monkeypatch.setattr("sweeps.running.driver.read_cell", damaged)
+    driver.done(first.cell_id, {"ended": "done"})
+    driver.done(second.cell_id, {"ended": "stop_sweep", "reason": "No space left on device"})
+    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    with pytest.raises(DamagedError, match=r"outcome\.json is damaged"):
+        driver.run()
+
+
+def test_a_stop_on_a_storage_that_cannot_be_written_is_a_stop_all_the_same(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("No space left on device")
+
+    monkeypatch.setattr(Storage, "write_json", full)
+    driver.stop()
+    assert driver.take() == "finished"
+    assert isinstance(driver.watcher, Listener)
+    assert driver.watcher.said == ["running trials cannot be asked to save: No space left on device"]
+
+
+def test_an_error_is_tried_again_once_and_its_traceback_is_kept(driver: Driver) -> None:
+    cell_id = taken(driver).cell_id
+    for _ in range(2):
+        driver.done(cell_id, {"ended": "error", "reason": "RuntimeError: bug", "traceback": "line 7"})
+    folder = driver.ledger.cell_folder(cell_id)
+    assert [attempt["traceback"] for attempt in folder.attempts()] == ["line 7", "line 7"]
+    outcome = folder.outcome()
+    assert outcome is not None
+    assert (outcome["outcome"], outcome["reason"]) == ("failed", "RuntimeError: bug")
+
+
+def test_a_worker_that_dies_again_and_again_is_not_replaced_for_ever(driver: Driver) -> None:
+    cell_id = taken(driver).cell_id
+    for _ in range(2):
+        driver.done(cell_id, None)
+        assert driver.plan.state(cell_id) == "queued"
+    driver.done(cell_id, None)
+    outcome = driver.ledger.cell_folder(cell_id).outcome()
+    assert outcome is not None
+    assert outcome["outcome"] == "failed"
+    assert outcome["reason"] == "the worker process died (killed, or its node was lost)"
+
+
+def test_a_worker_that_dies_after_its_cell_has_ended_takes_nothing_back(driver: Driver) -> None:
+    job = taken(driver)
+    folder = driver.ledger.cell_folder(job.cell_id)
+    written = folder.write_outcome(driver.plan.planned(job.cell_id).cell, "completed", tokens_seen=65_536, val_loss=4.0)
+    for _ in range(3):
+        driver.done(job.cell_id, None)
+    assert folder.outcome() == written
+    assert folder.attempts() == []
+
+
+def test_a_driver_that_lost_the_sweep_hands_out_and_writes_nothing_more(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = taken(driver)
+
+    def lost() -> None:
+        raise SweepHeldError("first was taken over by pid 7 on elsewhere")
+
+    driver.require_held = lost
+    monkeypatch.setattr(Storage, "write_json", lambda *_: pytest.fail("the sweep is another driver's"))
+    driver.done(job.cell_id, {"ended": "error", "reason": "RuntimeError: bug"})
+    assert driver.take() == "finished"
+    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    with pytest.raises(WorldError, match="taken over by pid 7 on elsewhere"):
+        driver.run()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("best", []), ("all", [65_536])])
+def test_an_explore_cell_that_has_ended_gives_its_checkpoints_back_unless_all_are_kept(
+    driver: Driver, keep: str, kept: list[int]
+) -> None:
+    driver.space = with_overrides(driver.space, [f"keep={keep}"])
+    job = taken(driver)
+    folder = driver.ledger.cell_folder(job.cell_id)
+    folder.checkpoints.save(65_536, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+    folder.write_outcome(driver.plan.planned(job.cell_id).cell, "completed", tokens_seen=65_536, val_loss=4.0)
+    driver.done(job.cell_id, {"ended": "done"})
+    assert folder.checkpoints.complete() == kept
+
+
+def test_cells_that_the_engine_lost_without_a_word_are_tried_again_and_end_as_failed(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(desk: Driver, *_: object, **__: object) -> None:
+        while isinstance(desk.take(), SegmentJob):
+            pass
+
+    monkeypatch.setattr("sweeps.running.driver.run_trials", forgetful)
+    driver.run()
+    outcomes = [driver.ledger.cell_folder(planned.cell_id).outcome() for planned in driver.plan.cells]
+    assert {outcome["outcome"] for outcome in outcomes if outcome is not None} == {"failed"}
+    assert None not in outcomes
+
+
+def test_with_exclusive_a_judged_cell_runs_alone(driver: Driver) -> None:
+    driver.exclusive = True
+    rates = {arm.name: 0.01 for arm in driver.space.strategies}
+    judged = confirm_cells(driver.space, IDENTITY, {arm: Rate(lr=lr, adamw_lr=lr) for arm, lr in rates.items()})
+    planned = [PlannedCell(cell=cell, reason="confirm", may_stop_early=False) for cell in judged[:2]]
+    _, second = taken(driver), taken(driver)  # explore cells share
+    assert len(driver.plan.running) == 2
+    driver.plan = Plan(StoppingRule(), planned)
+    alone = taken(driver)
+    assert driver.take() == "wait", "the other judged cell waits for the first"
+    assert second.cell_id != alone.cell_id

@@ -1,0 +1,220 @@
+"""A sitting: what is refused leaves the ledger as it was, and what is cut short is done again."""
+
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from moe.flops import total_parameters
+from search_spaces import Identity, Space, explore_cells, load_space, with_overrides
+from sweeps.commands.extend import extend_plan
+from sweeps.commands.status import status_of
+from sweeps.errors import BadInputError, DamagedError, WorldError
+from sweeps.ledger.free_space import BYTES_OF_RECORDS_PER_CELL, BYTES_PER_PARAMETER, bytes_needed, require_room
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import BEGINNING_KEYS, Ledger
+from sweeps.plan.phases import first_cells
+from sweeps.running.finish import finish, keep_needed_weights
+from sweeps.running.session import Sitting, _peaks, _tell_of_other_kernels, resume, run_new
+from sweeps.running.signals import resumable
+from sweeps.training_config import model_config
+
+IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+
+
+@pytest.fixture
+def space() -> Space:
+    return load_space(preset="smoke")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, space: Space) -> Ledger:
+    ledger = Ledger(Storage(str(tmp_path)), "first")
+    ledger.add_cells(first_cells(space, explore_cells(space, IDENTITY)), because="the first grid")
+    fingerprints = {"code": "of yesterday", "corpus": "c", "tokenizer": "t", "exam": "e"}
+    strategies = [{**arm.model_dump(), "predicted_peak_gib": None} for arm in space.strategies]
+    beginning = {"space": space.resolved(), "fingerprints": fingerprints, "strategies": strategies}
+    ledger.begin({**beginning, "created_s": 0.0, "sweep_id": "1"})
+    return ledger
+
+
+def test_an_extension_that_other_code_refuses_is_not_written(ledger: Ledger, tmp_path: Path) -> None:
+    def more(held: Ledger) -> None:
+        extend_plan(held, lr=[0.5])
+
+    with pytest.raises(BadInputError, match="the code of moe has changed"):
+        resume("first", Sitting(runs_uri=str(tmp_path)), Console(), extend=more)
+    assert len(ledger.plan_pages()) == 1
+    assert ledger.code_changes() == []
+
+
+@pytest.mark.parametrize(("began_with", "told"), [("avx2", True), ("avx512", False), (None, False)])
+def test_a_machine_with_other_kernels_is_told(
+    began_with: str | None, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe.kernels.load", lambda: SimpleNamespace(found="avx512"))
+    console = Console(record=True, width=200, quiet=False)
+    _tell_of_other_kernels({"hardware": {"kernels": began_with}}, console, Sitting(runs_uri=str(tmp_path)))
+    assert ("kernels were 'avx2' when the sweep began, now 'avx512'" in console.export_text()) == told
+
+
+def test_a_retry_that_other_code_refuses_keeps_the_outcome(ledger: Ledger, tmp_path: Path) -> None:
+    planned = ledger.planned_cells()[0]
+    folder = ledger.cell_folder(planned.cell_id)
+    folder.write_outcome(planned.cell, "failed", reason="a bug")
+    with pytest.raises(BadInputError, match="the code of moe has changed"):
+        resume("first", Sitting(runs_uri=str(tmp_path), retry_failed=True), Console())
+    assert folder.outcome() is not None
+
+
+def test_a_new_sweep_does_not_take_over_the_rest_of_a_deleted_one(tmp_path: Path, space: Space) -> None:
+    (tmp_path / "first" / "cells").mkdir(parents=True)
+    with pytest.raises(BadInputError, match=r"holds no sweep and is not empty \(cells\)"):
+        run_new(space, "first", Sitting(runs_uri=str(tmp_path)), Console())
+
+
+def test_the_verdict_is_written_once_the_report_is(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.running.finish.write_reports", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finish(ledger, Console(), keep="best", quiet=True)
+    assert ledger.verdict() is None
+
+
+def test_weights_are_kept_as_the_last_sitting_wished(ledger: Ledger) -> None:
+    planned = ledger.planned_cells()[0]
+    folder = ledger.cell_folder(planned.cell_id)
+    folder.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+    folder.write_outcome(planned.cell, "completed", tokens_seen=100, val_loss=4.0)
+    results = LedgerReader(ledger).results()
+    keep_needed_weights(ledger, results, "all")
+    assert folder.checkpoints.complete() == [100]
+    keep_needed_weights(ledger, results, "best")
+    assert folder.checkpoints.complete() == []
+
+
+def test_an_arm_that_an_extension_added_gets_a_predicted_peak(
+    ledger: Ledger, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, added = (arm.name for arm in space.strategies[:2])
+    beginning = {"strategies": [{"name": frozen, "predicted_peak_gib": 1.0}], "precision": "fp32"}
+    monkeypatch.setattr(Ledger, "beginning", lambda _self: beginning)
+    predicted = {arm.name: 2.0 for arm in space.strategies}
+    monkeypatch.setattr("sweeps.running.session.predicted_peaks", lambda *_, **__: predicted)
+    peaks = _peaks(ledger, space, vocab_size=512)
+    assert (peaks[frozen], peaks[added]) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("ended_by", [WorldError("No space left on device"), KeyboardInterrupt()])
+def test_whatever_ends_a_sitting_from_outside_names_the_command_that_goes_on(
+    ledger: Ledger, ended_by: BaseException
+) -> None:
+    with pytest.raises(WorldError, match="sweeps resume first"), resumable(ledger):
+        raise ended_by
+
+
+def test_what_ends_it_before_the_sweep_began_names_none(tmp_path: Path) -> None:
+    nothing = Ledger(Storage(str(tmp_path)), "nothing")
+    with pytest.raises(BadInputError, match=r"^no Ray cluster answers$"), resumable(nothing):
+        raise WorldError("no Ray cluster answers")
+    with pytest.raises(WorldError, match=r"^interrupted before the sweep began"), resumable(nothing):
+        raise KeyboardInterrupt
+
+
+def test_damage_is_not_called_resumable(ledger: Ledger) -> None:
+    with pytest.raises(DamagedError, match=r"^outcome is damaged$"), resumable(ledger):
+        raise DamagedError("outcome is damaged")
+
+
+def test_sigterm_is_as_resumable_as_ctrl_c_before_and_after_the_trials_run(ledger: Ledger) -> None:
+    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable(ledger):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable(ledger):
+        raise SystemExit(signal.SIGTERM)  # what Ray makes of one
+
+
+def test_a_sweep_that_another_driver_began_meanwhile_is_not_begun_again(
+    tmp_path: Path, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Ledger(Storage(str(tmp_path)), "first")
+    beginning = dict.fromkeys(BEGINNING_KEYS)
+
+    def meanwhile(*_: Any, **__: Any) -> SimpleNamespace:
+        elsewhere.begin(beginning)
+        return SimpleNamespace(tokens=SimpleNamespace(vocab_size=512))
+
+    monkeypatch.setattr("sweeps.running.session._material", meanwhile)
+    monkeypatch.setattr("sweeps.running.session.corpus_facts", lambda _: None)
+    for pure in ("audit_table", "predicted_peaks"):
+        monkeypatch.setattr(f"sweeps.running.session.{pure}", lambda *_, **__: {})
+    with pytest.raises(BadInputError, match="'first' is there already and is never overwritten"):
+        run_new(space, "first", Sitting(runs_uri=str(tmp_path), quiet=True), Console())
+    assert elsewhere.plan_pages() == []
+
+
+def test_what_a_retry_would_go_on_from_is_kept(ledger: Ledger) -> None:
+    for planned, outcome in zip(ledger.planned_cells(), ("failed", "oom", "diverged"), strict=False):
+        folder = ledger.cell_folder(planned.cell_id)
+        folder.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+        folder.write_outcome(planned.cell, outcome, tokens_seen=100)  # type: ignore[arg-type]
+    keep_needed_weights(ledger, LedgerReader(ledger).results(), "best")
+    kept = [ledger.cell_folder(planned.cell_id).checkpoints.complete() for planned in ledger.planned_cells()[:3]]
+    assert kept == [[100], [100], []]
+
+
+def test_a_rate_that_is_named_twice_is_added_once(ledger: Ledger) -> None:
+    extend_plan(ledger, lr=[0.5, 0.5])
+    ids = [planned.cell_id for planned in ledger.planned_cells()]
+    assert len(ids) == len(set(ids)) == 6 + 3
+
+
+def test_a_status_that_is_asked_for_while_cells_are_added_shows_those_it_knows(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = LedgerReader.results
+
+    def added_meanwhile(self: LedgerReader) -> Any:
+        extend_plan(ledger, lr=[0.5])
+        return results(self)
+
+    monkeypatch.setattr(LedgerReader, "results", added_meanwhile)
+    assert len(status_of(ledger)["cells"]) == 6
+
+
+def test_room_is_asked_for_what_is_held_at_once_and_not_for_less(space: Space) -> None:
+    checkpoint = 2 * BYTES_PER_PARAMETER * total_parameters(model_config(space, vocab_size=512))
+    confirm = with_overrides(space, ["seeds.confirm=9"])  # 6 explore cells, 27 confirm cells
+    more = bytes_needed(confirm, vocab_size=512) - bytes_needed(space, vocab_size=512)
+    assert more == (27 - 6) * checkpoint + 21 * BYTES_OF_RECORDS_PER_CELL
+
+
+def test_cells_that_have_ended_ask_for_no_more_room(ledger: Ledger, space: Space) -> None:
+    cells = [planned.cell for planned in ledger.planned_cells()]
+    whole = bytes_needed(space, vocab_size=512, begun=cells)
+    assert whole == bytes_needed(space, vocab_size=512)
+    late = bytes_needed(space, vocab_size=512, ended=cells[:4], begun=cells[4:])
+    assert whole - late >= 4 * BYTES_OF_RECORDS_PER_CELL
+
+
+def test_a_sweep_is_not_resumed_where_the_storage_lacks_room_for_what_is_left(
+    ledger: Ledger, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = SimpleNamespace(vocab_size=512)
+    monkeypatch.setattr("sweeps.running.session._material", lambda *_, **__: SimpleNamespace(tokens=tokens))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    sitting = Sitting(runs_uri=str(tmp_path), quiet=True, allow_code_change=True)
+    with pytest.raises(BadInputError, match=r"has 1 MiB free, and this sweep may come to hold \d+ MiB more; free some"):
+        resume("first", sitting, Console())
+
+    planned = ledger.planned_cells()
+    held = ledger.cell_folder(planned[0].cell_id)
+    needed = bytes_needed(space, vocab_size=512, begun=[p.cell for p in planned])
+    held.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x" * 1_000) and None)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1_000))
+    require_room(ledger, space, vocab_size=512)  # what a cell holds already is not asked for again

@@ -1,0 +1,106 @@
+"""Peaks measured by a short real run before fractions are given out, and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from moe.device import Device
+from search_spaces import Space, load_space
+from sweeps.cluster.machines import ClusterFacts, NodeFacts
+from sweeps.trial.gpu_trial import TrialFacts, TrialOrder
+from sweeps.trial.probe import ProbedPeaks, Run, calibrated_peaks, probe_key, probed_peaks
+
+PREDICTED_GIB = {"large_batch": 4.0, "balanced": 4.0, "long_seq": 4.0}
+
+
+class Measuring:
+    """Answers orders as a GPU would, and remembers that it was asked."""
+
+    def __init__(self, error: str | None = None) -> None:
+        self.asked: list[str] = []
+        self.error = error
+
+    def run(self, orders: Sequence[TrialOrder]) -> list[TrialFacts]:
+        self.asked += [order.arm for order in orders]
+        error = self.error
+        return [TrialFacts(arm=order.arm, precision="bf16", peak_gib=4.5, error=error) for order in orders]
+
+
+def matched(*overrides: str) -> Space:
+    return load_space(preset="matched", path=None, overrides=overrides)
+
+
+def probed(space: Space, run: Run, cache_dir: Path, device: str = "a GPU") -> ProbedPeaks:
+    return probed_peaks(space, PREDICTED_GIB, precision="bf16", device_name=device, cache_dir=cache_dir, run=run)
+
+
+def test_measured_peaks_replace_predicted_ones_and_are_asked_for_once(tmp_path: Path) -> None:
+    gpu = Measuring()
+    assert probed(matched(), gpu.run, tmp_path).peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
+    again = probed(matched("rates.lr=[0.01, 0.02]", "seeds.confirm=3"), gpu.run, tmp_path)
+    assert again.peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
+    assert gpu.asked == list(PREDICTED_GIB), "rates and seeds change no peak"
+
+
+def test_an_arm_that_cannot_be_probed_keeps_its_prediction_with_a_note(tmp_path: Path) -> None:
+    found = probed(matched(), Measuring("CUDA out of memory").run, tmp_path)
+    assert found.peaks_gib == PREDICTED_GIB
+    assert found.notes[0] == "large_batch could not be probed on a GPU (CUDA out of memory); its peak is predicted"
+    assert probed(matched(), Measuring().run, tmp_path).peaks_gib["large_batch"] == 4.5, "a failure is not remembered"
+
+
+def test_another_model_vocabulary_or_shape_is_probed_again() -> None:
+    order = TrialOrder(space={}, arm="large_batch", precision="bf16", steps=2, lr=0.01)
+    table = matched().resolved()
+    table["strategies"][0].update(micro_batch_size=32, grad_accum_steps=4)
+    others = [matched("model.d_expert=768"), matched("tokenizer.vocab_size=4096"), Space.from_resolved(table)]
+    keys = {probe_key(order, space, "a GPU") for space in (matched(), *others)}
+    assert len(keys) == 4
+
+
+def test_another_device_is_probed_again() -> None:
+    order = TrialOrder(space={}, arm="large_batch", precision="bf16", steps=2, lr=0.01)
+    assert probe_key(order, matched(), "a GPU") != probe_key(order, matched(), "another GPU")
+
+
+def test_a_damaged_memory_of_a_probe_is_measured_again(tmp_path: Path) -> None:
+    probed(matched(), Measuring().run, tmp_path)
+    for kept in (tmp_path / "probes").iterdir():
+        kept.write_text("{")
+    gpu = Measuring()
+    probed(matched(), gpu.run, tmp_path)
+    assert gpu.asked == list(PREDICTED_GIB)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measuring:
+    """This machine pretends to have a GPU on which every arm has the same peak."""
+    gpu = Measuring()
+    device = Device(kind="cuda", name="a GPU", compute_capability=(8, 0))
+    monkeypatch.setattr("sweeps.trial.probe.training_device", lambda: device)
+    monkeypatch.setattr("sweeps.trial.probe.Laboratory", lambda folder: gpu)
+    monkeypatch.setattr("sweeps.trial.probe.run_on_cluster", gpu.run)
+    monkeypatch.setenv("SWEEPS_CACHE_DIR", str(tmp_path))
+    return gpu
+
+
+def test_a_sweep_measures_its_peaks_on_a_gpu_that_is_here_or_up_in_its_cluster(on_a_gpu: Measuring) -> None:
+    assert calibrated_peaks(matched(), PREDICTED_GIB, None).peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
+    cluster = ClusterFacts.of(cpus=8, gpus=2, gpu_gib=24.0)
+    assert calibrated_peaks(matched(), PREDICTED_GIB, cluster).peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
+    assert len(on_a_gpu.asked) == 2 * len(PREDICTED_GIB), "another GPU is another probe"
+
+
+def test_nothing_is_probed_where_no_gpu_is_up_or_shares_are_given(on_a_gpu: Measuring) -> None:
+    still_to_start = ClusterFacts(nodes=(NodeFacts(cpus=4),), growth=(NodeFacts(cpus=8, gpus=1, gpu_gib=24.0),))
+    assert calibrated_peaks(matched(), PREDICTED_GIB, still_to_start).peaks_gib == PREDICTED_GIB
+    assert calibrated_peaks(matched("resources.gpu_per_trial=0.5"), PREDICTED_GIB, None).peaks_gib == PREDICTED_GIB
+    assert calibrated_peaks(matched("resources.declared_gpus=2"), PREDICTED_GIB, None).peaks_gib == PREDICTED_GIB
+    assert on_a_gpu.asked == []
+
+
+def test_on_a_cpu_predictions_stand() -> None:
+    assert calibrated_peaks(matched(), PREDICTED_GIB, None).peaks_gib == PREDICTED_GIB
