@@ -1,7 +1,7 @@
 """The number format that a sweep trains in: resolved when it begins, and the same wherever it goes on.
 
-``precision = "auto"`` is a wish; what it comes to depends on the device. Half a sweep in bf16 and half in fp32 would
-compare formats with arms, so what it came to is frozen in ``sweep.json``. The ids of cells keep the wish.
+What ``precision = "auto"`` resolves to depends on the device. Half a sweep in bf16 and half in fp32 would compare
+formats with arms, so the resolved one is frozen in ``sweep.json``. The ids of cells keep the requested one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from search_spaces import Space
-from sweeps.cluster.connection import cluster_address
+from sweeps.cluster.machines import Machines
 from sweeps.errors import BadInputError
 from sweeps.ledger.sweep_folder import Ledger
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from moe.device import Device
 
 
-def precision_to_freeze(space: Space) -> str | None:
+def precision_to_freeze(space: Space, machines: Machines) -> str | None:
     """The precision of all cells; None where it is left to the GPUs of a cluster, which are not seen from here."""
     from moe.precision import resolve_precision
 
-    device = _device(space)
+    device = _device(space, machines)
     if device is None:
         return None if space.precision == "auto" else space.precision
     return resolve_precision(space.precision, device).name
@@ -44,14 +44,14 @@ def as_trained(space: Space, ledger: Ledger) -> Space:
     return space.model_copy(update={"precision": precision_of(ledger) or space.precision})
 
 
-def precision_note(space: Space, ledger: Ledger) -> str | None:
-    """What a user should know before a sweep goes on here, or None.
+def precision_note(space: Space, ledger: Ledger, machines: Machines) -> str | None:
+    """What a user should know before a sweep is resumed here, or None.
 
     Raises BadInputError where this machine lacks the precision of the sweep.
     """
     from moe.precision import resolve_precision
 
-    frozen, device = precision_of(ledger), _device(space)
+    frozen, device = precision_of(ledger), _device(space, machines)
     if frozen is None:
         return None
     if device is None:
@@ -73,23 +73,19 @@ def require_precision(frozen: str, device: Device) -> None:
     except ConfigError as error:
         raise BadInputError(
             f"the sweep began in {frozen} and must go on in it, for losses in two precisions do not compare: {error}; "
-            "resume it where that precision is, or start a sweep here under another name"
+            "resume it where that precision is available, or start a sweep here under another name"
         ) from error
 
 
-def _device(space: Space) -> Device | None:
+def _device(space: Space, machines: Machines) -> Device | None:
     """What trials train on; None for the GPUs of a cluster.
 
     Where some train without a share of a GPU all go by the CPU, so that no two cells differ in precision.
     """
     from moe.device import Device
-    from sweeps.cluster.machines import usable_gpu_memories_gib
-    from sweeps.packing.shares import training_device
 
-    wish = space.resources.gpu_per_trial
-    if wish != "auto" and 0 in (wish.values() if isinstance(wish, Mapping) else [wish]):
+    requested = space.resources.gpu_per_trial
+    if requested != "auto" and 0 in (requested.values() if isinstance(requested, Mapping) else [requested]):
         return Device.resolve("cpu")
-    if cluster_address() is None:
-        return Device.resolve("auto" if usable_gpu_memories_gib() else "cpu")
-    device = training_device()
-    return device if device.kind == "cpu" else None
+    device = machines.device
+    return None if machines.address is not None and device.kind == "cuda" else device

@@ -10,6 +10,7 @@ import pytest
 
 from search_spaces import load_space
 from sweeps import training_data as material
+from sweeps.cluster.machines import Machines
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.running.begin import begin
@@ -25,9 +26,9 @@ def begin_and_damage(folder: Path, corpus: Path, token_cache: Path) -> None:
     space = load_space(path=folder / "space.toml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWEEPS_CACHE_DIR", str(token_cache))
-        made = material.material_for(space)
+        made = material.load_training_data(space)
     first = Ledger(Storage(str(folder / "runs")), "first")
-    begin(first, space, made, audit={}, peaks_gib={}, command=None)
+    begin(first, space, made, Machines.of(cpus=2), audit={}, peaks_gib={}, command=None)
     sound = folder / "runs" / "first"
     text = (sound / "sweep.json").read_text()
     cell_id = first.planned_cells()[0].cell_id

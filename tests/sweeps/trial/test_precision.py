@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from moe.device import Device
 from search_spaces import Identity, Space, explore_cells, load_space
+from sweeps.cluster.machines import Machines, Node
 from sweeps.errors import BadInputError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
@@ -18,6 +20,7 @@ from sweeps.trial import precision as frozen_precision
 from sweeps.trial.precision import as_trained, precision_note, precision_to_freeze, require_precision
 
 CPU = Device(kind="cpu")
+HERE = Machines.of(cpus=2)
 OLD_GPU = Device(kind="cuda", name="Tesla V100", compute_capability=(7, 0))
 NEW_GPU = Device(kind="cuda", name="A100", compute_capability=(8, 0))
 
@@ -28,7 +31,7 @@ def space() -> Space:
 
 
 def here(device: Device | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen_precision, "_device", lambda _space: device)
+    monkeypatch.setattr(frozen_precision, "_device", lambda _space, _machines: device)
 
 
 def begun_in(precision: str | None, *records: str) -> Any:
@@ -48,13 +51,13 @@ def test_what_auto_comes_to_on_the_device_of_the_trials_is_frozen(
     space: Space, monkeypatch: pytest.MonkeyPatch, device: Device | None, name: str | None
 ) -> None:
     here(device, monkeypatch)
-    assert precision_to_freeze(space) == name
+    assert precision_to_freeze(space, HERE) == name
 
 
 def test_a_precision_that_was_named_is_frozen_as_it_is(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     for device in (CPU, None):
         here(device, monkeypatch)
-        assert precision_to_freeze(space.model_copy(update={"precision": "bf16"})) == "bf16"
+        assert precision_to_freeze(space.model_copy(update={"precision": "bf16"}), HERE) == "bf16"
 
 
 def test_the_frozen_precision_decides_training_and_leaves_the_ids_of_cells_alone(space: Space) -> None:
@@ -67,15 +70,13 @@ def test_what_the_first_records_say_counts_where_nothing_was_frozen(space: Space
     assert as_trained(space, begun_in(None, "bf16", "fp32")).precision == "bf16"
 
 
-@pytest.mark.parametrize("wish", [0.0, {"large_batch": 0.5, "balanced": 0.0, "long_seq": 0.5}])
-def test_trials_without_a_share_of_a_gpu_go_by_the_cpu(
-    space: Space, monkeypatch: pytest.MonkeyPatch, wish: Any
-) -> None:
-    monkeypatch.setattr("sweeps.cluster.machines.usable_gpu_memories_gib", lambda: (24.0,))
-    monkeypatch.setattr("moe.device.Device.resolve", lambda kind="auto": CPU if kind == "cpu" else OLD_GPU)
-    resources = space.resources.model_copy(update={"gpu_per_trial": wish})
-    assert precision_to_freeze(space) == "fp16"
-    assert precision_to_freeze(space.model_copy(update={"resources": resources})) == "fp32"
+@pytest.mark.parametrize("requested", [0.0, {"large_batch": 0.5, "balanced": 0.0, "long_seq": 0.5}])
+def test_trials_without_a_share_of_a_gpu_go_by_the_cpu(space: Space, requested: Any) -> None:
+    gpu = Machines(nodes=(Node(cpus=2, gpus=1),), gpu_name="Tesla V100", compute_capability=(7, 0))
+    resources = space.resources.model_copy(update={"gpu_per_trial": requested})
+    assert precision_to_freeze(space, gpu) == "fp16"
+    assert precision_to_freeze(space.model_copy(update={"resources": resources}), gpu) == "fp32"
+    assert precision_to_freeze(space, replace(gpu, address="auto")) is None
 
 
 def test_a_machine_that_lacks_the_precision_is_refused_with_the_remedy() -> None:
@@ -86,16 +87,16 @@ def test_a_machine_that_lacks_the_precision_is_refused_with_the_remedy() -> None
 
 def test_a_machine_that_would_choose_another_precision_is_told(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     here(NEW_GPU, monkeypatch)
-    note = precision_note(space, begun_in("fp32"))
+    note = precision_note(space, begun_in("fp32"), HERE)
     assert note is not None
     assert note.startswith("the sweep goes on in fp32, in which it began; a sweep that begins here would train in bf16")
-    assert precision_note(space, begun_in("bf16")) is None
-    assert precision_note(space, begun_in(None)) is None
+    assert precision_note(space, begun_in("bf16"), HERE) is None
+    assert precision_note(space, begun_in(None), HERE) is None
     here(OLD_GPU, monkeypatch)
     with pytest.raises(BadInputError, match="began in bf16"):
-        precision_note(space, begun_in("bf16"))
+        precision_note(space, begun_in("bf16"), HERE)
     here(None, monkeypatch)
-    assert precision_note(space, begun_in("fp32")) == "the sweep goes on in fp32, in which it began"
+    assert precision_note(space, begun_in("fp32"), HERE) == "the sweep goes on in fp32, in which it began"
 
 
 def test_a_sweep_begins_with_its_precision_written_down(
@@ -104,15 +105,15 @@ def test_a_sweep_begins_with_its_precision_written_down(
     here(OLD_GPU, monkeypatch)
     identity = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
     rows = SimpleNamespace(n_rows=4)
-    material: Any = SimpleNamespace(
+    data: Any = SimpleNamespace(
         identity=identity,
         fingerprints={"corpus": "c", "tokenizer": "t", "exam": "e"},
         tokens=SimpleNamespace(vocab_size=512, facts={}),
         exam=SimpleNamespace(fingerprint="e", validation=rows, test=rows, block_len=64, common_len=8, packed=False),
     )
     ledger = Ledger(Storage(str(tmp_path)), "first")
-    begin(ledger, space, material, audit={}, peaks_gib={}, command=None)
+    begin(ledger, space, data, HERE, audit={}, peaks_gib={}, command=None)
     beginning = ledger.beginning()
     assert (beginning["precision"], beginning["space"]["precision"]) == ("fp16", "auto")
-    wished = {cell.cell_id for cell in explore_cells(space, identity)}
-    assert {planned.cell_id for planned in ledger.planned_cells()} == wished
+    requested = {cell.cell_id for cell in explore_cells(space, identity)}
+    assert {planned.cell_id for planned in ledger.planned_cells()} == requested
