@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from search_spaces import OptunaSearch, Space
-from sweeps.formatting import shown_command
+from sweeps.formatting import shown_command, with_shown_commands
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import RETRIED_OUTCOMES, SweepResults
 from sweeps.ledger.sweep_folder import Ledger
@@ -89,7 +89,7 @@ def keep_needed_weights(ledger: Ledger, results: SweepResults, keep: Keep) -> No
 
 
 def show_verdict(verdict: dict[str, Any], console: Console) -> None:
-    """The table of arms and the statement."""
+    """Print the table of arms and the statement."""
     from rich.text import Text
 
     from sweeps.report.terminal import plain_table
@@ -108,7 +108,8 @@ def show_verdict(verdict: dict[str, Any], console: Console) -> None:
             "" if arm["tokens_per_s"] is None else f"{arm['tokens_per_s']:,.0f}",
         )
     console.print(table)
-    console.print(verdict["statement"], style="bold", markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    statement = with_shown_commands(verdict["statement"])
+    console.print(statement, style="bold", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def view_of(ledger: Ledger, plan: Callable[[], Plan | None]) -> Callable[[], SweepView]:

@@ -7,6 +7,7 @@ message: the value, the rule, the remedy. Nothing here starts Ray or trains.
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import shutil
 import socket
@@ -49,6 +50,7 @@ def world(tmp_path: Path, begun: Path, token_cache: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SWEEPS_RUNS_DIR", "runs")
     monkeypatch.setenv("SWEEPS_CACHE_DIR", str(token_cache))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # `sweeps` is on it
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     return tmp_path
 
