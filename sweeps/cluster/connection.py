@@ -58,7 +58,11 @@ def private_ray() -> Any:
     environment of this process and of Ray's own processes, never in a file.
     """
     os.environ.update(_CLOSED_PORTS, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_own_token())
-    return quiet_ray()
+    ray = quiet_ray()
+    from ray._raylet import Config
+
+    Config.initialize("")  # what was read from the environment when ray was first imported, as Ray's own set-up does it
+    return ray
 
 
 def quiet_ray() -> Any:
