@@ -176,7 +176,6 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
             _say(console, sitting, f"sweep {name} is finished; nothing to run")
             return _last_words(ledger, console)
         _check_code(ledger, beginning, sitting)
-        _tell_of_other_kernels(beginning, console, sitting)
         with resumable(ledger), Grace(name, console) as grace, _cluster():
             return _go_on(ledger, lease, sitting, console, grace)
     finally:
@@ -340,14 +339,6 @@ def _check_code(ledger: Ledger, beginning: Mapping[str, Any], sitting: Sitting) 
             "--allow-code-change, which is written down"
         )
     ledger.add_code_change(now)
-
-
-def _tell_of_other_kernels(beginning: Mapping[str, Any], console: Console, sitting: Sitting) -> None:
-    from moe import kernels
-
-    before, now = (beginning.get("hardware") or {}).get("kernels"), kernels.load().found
-    if before not in {None, now}:
-        _say(console, sitting, f"note: kernels were '{before}' when the sweep began, now '{now}': last digits differ")
 
 
 def _material(space: Space, console: Console, sitting: Sitting, *, expected: Mapping[str, Any] | None) -> Material:

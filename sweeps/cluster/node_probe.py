@@ -27,9 +27,8 @@ OK = "ok"
 class NodeAnswer:
     """What one node said. ``error`` is set, and little else, where its task failed or did not answer in time.
 
-    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``kernels`` are those that trials on its CPU would
-    use; none are named where there is a GPU. ``clock_skew_s`` is how far its clock is outside the interval between
-    question and answer by the driver's.
+    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``clock_skew_s`` is how far its clock is outside the
+    interval between question and answer by the driver's.
     """
 
     node_id: str
@@ -43,7 +42,6 @@ class NodeAnswer:
     ray: str = ""
     torch: str = ""
     code: str = ""
-    kernels: str = ""
     storage: str = ""
     token_cache: str = ""
     clock_skew_s: float = 0.0
@@ -168,20 +166,11 @@ def inspect_node(storage_uri: str, node_id: str, token_cache_dir: str | None = N
         "ray": installed("ray"),
         "torch": installed("torch"),
         "code": sources_fingerprint(),
-        "kernels": "" if gpus_gib else _kernels(),
         "storage": _storage_state(Storage(storage_uri), node_id),
         "token_cache": _token_cache_state(Path(token_cache_dir) if token_cache_dir else cache_dir()),
         "gpu_gib": min(gpus_gib, default=None),
         "now_s": time.time(),
     }
-
-
-def _kernels() -> str:
-    try:
-        from moe import kernels
-    except ImportError:
-        return ""  # without torch, which is a problem of its own
-    return kernels.load().found
 
 
 def _storage_state(storage: Storage, node_id: str) -> str:

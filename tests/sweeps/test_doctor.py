@@ -78,7 +78,6 @@ def test_the_whole_examination_names_every_subject_and_a_remedy_for_whatever_is_
         "torch",
         "device",
         "matmul",
-        "kernels",
         "Ray",
         "storage",
         "tracking",
