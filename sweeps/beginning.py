@@ -9,7 +9,6 @@ from typing import Any
 
 from search_spaces import Problem, Space, SpaceErrors, explore_cells
 from sweeps.bridge import batch_configs, model_config
-from sweeps.frozen_precision import precision_to_freeze
 from sweeps.ledger.provenance import code_fingerprint, git_state, hardware, versions
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.material import Material
@@ -48,6 +47,7 @@ def begin(
     command: str | None,
 ) -> None:
     """Write the first grid, then ``sweep.json``: a sweep exists once that is there."""
+    assert space.precision != "auto", "the ids of cells depend on the precision that auto comes to"
     exam = material.exam
     ledger.storage.delete("plan")  # of a beginning that was cut short
     ledger.add_cells(first_cells(space, explore_cells(space, material.identity)), because="the first grid")
@@ -75,7 +75,7 @@ def begin(
                 "packed": exam.packed,
             },
             "vocab_size": material.tokens.vocab_size,
-            "precision": precision_to_freeze(space),
+            "precision": space.precision,
             "fingerprints": {**material.fingerprints, "code": code_fingerprint()},
             "corpus_facts": dict(material.tokens.facts),
             "audit": dict(audit),

@@ -28,7 +28,7 @@ from sweeps.errors import (
 from sweeps.extension import current_space, identity_of
 from sweeps.finish import finish
 from sweeps.following import Followed, following, register
-from sweeps.frozen_precision import as_trained, precision_note
+from sweeps.frozen_precision import as_trained, in_resolved_precision, precision_note
 from sweeps.interruption import Grace, resumable, stopped_by_signals
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.lease import DRIVER_LEASE, Lease
@@ -77,7 +77,7 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
 
 def _begin_and_sit(ledger: Ledger, space: Space, sitting: Sitting, console: Console, grace: Grace) -> int:
     material = _material(space, console, sitting, expected=None)
-    space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
+    space, fitted = fit_arms(in_resolved_precision(space), vocab_size=material.tokens.vocab_size)
     for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
         _say(console, sitting, f"note: {warning}")
     require_room(ledger, space, vocab_size=material.tokens.vocab_size)

@@ -25,7 +25,14 @@ from sweeps.cluster.doctor import (
     read_constraints,
     render,
 )
-from sweeps.cluster.facts import Gpu, gpu_memories_gib, local_facts, usable_cpus, visible_gpus
+from sweeps.cluster.facts import (
+    Gpu,
+    gpu_memories_gib,
+    local_facts,
+    lowest_compute_capability,
+    usable_cpus,
+    visible_gpus,
+)
 from sweeps.cluster.reachability import hub_problem, tracking_problem
 
 
@@ -251,6 +258,13 @@ def test_gpu_memory_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.
     assert gpu_memories_gib() == (24.0, 80.0)
     [node] = local_facts().nodes
     assert (node.gpus, node.gpu_gib) == (2, 24.0)
+
+
+def test_the_lowest_compute_capability_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, "echo 10.0; echo 7.5; echo '[N/A]'", monkeypatch)
+    assert lowest_compute_capability() == (7, 5)
+    nvidia_smi(tmp_path, "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2", monkeypatch)
+    assert lowest_compute_capability() is None
 
 
 @pytest.mark.parametrize("shown", ["1", "GPU-1c", "GPU-1c3d", "1,GPU-lost,0"])
