@@ -58,10 +58,9 @@ bench: $(VENV)/.ready-dev
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	@rm -f moe/kernels/*.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard moe/kernels/*.[ch])
+$(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo 'This needs Python 3.11 or newer with its venv module; say which: make $(or $(MAKECMDGOALS),sweep) PYTHON=python3.12' >&2; exit 1; }
 	@echo 'Making the environment in $(VENV) (about two minutes and 2.2 GB, once) ...'

@@ -59,7 +59,7 @@ def private_ray() -> Any:
     """
     os.environ.update(_CLOSED_PORTS, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_own_token())
     ray = quiet_ray()
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
 
     Config.initialize("")  # what was read from the environment when ray was first imported, as Ray's own set-up does it
     return ray

@@ -47,20 +47,31 @@ def listed_gpus() -> tuple[Gpu, ...]:
     It is asked rather than torch, because a Ray task that holds no GPU sees none, and because a context costs memory.
     Ray counts the GPUs that trials may use; this only says how large they are.
     """
+    return tuple(
+        Gpu(index=int(row[0]), uuid=row[1], memory_gib=float(row[2]) / 1024)
+        for row in _nvidia_smi("index", "uuid", "memory.total")
+        if len(row) == 3 and row[0].isdigit() and row[2].replace(".", "").isdigit()
+    )
+
+
+def lowest_compute_capability() -> tuple[int, int] | None:
+    """The lowest CUDA compute capability among this machine's GPUs, by ``nvidia-smi``; None where it names none."""
+    versions = (row[0].partition(".")[::2] for row in _nvidia_smi("compute_cap"))
+    found = [(int(major), int(minor)) for major, minor in versions if major.isdigit() and minor.isdigit()]
+    return min(found, default=None)
+
+
+def _nvidia_smi(*fields: str) -> list[list[str]]:
+    """These fields of every GPU; empty where there is no such program, or its driver does not answer (see doctor)."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return ()
-    query = [program, "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+        return []
+    query = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
-        return ()  # a driver that does not answer has no usable GPU; doctor names it
-    rows = ([word.strip() for word in line.split(",")] for line in answer.stdout.splitlines())
-    return tuple(
-        Gpu(index=int(row[0]), uuid=row[1], memory_gib=float(row[2]) / 1024)
-        for row in rows
-        if len(row) == 3 and row[0].isdigit() and row[2].replace(".", "").isdigit()
-    )
+        return []
+    return [[word.strip() for word in line.split(",")] for line in answer.stdout.splitlines()]
 
 
 def gpu_memories_gib() -> tuple[float, ...]:

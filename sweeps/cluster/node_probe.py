@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sweeps.cluster.shipping import JOB_MARKER, SHIPPED_PACKAGES
 from sweeps.ledger.storage import Storage
@@ -22,14 +22,15 @@ INSTALL_DEADLINE_S = 1_800.0
 
 OK = "ok"
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeAnswer:
     """What one node said. ``error`` is set, and little else, where its task failed or did not answer in time.
 
-    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``kernels`` are those that trials on its CPU would
-    use; none are named where there is a GPU. ``clock_skew_s`` is how far its clock is outside the interval between
-    question and answer by the driver's.
+    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``clock_skew_s`` is how far its clock is outside the
+    interval between question and answer by the driver's.
     """
 
     node_id: str
@@ -43,7 +44,6 @@ class NodeAnswer:
     ray: str = ""
     torch: str = ""
     code: str = ""
-    kernels: str = ""
     storage: str = ""
     token_cache: str = ""
     clock_skew_s: float = 0.0
@@ -79,23 +79,37 @@ def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) 
 
 def ask_gpu_memories(deadline_s: float = NODE_DEADLINE_S) -> dict[str, float]:
     """GiB of the smallest GPU by node id, of the nodes that have GPUs and answer in time. Ray must be connected."""
+    from sweeps.cluster.machines import gpu_memories_gib
+
+    return {node: min(memories_gib) for node, memories_gib in _ask_gpu_nodes(gpu_memories_gib, deadline_s).items()}
+
+
+def ask_compute_capability(deadline_s: float = NODE_DEADLINE_S) -> tuple[int, int] | None:
+    """The lowest CUDA compute capability of the cluster's GPUs; None where no node knows. Ray must be connected."""
+    from sweeps.cluster.machines import lowest_compute_capability
+
+    return min(_ask_gpu_nodes(lowest_compute_capability, deadline_s).values(), default=None)
+
+
+def _ask_gpu_nodes(question: Callable[[], T | None], deadline_s: float) -> dict[str, T]:
+    """What ``question`` returns by node id, of the nodes that have GPUs, answer in time and find any."""
     import ray
 
-    from sweeps.cluster.machines import gpu_memories_gib, live_nodes
+    from sweeps.cluster.machines import live_nodes
 
     nodes = [node for node in live_nodes() if node["Resources"].get("GPU", 0)]
-    pending = {_on_node(node, gpu_memories_gib): node["NodeID"] for node in nodes}
+    pending = {_on_node(node, question): node["NodeID"] for node in nodes}
     done, late = ray.wait(list(pending), num_returns=len(pending), timeout=deadline_s) if pending else ([], [])
     for ref in late:
         ray.cancel(ref, force=True)
     found = {}
     for ref in done:
         try:
-            memories_gib = ray.get(ref)
+            answer = ray.get(ref)
         except ray.exceptions.RayError:
-            continue  # a node that cannot say is one whose GPUs are of unknown size, which the plan tells
-        if memories_gib:
-            found[pending[ref]] = min(memories_gib)
+            continue  # a node that cannot answer is one whose GPUs are unknown, which the plan says
+        if answer:
+            found[pending[ref]] = answer
     return found
 
 
@@ -168,20 +182,11 @@ def inspect_node(storage_uri: str, node_id: str, token_cache_dir: str | None = N
         "ray": installed("ray"),
         "torch": installed("torch"),
         "code": sources_fingerprint(),
-        "kernels": "" if gpus_gib else _kernels(),
         "storage": _storage_state(Storage(storage_uri), node_id),
         "token_cache": _token_cache_state(Path(token_cache_dir) if token_cache_dir else cache_dir()),
         "gpu_gib": min(gpus_gib, default=None),
         "now_s": time.time(),
     }
-
-
-def _kernels() -> str:
-    try:
-        from moe import kernels
-    except ImportError:
-        return ""  # without torch, which is a problem of its own
-    return kernels.load().found
 
 
 def _storage_state(storage: Storage, node_id: str) -> str:

@@ -95,11 +95,6 @@ def judge(answers: Sequence[NodeAnswer], *, storage_uri: str) -> tuple[tuple[str
                 f"node {answer.address}: its clock is {answer.clock_skew_s:.0f} s away from the driver's, and leases "
                 "compare clocks; set it by NTP"
             )
-        if answer.kernels and measures[0].kernels and answer.kernels != measures[0].kernels:
-            warnings.append(
-                f"node {answer.address}: kernels '{answer.kernels}', and on {measures[0].address} "
-                f"'{measures[0].kernels}': on their CPUs, last digits of losses differ between the two"
-            )
         if answer.gpus and answer.gpu_gib is None:
             warnings.append(
                 f"node {answer.address}: Ray counts {answer.gpus} GPU there and nvidia-smi shows none; "

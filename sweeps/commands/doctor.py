@@ -56,7 +56,6 @@ def examine(
         lambda: check_versions(constraints),
         check_devices,
         check_matmul,
-        check_kernels,
         lambda: check_ray(ray_address),
         lambda: check_storage(runs_dir),
         lambda: check_disk(runs_dir),
@@ -153,17 +152,6 @@ def check_matmul() -> list[Row]:
     """How fast one thread of this CPU multiplies fp32 matrices: what hours in a plan rest on."""
     rate = matmul_flops_per_s() / 1e9
     return [Row(what="matmul", level="ok", found=f"{rate:.0f} GFLOP/s in fp32 on one CPU thread")]
-
-
-def check_kernels() -> list[Row]:
-    """Whether training on this CPU has its compiled kernels."""
-    from moe import kernels
-
-    loaded = kernels.load()
-    if loaded.functions:
-        return [Row(what="kernels", level="ok", found=f"compiled, for fp32 tensors on a CPU with {loaded.found}")]
-    remedy = "install GCC, `make clean`, and any target; training on a CPU is slower without"
-    return [Row(what="kernels", level="warn", found=loaded.found, remedy=remedy)]
 
 
 def check_ray(address: str | None) -> list[Row]:

@@ -11,6 +11,7 @@ from sweeps.cluster.connection import cluster_address, is_job_address, joined_ra
 from sweeps.errors import BadInputError, WorldError
 from sweeps.packing.duration import estimate, expected_tokens
 from sweeps.packing.shares import fit_arms, predicted_peaks, resource_plan
+from sweeps.trial.precision import in_resolved_precision
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -112,12 +113,16 @@ def _plan(
 ) -> SweepPlan:
     """The plan on the machines of ``facts``; None is this machine, the only one for which hours are told."""
     warnings = [*space.warnings(), *notes]
+    is_auto = space.precision == "auto"
+    space = in_resolved_precision(space)
+    if is_auto and assume_gpu_gib is not None and space.precision == "fp32":  # of this CPU; GPUs train in 16 bits
+        space = space.model_copy(update={"precision": "bf16"})
     material, audit = _from_corpus(space, warnings)
     identity = None if material is None else material.identity
     vocab_size = (space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE) if material is None else material.tokens.vocab_size
-    space, said = fit_arms(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
+    space, said = fit_arms(space, vocab_size=vocab_size)
     warnings += said
-    peaks = predicted_peaks(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
+    peaks = predicted_peaks(space, vocab_size=vocab_size)
     resources = resource_plan(space, peaks, facts=facts, assume_gpu_gib=assume_gpu_gib)
     warnings += [*resources.warnings, *resources.problems]
     expected = expected_tokens(space)

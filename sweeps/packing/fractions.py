@@ -18,7 +18,7 @@ MAX_TRIALS_PER_GPU = 8
 """The smallest automatic share is 1/8: below that, context alone eats much of a share of a 16 GiB card."""
 
 CUDA_CONTEXT_GIB = 0.6
-"""Context and loaded kernels of one process, outside torch's allocator. A generous guess: not measured here, and
+"""Context and loaded CUDA code of one process, outside torch's allocator. A generous guess: not measured here, and
 ``sweeps gpu-check`` measures it."""
 
 CUDA_WORKSPACE_GIB = 0.07

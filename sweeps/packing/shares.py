@@ -15,17 +15,16 @@ from sweeps.packing.fractions import MAX_TRIALS_PER_GPU, ResourcePlan, plan_reso
 from sweeps.training_config import any_cell, train_config
 
 if TYPE_CHECKING:
-    from moe.config import PrecisionName
     from moe.device import Device
 
 
-def predicted_peaks(space: Space, *, vocab_size: int, precision: PrecisionName | None = None) -> dict[str, float]:
+def predicted_peaks(space: Space, *, vocab_size: int) -> dict[str, float]:
     """Peak GiB of tensors of each arm's training, predicted before it runs, where it will run."""
     device = training_device()
-    return {arm.name: _predicted_gib(space, arm, vocab_size, precision, device) for arm in space.strategies}
+    return {arm.name: _predicted_gib(space, arm, vocab_size, device) for arm in space.strategies}
 
 
-def fit_arms(space: Space, *, vocab_size: int, precision: PrecisionName | None = None) -> tuple[Space, tuple[str, ...]]:
+def fit_arms(space: Space, *, vocab_size: int) -> tuple[Space, tuple[str, ...]]:
     """``space`` with arms that fill ``fit_memory_gib``, and what must be said; as it is where it asks for none."""
     if not space.needs_fitting:
         return space, ()
@@ -35,7 +34,7 @@ def fit_arms(space: Space, *, vocab_size: int, precision: PrecisionName | None =
     def predict(micro_batch_size: int, seq_len: int) -> float:
         arm = next(arm for arm in space.strategies if arm.seq_len == seq_len)
         tried = arm.model_copy(update={"micro_batch_size": micro_batch_size, "grad_accum_steps": 1})
-        return _predicted_gib(space, tried, vocab_size, precision, device)
+        return _predicted_gib(space, tried, vocab_size, device)
 
     fit = fit_memory(space, predict)
     shapes = ", ".join(
@@ -57,16 +56,12 @@ def training_device() -> Device:
     return here
 
 
-def _predicted_gib(
-    space: Space, arm: Strategy, vocab_size: int, precision: PrecisionName | None, device: Device
-) -> float:
+def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, device: Device) -> float:
     from moe.memory import predict_peak_gib
-    from moe.precision import resolve_precision
 
-    used = precision or resolve_precision(space.precision, device).name
     shaped = space.model_copy(update={"strategies": (arm,), "budget_tokens": arm.tokens_per_step, "rungs_tokens": ()})
     config = replace(train_config(shaped, any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len)
-    return predict_peak_gib(config, precision=used, device=device)
+    return predict_peak_gib(config, precision=space.precision, device=device)
 
 
 def resource_plan(

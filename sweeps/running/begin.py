@@ -13,7 +13,6 @@ from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.phases import first_cells
 from sweeps.training_config import batch_configs, model_config
 from sweeps.training_data import Material
-from sweeps.trial.precision import precision_to_freeze
 
 
 def audit_table(space: Space, material: Material) -> dict[str, Any]:
@@ -48,6 +47,7 @@ def begin(
     command: str | None,
 ) -> None:
     """Write the first grid, then ``sweep.json``: a sweep exists once that is there."""
+    assert space.precision != "auto", "the ids of cells depend on the precision that auto comes to"
     exam = material.exam
     ledger.storage.delete("plan")  # of a beginning that was cut short
     ledger.add_cells(first_cells(space, explore_cells(space, material.identity)), because="the first grid")
@@ -75,7 +75,7 @@ def begin(
                 "packed": exam.packed,
             },
             "vocab_size": material.tokens.vocab_size,
-            "precision": precision_to_freeze(space),
+            "precision": space.precision,
             "fingerprints": {**material.fingerprints, "code": code_fingerprint()},
             "corpus_facts": dict(material.tokens.facts),
             "audit": dict(audit),

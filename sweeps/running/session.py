@@ -39,7 +39,7 @@ from sweeps.running.ray_tune import local_ray
 from sweeps.running.signals import Grace, resumable, stopped_by_signals
 from sweeps.training_config import at_home_anywhere
 from sweeps.training_data import Material, corpus_facts, material_for
-from sweeps.trial.precision import as_trained, precision_note
+from sweeps.trial.precision import as_trained, in_resolved_precision, precision_note
 
 if TYPE_CHECKING:
     from moe.token_build import Progress
@@ -77,7 +77,7 @@ def run_new(space: Space, name: str, sitting: Sitting, console: Console) -> int:
 
 def _begin_and_sit(ledger: Ledger, space: Space, sitting: Sitting, console: Console, grace: Grace) -> int:
     material = _material(space, console, sitting, expected=None)
-    space, fitted = fit_arms(space, vocab_size=material.tokens.vocab_size)
+    space, fitted = fit_arms(in_resolved_precision(space), vocab_size=material.tokens.vocab_size)
     for warning in [*fitted, *space.warnings(), *corpus_warnings(space, corpus_facts(material.tokens))]:
         _say(console, sitting, f"note: {warning}")
     require_room(ledger, space, vocab_size=material.tokens.vocab_size)
@@ -176,7 +176,6 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
             _say(console, sitting, f"sweep {name} is finished; nothing to run")
             return _last_words(ledger, console)
         _check_code(ledger, beginning, sitting)
-        _tell_of_other_kernels(beginning, console, sitting)
         with resumable(ledger), Grace(name, console) as grace, _cluster():
             return _go_on(ledger, lease, sitting, console, grace)
     finally:
@@ -340,14 +339,6 @@ def _check_code(ledger: Ledger, beginning: Mapping[str, Any], sitting: Sitting) 
             "--allow-code-change, which is written down"
         )
     ledger.add_code_change(now)
-
-
-def _tell_of_other_kernels(beginning: Mapping[str, Any], console: Console, sitting: Sitting) -> None:
-    from moe import kernels
-
-    before, now = (beginning.get("hardware") or {}).get("kernels"), kernels.load().found
-    if before not in {None, now}:
-        _say(console, sitting, f"note: kernels were '{before}' when the sweep began, now '{now}': last digits differ")
 
 
 def _material(space: Space, console: Console, sitting: Sitting, *, expected: Mapping[str, Any] | None) -> Material:

@@ -22,7 +22,7 @@ COLUMNS = "strategy,lr,seed,phase,outcome,tokens_seen,val_loss,test_loss\n"
 def begin_and_damage(folder: Path, corpus: Path, token_cache: Path) -> None:
     """Write a space, ``runs`` with a sweep that was begun and not run, and ``damaged`` with what became of copies."""
     (folder / "space.toml").write_text(TINY_SPACE.format(budget=4096, rung=2048, corpus=corpus))
-    space = load_space(path=folder / "space.toml")
+    space = load_space(path=folder / "space.toml", overrides=["precision=fp32"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWEEPS_CACHE_DIR", str(token_cache))
         made = material.material_for(space)

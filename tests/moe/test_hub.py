@@ -13,8 +13,9 @@ import pytest
 import transformers
 
 import moe.corpus_hub
-from moe.corpus import CorpusConfig, open_corpus
+from moe.corpus import CorpusConfig
 from moe.corpus_hub import require_hub
+from moe.corpus_sources import open_corpus
 from moe.errors import CorpusError
 from moe.token_cache import prepare
 from moe.tokenizer import TokenizerConfig, make_tokenizer, train_bpe

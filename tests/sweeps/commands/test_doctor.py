@@ -13,7 +13,14 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweeps.cluster.machines import Gpu, gpu_memories_gib, local_facts, usable_cpus, visible_gpus
+from sweeps.cluster.machines import (
+    Gpu,
+    gpu_memories_gib,
+    local_facts,
+    lowest_compute_capability,
+    usable_cpus,
+    visible_gpus,
+)
 from sweeps.cluster.reachability import hub_problem, tracking_problem
 from sweeps.commands import doctor
 from sweeps.commands.doctor import (
@@ -78,7 +85,6 @@ def test_the_whole_examination_names_every_subject_and_a_remedy_for_whatever_is_
         "torch",
         "device",
         "matmul",
-        "kernels",
         "Ray",
         "storage",
         "tracking",
@@ -252,6 +258,13 @@ def test_gpu_memory_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.
     assert gpu_memories_gib() == (24.0, 80.0)
     [node] = local_facts().nodes
     assert (node.gpus, node.gpu_gib) == (2, 24.0)
+
+
+def test_the_lowest_compute_capability_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, "echo 10.0; echo 7.5; echo '[N/A]'", monkeypatch)
+    assert lowest_compute_capability() == (7, 5)
+    nvidia_smi(tmp_path, "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2", monkeypatch)
+    assert lowest_compute_capability() is None
 
 
 @pytest.mark.parametrize("shown", ["1", "GPU-1c", "GPU-1c3d", "1,GPU-lost,0"])

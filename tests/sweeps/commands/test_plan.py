@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
-from search_spaces import Space, load_space
+from search_spaces import Identity, Space, load_space, planned_cells
 from sweeps.cluster.machines import ClusterFacts, NodeFacts
 from sweeps.commands.plan import SweepPlan, make_plan
 from sweeps.packing.duration import Duration
@@ -41,6 +42,8 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("sweeps.cluster.machines.joined_ray", join)
     monkeypatch.setattr("sweeps.cluster.machines.cluster_facts", lambda gpu_gib_by_node=None: FOUR_GPUS)
     monkeypatch.setattr("sweeps.cluster.node_probe.ask_gpu_memories", dict)
+    monkeypatch.setattr("sweeps.cluster.node_probe.ask_compute_capability", lambda: (7, 5))
+    monkeypatch.setattr("sweeps.trial.precision.joined_ray", join)
     return addresses
 
 
@@ -84,3 +87,17 @@ def test_a_job_server_cannot_be_looked_at_and_the_plan_says_whose_it_is(
     assert plan.workers == 2
     [said] = [warning for warning in plan.warnings if "job server" in warning]
     assert said.startswith("RAY_ADDRESS=http://head:8265 is a job server, whose nodes cannot be looked at from here")
+
+
+@pytest.mark.parametrize(("assumed_gib", "name"), [(None, "fp32"), (24.0, "bf16")])
+def test_a_plan_has_the_cells_that_a_sweep_here_or_on_the_assumed_gpu_would_begin(
+    space: Space, monkeypatch: pytest.MonkeyPatch, assumed_gib: float | None, name: str
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    identity = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+    material = SimpleNamespace(identity=identity, tokens=SimpleNamespace(vocab_size=512))
+    monkeypatch.setattr("sweeps.commands.plan._from_corpus", lambda _space, _warnings: (material, None))
+    expected = planned_cells(space.model_copy(update={"precision": name}), identity)
+    assert make_plan(space, assume_gpu_gib=assumed_gib).cells == expected
+    named = space.model_copy(update={"precision": "fp32"})
+    assert make_plan(named, assume_gpu_gib=assumed_gib).cells == planned_cells(named, identity)

@@ -12,10 +12,15 @@ VOCAB_SIZE = 512
 
 @pytest.fixture
 def space(monkeypatch: pytest.MonkeyPatch) -> Space:
-    """One arm that is large enough for 16 bits to take less memory than 32, on a machine without a GPU."""
+    """One arm that is large enough for 16 bits to take less memory than 32, on a machine without bf16 or a GPU."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     matched = load_space(preset="matched", path=None, overrides=["model.n_layers=1"])
     return matched.model_copy(update={"strategies": matched.strategies[:1]})
+
+
+def in_precision(space: Space, name: str) -> Space:
+    return space.model_copy(update={"precision": name})
 
 
 @pytest.mark.parametrize("gpus", [True, False])
@@ -24,8 +29,8 @@ def test_a_driver_without_a_gpu_predicts_for_the_gpus_of_its_cluster(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr("sweeps.packing.shares.cluster_has_gpu", lambda: gpus)
-    halves = predicted_peaks(space, vocab_size=VOCAB_SIZE, precision="bf16")
-    whole = predicted_peaks(space, vocab_size=VOCAB_SIZE, precision="fp32")
+    halves = predicted_peaks(in_precision(space, "bf16"), vocab_size=VOCAB_SIZE)
+    whole = predicted_peaks(in_precision(space, "fp32"), vocab_size=VOCAB_SIZE)
     assert all(halves[arm] < whole[arm] for arm in whole)
     assert predicted_peaks(space, vocab_size=VOCAB_SIZE) == (halves if gpus else whole)
 
@@ -33,5 +38,5 @@ def test_a_driver_without_a_gpu_predicts_for_the_gpus_of_its_cluster(
 def test_without_a_cluster_nobody_is_asked_for_a_gpu(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("sweeps.packing.shares.cluster_has_gpu", lambda: 1 / 0)
-    whole = predicted_peaks(space, vocab_size=VOCAB_SIZE, precision="fp32")
+    whole = predicted_peaks(in_precision(space, "fp32"), vocab_size=VOCAB_SIZE)
     assert predicted_peaks(space, vocab_size=VOCAB_SIZE) == whole

@@ -19,7 +19,7 @@ from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import BEGINNING_KEYS, Ledger
 from sweeps.plan.phases import first_cells
 from sweeps.running.finish import finish, keep_needed_weights
-from sweeps.running.session import Sitting, _peaks, _tell_of_other_kernels, resume, run_new
+from sweeps.running.session import Sitting, _peaks, resume, run_new
 from sweeps.running.signals import resumable
 from sweeps.training_config import model_config
 
@@ -50,16 +50,6 @@ def test_an_extension_that_other_code_refuses_is_not_written(ledger: Ledger, tmp
         resume("first", Sitting(runs_uri=str(tmp_path)), Console(), extend=more)
     assert len(ledger.plan_pages()) == 1
     assert ledger.code_changes() == []
-
-
-@pytest.mark.parametrize(("began_with", "told"), [("avx2", True), ("avx512", False), (None, False)])
-def test_a_machine_with_other_kernels_is_told(
-    began_with: str | None, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("moe.kernels.load", lambda: SimpleNamespace(found="avx512"))
-    console = Console(record=True, width=200, quiet=False)
-    _tell_of_other_kernels({"hardware": {"kernels": began_with}}, console, Sitting(runs_uri=str(tmp_path)))
-    assert ("kernels were 'avx2' when the sweep began, now 'avx512'" in console.export_text()) == told
 
 
 def test_a_retry_that_other_code_refuses_keeps_the_outcome(ledger: Ledger, tmp_path: Path) -> None:
