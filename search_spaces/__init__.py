@@ -47,6 +47,7 @@ from search_spaces.sections import (
     VerdictRules,
 )
 from search_spaces.space import Space
+from search_spaces.validation import checked_strategy
 
 __all__ = [
     "Arrangement",
@@ -74,6 +75,7 @@ __all__ = [
     "VerdictRules",
     "cell_at",
     "check_against_corpus",
+    "checked_strategy",
     "confirm_cells",
     "confirm_seeds",
     "control_arms",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from search_spaces.arithmetic import nearest_multiples
-from search_spaces.problems import Problem, SpaceErrors, as_toml
+from search_spaces.fields import MAX_RATE, MIN_RATE, is_rate
+from search_spaces.problems import Problem, SpaceErrors, as_toml, nearest_multiples
 from search_spaces.sections import OptunaSearch, Strategy
 from search_spaces.space import Space
 
@@ -55,11 +55,11 @@ def extended_space(
     table = space.resolved()
     table["strategies"] = [*table["strategies"], *arms]
     if not isinstance(space.search, OptunaSearch):
-        added = dict.fromkeys(rate for rate in lr if _is_rate(rate) and rate not in space.rates.lr)
+        added = dict.fromkeys(rate for rate in lr if is_rate(rate) and rate not in space.rates.lr)
         table["rates"]["lr"] = [*table["rates"]["lr"], *added]
     if space.rates.adamw_grid is not None:
         grid = space.rates.adamw_grid
-        table["rates"]["adamw_grid"] = [*grid, *dict.fromkeys(r for r in adamw_lr if _is_rate(r) and r not in grid)]
+        table["rates"]["adamw_grid"] = [*grid, *dict.fromkeys(r for r in adamw_lr if is_rate(r) and r not in grid)]
     if confirm_seeds is not None:
         table["seeds"]["confirm"] = confirm_seeds
     try:
@@ -97,16 +97,13 @@ def _not_yet_told(general: Sequence[Problem], told: Sequence[Problem]) -> list[P
     ]
 
 
-def _is_rate(value: float) -> bool:
-    return 0 < value < float("inf")
-
-
 def _rate_problems(option: str, rates: Sequence[float], homeless: tuple[str, str] | None) -> list[Problem]:
     """What keeps rates out of a sweep; ``homeless`` is rule and remedy where it has no place for any."""
+    rule = f"must be a rate from {MIN_RATE:g} to {MAX_RATE:g}"
     problems = [
-        Problem(where=option, value=str(rate), rule="must be a positive finite rate", remedy="choose a rate like 0.02")
+        Problem(where=option, value=str(rate), rule=rule, remedy="choose a rate like 0.02")
         for rate in rates
-        if not _is_rate(rate)
+        if not is_rate(rate)
     ]
     if rates and homeless is not None:
         rule, remedy = homeless

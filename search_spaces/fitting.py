@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd, lcm
 
-from search_spaces.arithmetic import divisors
 from search_spaces.caveats import FEW_UPDATES
-from search_spaces.problems import Problem, SpaceErrors
+from search_spaces.problems import Problem, SpaceErrors, divisors
 from search_spaces.space import Space
 
 

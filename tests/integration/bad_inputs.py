@@ -131,13 +131,13 @@ BAD_INPUTS = {
         words="extend first --lr -1 --adamw-lr 0.1 --seeds 2",
         says=(
             "3 problems in the extension",
-            "--lr=-1.0 must be a positive",
+            "--lr=-1.0 must be a rate from",
             "--adamw-lr=[0.1] has no grid",
             "--seeds=2",
         ),
     ),
     "extend by a known arm": Row(
-        words="extend first --strategy short=2x16", says=('name="short" is already the name of', "a name of its own")
+        words="extend first --strategy short=2x16", says=('name="short" is already the name of', "its own name")
     ),
     "resume with another budget": Row(
         words="resume first --set budget_tokens=8192",

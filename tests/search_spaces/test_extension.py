@@ -75,7 +75,7 @@ def test_every_reason_against_an_extension_is_given_at_once(tiny: Space) -> None
     with pytest.raises(SpaceErrors) as caught:
         extended_space(tiny, lr=[-0.1], strategies=arms, confirm_seeds=2)
     assert [str(problem) for problem in caught.value.problems] == [
-        "--lr=-0.1 must be a positive finite rate; choose a rate like 0.02",
+        "--lr=-0.1 must be a rate from 1e-12 to 1000; choose a rate like 0.02",
         "--seeds=2 is the total of confirm seeds, and the sweep has 3 already; choose more than 3",
         "strategies.longer.seq_len=128 is longer than the longest arm (64 tokens), by which blocks and the exam's rows "
         "were fixed when the sweep began; choose 8 <= seq_len <= 64 or start a sweep under another name",
@@ -85,7 +85,7 @@ def test_every_reason_against_an_extension_is_given_at_once(tiny: Space) -> None
         "1024: 960 or 1152, 2048: 1920 or 2112, 4096: 4032 or 4224); "
         "choose a shape whose tokens per step divide 1024, 2048, 4096",
         "strategies.empty.micro_batch_size=0 must be at least 1; choose a value >= 1",
-        'strategies.5.name="large_batch" is already the name of strategies.0; give every arm a name of its own',
+        'strategies.5.name="large_batch" is already the name of strategies.0; give every arm its own name',
         "strategies.twin has the same shape 8 x 8, accumulate 1 as strategies.0, so both would be the same cells; "
         "change one of them or leave it out",
     ]
