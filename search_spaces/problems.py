@@ -30,6 +30,11 @@ class Problem:
         return _printable(f"{subject} {self.rule}; {self.remedy}")
 
 
+def problem_at(where: str, value: object, rule: str, remedy: str) -> Problem:
+    """A problem with ``value`` as TOML would write it; None where nothing stands at ``where``."""
+    return Problem(where=where, value="" if value is None else as_toml(value), rule=rule, remedy=remedy)
+
+
 class SpaceErrors(ValueError):  # noqa: N818 - it carries every problem of a space, not one error
     """Every problem of one space, reported together."""
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import lcm, prod
 from typing import Any
 
-from search_spaces.problems import Problem, as_toml, did_you_mean, nearest_divisors, nearest_multiples
+from search_spaces.problems import Problem, as_toml, did_you_mean, nearest_divisors, nearest_multiples, problem_at
 from search_spaces.sections import keep_counts
 
 Problems = Iterator[Problem]
@@ -67,11 +67,6 @@ def _has_shape(arm: Arm) -> bool:
     return all(key in arm for key in SHAPE)
 
 
-def _broken(where: str, value: object, rule: str, remedy: str) -> Problem:
-    """A problem; ``value`` is None where nothing stands there."""
-    return Problem(where=where, value="" if value is None else as_toml(value), rule=rule, remedy=remedy)
-
-
 # Budget, rungs and early stopping
 
 
@@ -90,7 +85,7 @@ def _whole(where: str, tokens: int, multiple: tuple[int, str]) -> Problems:
     number, of_what = multiple
     if tokens % number:
         rule = f"must be a multiple of {number}, the least common multiple of {of_what}"
-        yield _broken(where, tokens, rule, f"choose {nearest_multiples(tokens, number)}")
+        yield problem_at(where, tokens, rule, f"choose {nearest_multiples(tokens, number)}")
 
 
 def rungs_below_budget(rungs_tokens: Sequence[int], budget_tokens: int) -> Problems:
@@ -98,27 +93,29 @@ def rungs_below_budget(rungs_tokens: Sequence[int], budget_tokens: int) -> Probl
     for index, rung in enumerate(rungs_tokens):
         if rung >= budget_tokens:
             rule = f"must lie below the budget ({budget_tokens} tokens)"
-            yield _broken(f"rungs_tokens[{index}]", rung, rule, f"choose a rung below {budget_tokens} or leave it out")
+            yield problem_at(
+                f"rungs_tokens[{index}]", rung, rule, f"choose a rung below {budget_tokens} or leave it out"
+            )
 
 
 def rungs_increase(rungs_tokens: Sequence[int]) -> Problems:
     """Rungs are reached in order."""
     if any(later <= earlier for earlier, later in pairwise(rungs_tokens)):
         remedy = f"write {as_toml(sorted(set(rungs_tokens)))}"
-        yield _broken("rungs_tokens", rungs_tokens, "must increase strictly", remedy)
+        yield problem_at("rungs_tokens", rungs_tokens, "must increase strictly", remedy)
 
 
 def keep_fits_rungs(kind: str, keep: Sequence[int | float], rungs_tokens: Sequence[int]) -> Problems:
     """One entry of ``keep`` per rung, and none without early stopping."""
     if kind == "none" and keep:
         rule = 'has no meaning with early_stopping.kind="none"'
-        yield _broken("early_stopping.keep", keep, rule, 'leave keep out or set kind = "asha"')
+        yield problem_at("early_stopping.keep", keep, rule, 'leave keep out or set kind = "asha"')
     if kind == "asha" and not rungs_tokens:
         rule = "must name at least one rung for early stopping to decide at"
-        yield _broken("rungs_tokens", rungs_tokens, rule, 'add rungs or set early_stopping = "none"')
+        yield problem_at("rungs_tokens", rungs_tokens, rule, 'add rungs or set early_stopping = "none"')
     elif kind == "asha" and len(keep) != len(rungs_tokens):
         rule = f"must have one entry per rung ({len(rungs_tokens)} in rungs_tokens)"
-        yield _broken("early_stopping.keep", keep, rule, f"write {len(rungs_tokens)} counts or fractions")
+        yield problem_at("early_stopping.keep", keep, rule, f"write {len(rungs_tokens)} counts or fractions")
 
 
 def keep_never_grows(keep: Sequence[int | float], n_rates: int) -> Problems:
@@ -126,7 +123,7 @@ def keep_never_grows(keep: Sequence[int | float], n_rates: int) -> Problems:
     counts = keep_counts(keep, n_rates)
     if any(later > earlier for earlier, later in pairwise(counts)):
         rule = f"must not increase (of {n_rates} it keeps {as_toml(counts)})"
-        yield _broken("early_stopping.keep", keep, rule, "keep at a later rung at most as many as at the one before")
+        yield problem_at("early_stopping.keep", keep, rule, "keep at a later rung at most as many as at the one before")
 
 
 # Arms
@@ -147,7 +144,7 @@ def names_differ(arms: Arms) -> Problems:
     """An arm is found by its name."""
     for name, first, repeated in _repeated((arm["name"], arm) for arm in arms if "name" in arm):
         rule = f"is already the name of {first['where']}"
-        yield _broken(f"{repeated['where']}.name", name, rule, "give every arm its own name")
+        yield problem_at(f"{repeated['where']}.name", name, rule, "give every arm its own name")
 
 
 def shapes_differ(arms: Arms, needs_fitting: bool) -> Problems:
@@ -161,7 +158,7 @@ def shapes_differ(arms: Arms, needs_fitting: bool) -> Problems:
         shapes = [(words.format_map(arm), arm) for arm in arms if _has_shape(arm)]
     for shape, first, repeated in _repeated(shapes):
         rule = f"has the same {shape} as {first['where']}, so both would be the same cells"
-        yield _broken(repeated["where"], None, rule, "change one of them or leave it out")
+        yield problem_at(repeated["where"], None, rule, "change one of them or leave it out")
 
 
 def _repeated(keyed: Iterable[tuple[str, Arm]]) -> Iterator[tuple[str, Arm, Arm]]:
@@ -179,7 +176,7 @@ def lengths_nest(arms: Arms) -> Problems:
         if "seq_len" in arm and longest % arm["seq_len"]:
             rule = f"must divide the longest seq_len ({longest}), from whose blocks every arm's windows are cut"
             remedy = f"choose {nearest_divisors(arm['seq_len'], longest)}"
-            yield _broken(f"{arm['where']}.seq_len", arm["seq_len"], rule, remedy)
+            yield problem_at(f"{arm['where']}.seq_len", arm["seq_len"], rule, remedy)
 
 
 def controls_have_a_subject(controls: bool, arms: Arms) -> Problems:
@@ -187,7 +184,7 @@ def controls_have_a_subject(controls: bool, arms: Arms) -> Problems:
     lengths = {arm.get("seq_len") for arm in arms}
     if controls and None not in lengths and len(arms) > 1 and len(lengths) == 1:
         rule = "needs an arm shorter than the longest, and all arms have the same seq_len"
-        yield _broken("controls", controls, rule, "set controls = false")
+        yield problem_at("controls", controls, rule, "set controls = false")
 
 
 def gpu_table_names_arms(gpu_per_trial: object, arms: Arms) -> Problems:
@@ -198,11 +195,11 @@ def gpu_table_names_arms(gpu_per_trial: object, arms: Arms) -> Problems:
     for name, share in gpu_per_trial.items():
         if name not in names:
             remedy = did_you_mean(name, names) or f"the arms are {', '.join(names)}"
-            yield _broken(f"resources.gpu_per_trial.{name}", share, "names no arm", remedy)
+            yield problem_at(f"resources.gpu_per_trial.{name}", share, "names no arm", remedy)
     for name in names:
         if name not in gpu_per_trial:
             where = f"resources.gpu_per_trial.{name}"
-            yield _broken(where, None, "is missing from the table", "give every arm its share")
+            yield problem_at(where, None, "is missing from the table", "give every arm its share")
 
 
 def cells_are_bounded(arms: Arms, n_rates: int, explore: int, confirm: int, controls: bool) -> Problems:
@@ -210,7 +207,7 @@ def cells_are_bounded(arms: Arms, n_rates: int, explore: int, confirm: int, cont
     n_cells = len(arms) * (n_rates * explore + confirm) * (2 if controls else 1)
     if n_cells > MAX_CELLS:
         rule = f"has about {n_cells} cells (arms x (rates x explore seeds + confirm seeds)), and may have {MAX_CELLS}"
-        yield _broken("the space", None, rule, "leave out arms, rates or seeds")
+        yield problem_at("the space", None, rule, "leave out arms, rates or seeds")
 
 
 # Rates and search
@@ -220,21 +217,21 @@ def rates_differ(lr: Sequence[float], adamw_grid: Sequence[float] | None) -> Pro
     """A rate that is named twice would be the same cell twice."""
     for where, grid in (("rates.lr", lr), ("rates.adamw_grid", adamw_grid or ())):
         if len(set(grid)) < len(grid):
-            yield _broken(where, grid, "names a rate twice", f"write {as_toml(list(dict.fromkeys(grid)))}")
+            yield problem_at(where, grid, "names a rate twice", f"write {as_toml(list(dict.fromkeys(grid)))}")
 
 
 def grid_has_rates(kind: str, lr: Sequence[float]) -> Problems:
     """A grid is searched at its rates."""
     if kind == "grid" and not lr:
         remedy = "add lr = [0.005, 0.01, 0.02] under [rates] or search with optuna"
-        yield _broken("rates.lr", None, "must name at least one learning rate for a grid", remedy)
+        yield problem_at("rates.lr", None, "must name at least one learning rate for a grid", remedy)
 
 
 def grid_has_a_ratio(kind: str, lr: Sequence[float], max_widenings: int) -> Problems:
     """A grid is widened by its own ratio, which takes two rates."""
     if kind == "grid" and len(lr) == 1 and max_widenings > 0:
         rule = "needs two rates in rates.lr, since a grid is widened by the ratio between its rates"
-        yield _broken("rates.max_widenings", max_widenings, rule, "add a rate or set max_widenings = 0")
+        yield problem_at("rates.max_widenings", max_widenings, rule, "add a rate or set max_widenings = 0")
 
 
 def one_adamw_choice(
@@ -245,19 +242,19 @@ def one_adamw_choice(
     given = [where for where, value in choices.items() if value is not None]
     given += ["search.adamw_ratio_low and adamw_ratio_high"] if ratio_is_searched else []
     if len(given) > 1:
-        yield _broken("rates", None, f"decides AdamW's rate more than once: {', '.join(given)}", "keep one of them")
+        yield problem_at("rates", None, f"decides AdamW's rate more than once: {', '.join(given)}", "keep one of them")
     elif not given:
         remedy = "add exactly one of adamw_ratio = 0.3, adamw_fixed = 0.001, adamw_grid = [0.001, 0.003]"
-        yield _broken("rates", None, "does not say what AdamW's rate is", remedy)
+        yield problem_at("rates", None, "does not say what AdamW's rate is", remedy)
     elif kind == "optuna" and grid is not None:
         remedy = "set search.adamw_ratio_low and search.adamw_ratio_high, or adamw_ratio"
-        yield _broken("rates.adamw_grid", grid, "is a grid, and search.kind is optuna", remedy)
+        yield problem_at("rates.adamw_grid", grid, "is a grid, and search.kind is optuna", remedy)
 
 
 def lr_bounds_are_ordered(low: float, high: float) -> Problems:
     """A range has a lower and a higher end."""
     if low >= high:
-        yield _broken("search.lr_low", low, f"must be less than search.lr_high ({high})", "swap or spread them")
+        yield problem_at("search.lr_low", low, f"must be less than search.lr_high ({high})", "swap or spread them")
 
 
 def ratio_bounds_are_ordered(low: float | None, high: float | None) -> Problems:
@@ -265,10 +262,10 @@ def ratio_bounds_are_ordered(low: float | None, high: float | None) -> Problems:
     if low is not None and high is not None:
         if low >= high:
             rule = f"must be less than search.adamw_ratio_high ({high})"
-            yield _broken("search.adamw_ratio_low", low, rule, "swap or spread them")
+            yield problem_at("search.adamw_ratio_low", low, rule, "swap or spread them")
     elif low is not high:
         missing = "search.adamw_ratio_low" if low is None else "search.adamw_ratio_high"
-        yield _broken(missing, None, "is missing beside the other bound", "give both bounds or neither")
+        yield problem_at(missing, None, "is missing beside the other bound", "give both bounds or neither")
 
 
 # Model, schedule, corpus, tokenizer, fitting
@@ -277,24 +274,24 @@ def ratio_bounds_are_ordered(low: float | None, high: float | None) -> Problems:
 def experts_suffice(top_k: int, n_experts: int) -> Problems:
     """A token cannot go to more experts than there are."""
     if top_k > n_experts:
-        yield _broken("model.top_k", top_k, f"exceeds model.n_experts ({n_experts})", f"choose top_k <= {n_experts}")
+        yield problem_at("model.top_k", top_k, f"exceeds model.n_experts ({n_experts})", f"choose top_k <= {n_experts}")
 
 
 def heads_divide_width(d_model: int, n_heads: int) -> Problems:
     """Heads share the width equally, and RoPE turns pairs of its channels."""
     if d_model % n_heads:
         remedy = f"choose {nearest_divisors(n_heads, d_model)}, or another d_model"
-        yield _broken("model.n_heads", n_heads, f"must divide model.d_model ({d_model})", remedy)
+        yield problem_at("model.n_heads", n_heads, f"must divide model.d_model ({d_model})", remedy)
     elif d_model // n_heads % 2:
         rule = f"makes heads of {d_model // n_heads} channels, and RoPE needs an even number"
-        yield _broken("model.n_heads", n_heads, rule, "choose n_heads so that d_model / n_heads is even")
+        yield problem_at("model.n_heads", n_heads, rule, "choose n_heads so that d_model / n_heads is even")
 
 
 def groups_divide_heads(n_heads: int, n_kv_heads: int) -> Problems:
     """Every key-value head serves the same number of query heads."""
     if n_heads % n_kv_heads:
         remedy = f"choose {nearest_divisors(n_kv_heads, n_heads)}"
-        yield _broken("model.n_kv_heads", n_kv_heads, f"must divide model.n_heads ({n_heads})", remedy)
+        yield problem_at("model.n_kv_heads", n_kv_heads, f"must divide model.n_heads ({n_heads})", remedy)
 
 
 def model_fits_a_device(d_model: int, n_layers: int, n_experts: int, d_expert: int) -> Problems:
@@ -302,14 +299,14 @@ def model_fits_a_device(d_model: int, n_layers: int, n_experts: int, d_expert: i
     parameters = n_layers * (3 * n_experts * d_expert + 4 * d_model) * d_model
     if parameters > MAX_PARAMETERS:
         rule = f"has about {parameters / 1e9:,.0f} billion parameters, and may have {MAX_PARAMETERS // 10**9}"
-        yield _broken("model", None, rule, "choose a smaller d_model, n_layers, n_experts or d_expert")
+        yield problem_at("model", None, rule, "choose a smaller d_model, n_layers, n_experts or d_expert")
 
 
 def shares_fit_budget(warmup_share: float, decay_share: float) -> Problems:
     """Warm-up ends before decay starts."""
     if warmup_share + decay_share > 1 + 1e-12:
         rule = f"leaves no room for schedule.warmup_share ({warmup_share}): together they exceed the budget"
-        yield _broken("schedule.decay_share", decay_share, rule, f"choose decay_share <= {1 - warmup_share:.6g}")
+        yield problem_at("schedule.decay_share", decay_share, rule, f"choose decay_share <= {1 - warmup_share:.6g}")
 
 
 def corpus_is_named(kind: str, paths: Sequence[str], dataset: str | None) -> Problems:
@@ -333,7 +330,7 @@ def tokenizer_is_named(kind: str, vocab_size: int | None, path: str | None, repo
 
 
 def _missing(section: str, kind: str, key: str, remedy: str) -> Problem:
-    return _broken(f"{section}.{key}", None, f"is missing, and a {section} of kind {kind!r} needs it", remedy)
+    return problem_at(f"{section}.{key}", None, f"is missing, and a {section} of kind {kind!r} needs it", remedy)
 
 
 def _out_of_place(section: str, kind: str, given: Mapping[str, tuple[str, object]], plain: str) -> Problems:
@@ -342,14 +339,14 @@ def _out_of_place(section: str, kind: str, given: Mapping[str, tuple[str, object
         if owner != kind and value is not None:
             rule = f"has no meaning for a {section} of kind {kind!r}"
             remedy = f'leave it out, set kind = "{owner}", or replace the whole table as --set {section}={plain} does'
-            yield _broken(f"{section}.{key}", value, rule, remedy)
+            yield problem_at(f"{section}.{key}", value, rule, remedy)
 
 
 def fitting_is_requested(fit_memory_gib: float | None, fitted: bool) -> Problems:
     """``fitted`` is the planner's mark."""
     if fitted and fit_memory_gib is None:
         rule = "is set by the planner after it has fitted the arms to fit_memory_gib, which is missing"
-        yield _broken("fitted", fitted, rule, "leave it out")
+        yield problem_at("fitted", fitted, rule, "leave it out")
 
 
 _RATIO_BOUNDS = ("search.adamw_ratio_low", "search.adamw_ratio_high")

@@ -7,26 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from search_spaces import sections
 from search_spaces.caveats import caveats
 from search_spaces.fields import Count, Positive, Section, Switch, Text
 from search_spaces.problems import Problem, SpaceErrors, first_problems
 from search_spaces.rules import broken_rules
-from search_spaces.sections import (
-    Corpus,
-    EarlyStopping,
-    Exam,
-    GridSearch,
-    Model,
-    Optimizer,
-    OptunaSearch,
-    Rates,
-    Resources,
-    Schedule,
-    Seeds,
-    Strategy,
-    Tokenizer,
-    VerdictRules,
-)
 from search_spaces.shorthand import written_out
 from search_spaces.validation import field_problems, sound_values
 
@@ -48,19 +33,19 @@ class Space(Section):
     keep: Literal["best", "all"] = "best"
     fit_memory_gib: Positive | None = None
     fitted: Switch = False
-    early_stopping: EarlyStopping = EarlyStopping(kind="none")
-    search: Annotated[GridSearch | OptunaSearch, Field(discriminator="kind")] = GridSearch()
-    strategies: Annotated[tuple[Strategy, ...], Field(max_length=32)]  # they are compared pair by pair
-    rates: Rates
-    seeds: Seeds = Seeds()
-    model: Model
-    optimizer: Optimizer = Optimizer()
-    corpus: Corpus
-    tokenizer: Tokenizer
-    schedule: Schedule = Schedule()
-    exam: Exam = Exam()
-    resources: Resources = Resources()
-    verdict: VerdictRules = VerdictRules()
+    early_stopping: sections.EarlyStopping = sections.EarlyStopping(kind="none")
+    search: Annotated[sections.GridSearch | sections.OptunaSearch, Field(discriminator="kind")] = sections.GridSearch()
+    strategies: Annotated[tuple[sections.Strategy, ...], Field(max_length=32)]  # they are compared pair by pair
+    rates: sections.Rates
+    seeds: sections.Seeds = sections.Seeds()
+    model: sections.Model
+    optimizer: sections.Optimizer = sections.Optimizer()
+    corpus: sections.Corpus
+    tokenizer: sections.Tokenizer
+    schedule: sections.Schedule = sections.Schedule()
+    exam: sections.Exam = sections.Exam()
+    resources: sections.Resources = sections.Resources()
+    verdict: sections.VerdictRules = sections.VerdictRules()
 
     @model_validator(mode="wrap")
     @classmethod
@@ -109,7 +94,7 @@ class Space(Section):
         """Whether the planner still has to choose micro-batches for ``fit_memory_gib``."""
         return self.fit_memory_gib is not None and not self.fitted
 
-    def strategy(self, name: str) -> Strategy:
+    def strategy(self, name: str) -> sections.Strategy:
         """The strategy called ``name``; ``KeyError`` when there is none."""
         for strategy in self.strategies:
             if strategy.name == name:

@@ -138,37 +138,26 @@ def _how_to_add(location: Location) -> str:
 
 
 def _unknown_key(section: type[Section], location: Location, where: str) -> tuple[str, str]:
-    key = str(location[-1])
-    known = _keys_at(section, location[:-1])
-    if location[0] == "search" and key in known:
+    *parents, key = [part for part in location if isinstance(part, str)]
+    paths = list(dict.fromkeys(_paths(section)))
+    known = [path.rpartition(".")[2] for path in paths if path.split(".")[:-1] == parents]
+    if parents == ["search"] and key in known:
         return "belongs to the search of kind 'optuna'", "leave it out or set search.kind to optuna"
     rule = "is not a key of a space" if len(location) == 1 else f"is not a key of {where.rpartition('.')[0]}"
-    places = [path for path in _all_keys(section) if path.rpartition(".")[2] == key]
+    places = [path for path in paths if path.rpartition(".")[2] == key]
     place = places[0] if len(places) == 1 else _SYNONYMS.get(key)  # of several, none is more likely than the others
     remedy = f"did you mean '{place}'?" if place else did_you_mean(key, known)
     return rule, remedy or f"leave it out; known keys: {', '.join(known)}"
 
 
-def _keys_at(section: type[Section], location: Location) -> list[str]:
-    here = [section]
-    for part in location:
-        if isinstance(part, str):
-            fields = [one.model_fields[part] for one in here if part in one.model_fields]
-            here = [found for field in fields for found in _sections_in(field.annotation)]
-    return list(dict.fromkeys(key for one in here for key in one.model_fields))
-
-
-def _all_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    for key, field in section.model_fields.items():
-        yield prefix + key
-        for inner in _sections_in(field.annotation):
-            yield from _all_keys(inner, f"{prefix}{key}.")
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
+def _paths(annotation: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted path of every key of a section, or of the sections inside a type such as a union or a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [found for argument in get_args(annotation) for found in _sections_in(argument)]
+        for key, field in annotation.model_fields.items():
+            yield prefix + key
+            yield from _paths(field.annotation, f"{prefix}{key}.")
+    for argument in get_args(annotation):
+        yield from _paths(argument, prefix)
 
 
 def _rule_and_remedy(kind: str, value: object, detail: Detail) -> tuple[str, str]:
