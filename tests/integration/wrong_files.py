@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,9 @@ def write_wrong_files(folder: Path) -> None:
         "everything.toml": EVERYTHING_WRONG,
         "not.toml": "rungs_tokens = []\nbudget_tokens = = 3\n",
         "empty.toml": "",
+        "deep.toml": "x = " + "[" * 3_000,
+        "nul.toml": "budget_tokens = 3\0",
+        "keys.toml": "".join(f"key_{number} = 1\n" for number in range(3_000)),
         "empty.txt": "",
         "one.txt": "to be or not to be " * 100,
         "paper.pdf": "%PDF",
@@ -76,5 +80,7 @@ def write_wrong_files(folder: Path) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("nowhere.toml")
     for name in ("binary.txt", "binary.csv", "latin.toml"):
         (folder / name).write_bytes(bytes(range(256)))

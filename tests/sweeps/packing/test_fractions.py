@@ -133,12 +133,6 @@ def test_a_share_that_is_too_small_for_its_arm_is_warned_of() -> None:
     )
 
 
-def test_a_table_without_an_arm_and_a_share_above_one_are_problems() -> None:
-    missing = on_gpus(24.0, gpu_per_trial={"balanced": 0.5, "long_seq": 0.5})
-    assert missing.problems == ("resources.gpu_per_trial names balanced, long_seq and not large_batch; add its share",)
-    assert any("one trial trains on one GPU" in problem for problem in on_gpus(24.0, gpu_per_trial=2.0).problems)
-
-
 def test_unknown_memory_or_peak_takes_a_whole_gpu_and_says_so() -> None:
     assert set(on_gpus(None).gpu_fraction.values()) == {1.0}
     assert "memory of the GPUs is unknown" in on_gpus(None).warnings[0]
