@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sweeps.cluster.connection import live_nodes
 from sweeps.cluster.shipping import JOB_MARKER, SHIPPED_PACKAGES
 from sweeps.ledger.storage import Storage
 
@@ -62,8 +63,6 @@ def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) 
     """
     import ray
 
-    from sweeps.cluster.machines import live_nodes
-
     nodes = live_nodes()
     asked_s = time.time()
     pending = {_on_node(node, inspect_node, storage_uri, node["NodeID"], token_cache_dir): node for node in nodes}
@@ -77,40 +76,42 @@ def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) 
     return tuple(answers[node["NodeID"]] for node in nodes)
 
 
-def ask_gpu_memories(deadline_s: float = NODE_DEADLINE_S) -> dict[str, float]:
-    """GiB of the smallest GPU by node id, of the nodes that have GPUs and answer in time. Ray must be connected."""
-    from sweeps.cluster.machines import gpu_memories_gib
+@dataclass(frozen=True, kw_only=True)
+class NodeGpus:
+    """Of one node's GPUs the smallest memory and the lowest compute capability, None where it is not known."""
 
-    return {node: min(memories_gib) for node, memories_gib in _ask_gpu_nodes(gpu_memories_gib, deadline_s).items()}
-
-
-def ask_compute_capability(deadline_s: float = NODE_DEADLINE_S) -> tuple[int, int] | None:
-    """The lowest CUDA compute capability of the cluster's GPUs; None where no node knows. Ray must be connected."""
-    from sweeps.cluster.machines import lowest_compute_capability
-
-    return min(_ask_gpu_nodes(lowest_compute_capability, deadline_s).values(), default=None)
+    memory_gib: float
+    compute_capability: tuple[int, int] | None
 
 
-def _ask_gpu_nodes(question: Callable[[], T | None], deadline_s: float) -> dict[str, T]:
-    """What ``question`` returns by node id, of the nodes that have GPUs, answer in time and find any."""
+def ask_gpus(deadline_s: float) -> dict[str, NodeGpus]:
+    """The GPUs by node id, of the nodes that have some and answer in time. Ray must be connected."""
     import ray
 
-    from sweeps.cluster.machines import live_nodes
-
     nodes = [node for node in live_nodes() if node["Resources"].get("GPU", 0)]
-    pending = {_on_node(node, question): node["NodeID"] for node in nodes}
+    pending = {_on_node(node, inspect_gpus): node["NodeID"] for node in nodes}
     done, late = ray.wait(list(pending), num_returns=len(pending), timeout=deadline_s) if pending else ([], [])
     for ref in late:
         ray.cancel(ref, force=True)
     found = {}
     for ref in done:
         try:
-            answer = ray.get(ref)
+            gpus = ray.get(ref)
         except ray.exceptions.RayError:
             continue  # a node that cannot answer is one whose GPUs are unknown, which the plan says
-        if answer:
-            found[pending[ref]] = answer
+        if gpus is not None:
+            found[pending[ref]] = gpus
     return found
+
+
+def inspect_gpus() -> NodeGpus | None:
+    """What ``nvidia-smi`` says of the GPUs of the node that this runs on; None where it lists none."""
+    from sweeps.cluster.gpus import gpu_memories_gib, lowest_compute_capability
+
+    memories_gib = gpu_memories_gib()
+    if not memories_gib:
+        return None
+    return NodeGpus(memory_gib=min(memories_gib), compute_capability=lowest_compute_capability())
 
 
 def _on_node(node: Mapping[str, Any], function: Callable[..., Any], *arguments: object) -> Any:
@@ -167,7 +168,7 @@ def inspect_node(storage_uri: str, node_id: str, token_cache_dir: str | None = N
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from sweeps.cluster.machines import gpu_memories_gib
+    from sweeps.cluster.gpus import gpu_memories_gib
     from sweeps.training_data import cache_dir
 
     def installed(package: str) -> str:

@@ -33,11 +33,6 @@ class Preflight:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
 
-    @property
-    def gpu_gib_by_node(self) -> dict[str, float]:
-        """Memory of a GPU by node id, for ``cluster_facts``."""
-        return {answer.node_id: answer.gpu_gib for answer in self.answers if answer.gpu_gib is not None}
-
 
 def preflight(
     *,

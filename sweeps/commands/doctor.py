@@ -133,7 +133,7 @@ def check_devices() -> list[Row]:
 
     from moe.device import Device
     from moe.precision import resolve_precision
-    from sweeps.cluster.machines import gpu_memories_gib
+    from sweeps.cluster.gpus import gpu_memories_gib
 
     device = Device.resolve("auto")
     precision = resolve_precision("auto", device)

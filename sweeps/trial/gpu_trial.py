@@ -77,18 +77,16 @@ def train(order: TrialOrder) -> TrialFacts:
     import torch
 
     from moe.device import Device, limit_memory, set_threads
-    from moe.exam import training_data
     from moe.memory import predict_peak_gib
-    from moe.trainer import Trainer
-    from sweeps.training_data import material_for
+    from sweeps.training_data import load_training_data
 
     if order.gpu_share is not None:
         limit_memory(order.gpu_share)
     space = Space.from_resolved(order.space)
     set_threads(space.resources.threads_per_trial)
-    material = material_for(space)
-    config = order_config(order, space, material.tokens.vocab_size)
-    trainer = Trainer(config, training_data(material.tokens, config, material.exam))
+    data = load_training_data(space)
+    config = order_config(order, space, data.tokens.vocab_size)
+    trainer = data.trainer(config)
     if order.resumes:
         trainer.load(_checkpoint(order))
     first_step = trainer.step

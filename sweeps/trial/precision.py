@@ -7,11 +7,10 @@ with arms, so the space that is frozen in ``sweep.json`` names the format, and t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from search_spaces import Space
-from sweeps.cluster.connection import cluster_address, is_job_address, joined_ray
+from sweeps.cluster.machines import Machines
 from sweeps.errors import BadInputError
 from sweeps.ledger.sweep_folder import Ledger
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from moe.device import Device
 
 
-def in_resolved_precision(space: Space) -> Space:
+def in_resolved_precision(space: Space, machines: Machines) -> Space:
     """``space`` with ``auto`` replaced by what it comes to where its trials will train.
 
     Raises:
@@ -27,7 +26,7 @@ def in_resolved_precision(space: Space) -> Space:
     """
     from moe.precision import resolve_precision
 
-    return space.model_copy(update={"precision": resolve_precision(space.precision, _device(space)).name})
+    return space.model_copy(update={"precision": resolve_precision(space.precision, _device(space, machines)).name})
 
 
 def as_trained(space: Space, ledger: Ledger) -> Space:
@@ -35,15 +34,15 @@ def as_trained(space: Space, ledger: Ledger) -> Space:
     return space.model_copy(update={"precision": ledger.beginning().get("precision") or space.precision})
 
 
-def precision_note(space: Space, ledger: Ledger) -> str | None:
-    """What a user should know before a sweep goes on here, or None.
+def precision_note(space: Space, ledger: Ledger, machines: Machines) -> str | None:
+    """What a user should know before a sweep is resumed here, or None.
 
     Raises:
         BadInputError: the devices here lack the precision of the sweep.
     """
     from moe.precision import resolve_precision
 
-    frozen, device = as_trained(space, ledger).precision, _device(space)
+    frozen, device = as_trained(space, ledger).precision, _device(space, machines)
     require_precision(frozen, device)
     own = resolve_precision("auto", device)
     if frozen in {own.name, "auto"}:
@@ -61,32 +60,18 @@ def require_precision(frozen: str, device: Device) -> None:
     except ConfigError as error:
         raise BadInputError(
             f"the sweep began in {frozen} and must go on in it, for losses in two precisions do not compare: {error}; "
-            "resume it where that precision is, or start a sweep here under another name"
+            "resume it where that precision is available, or start a sweep here under another name"
         ) from error
 
 
-def _device(space: Space) -> Device:
+def _device(space: Space, machines: Machines) -> Device:
     """The device that decides for all trials, so that no two cells differ in precision.
 
     Where some train without a share of a GPU that is the CPU, and on a cluster the oldest of its GPUs.
     """
     from moe.device import Device
-    from sweeps.cluster.machines import usable_gpu_memories_gib
-    from sweeps.packing.shares import training_device
 
-    requested, address = space.resources.gpu_per_trial, cluster_address()
+    requested = space.resources.gpu_per_trial
     if requested != "auto" and 0 in (requested.values() if isinstance(requested, Mapping) else [requested]):
         return Device.resolve("cpu")
-    if address is None:
-        return Device.resolve("auto" if usable_gpu_memories_gib() else "cpu")
-    device = training_device()
-    return device if device.kind == "cpu" or is_job_address(address) else _oldest_gpu(address, device)
-
-
-def _oldest_gpu(address: str, stand_in: Device) -> Device:
-    """The GPU of lowest compute capability on a cluster; ``stand_in`` where its nodes do not know that."""
-    from sweeps.cluster.node_probe import ask_compute_capability
-
-    with joined_ray(address):
-        found = ask_compute_capability()
-    return stand_in if found is None else replace(stand_in, name="the cluster's oldest GPU", compute_capability=found)
+    return machines.device

@@ -69,7 +69,7 @@ FOLLOWED = {
     ),  # a node that has started is listed a little later
     "RAY_ADDRESS=auto sweeps doctor --runs-dir s3://bucket/runs": Typed(says="cluster at auto"),
     "sweeps plan --preset matched --assume-gpu-gib 24": Typed(says="GPU"),
-    "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="no hours are told for a cluster"),
+    "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="hours and cost are unknown for a cluster"),
     'make sweep RAY_ADDRESS=auto PRESET=matched NAME=first ARGS="--runs-dir s3://bucket/runs"': Typed(
         says="(?s)Preflight.*3 trials at once"
     ),

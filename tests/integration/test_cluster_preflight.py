@@ -18,17 +18,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 ASK = """
 import json, sys
 from dataclasses import asdict
-import os
-from sweeps.cluster.connection import joined_ray
-from sweeps.cluster.machines import cluster_facts
+from sweeps.cluster.machines import machines_at_hand
 from sweeps.cluster.preflight import preflight
 storage, tracking = sys.argv[1:]
-with joined_ray(os.environ["RAY_ADDRESS"]):
+with machines_at_hand() as machines:
     result = preflight(storage_uri=storage, tracking_uri=tracking or None)
-    facts = cluster_facts(result.gpu_gib_by_node)
 print(json.dumps({"answers": [asdict(answer) for answer in result.answers], "problems": result.problems,
-                  "warnings": result.warnings, "cpus": [node.cpus for node in facts.nodes], "gpus": facts.gpus,
-                  "growth": len(facts.growth)}))
+                  "warnings": result.warnings, "cpus": [node.cpus for node in machines.nodes], "gpus": machines.gpus,
+                  "growth": len(machines.growth)}))
 """
 
 
@@ -105,7 +102,7 @@ def test_a_sweep_is_refused_before_it_costs_anything_with_what_nodes_lack_and_wh
     assert done.returncode == 2, done.stdout + done.stderr
     assert all(node.address in done.stdout for node in cluster.nodes)
     assert f"node {cluster.nodes[2].address}: torch is 9.9.9" in done.stderr
-    assert "asks for 2 CPU and 0.5 GPU and no node has that (the largest has 2 CPU" in done.stderr
+    assert "needs 2 CPU and 0.5 GPU, and the largest node has 2 CPU and 1 GPU" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sweeps.cluster.machines import ClusterFacts
-from sweeps.packing.fractions import plan_resources, trials_per_gpu
-from sweeps.packing.shares import Share
+from search_spaces import load_space
+from sweeps.cluster.machines import Machines
+from sweeps.packing.shares import Share, pack, trials_per_gpu
 from sweeps.running.ray_tune import local_ray, run_trials
 from sweeps.trial.device_load import device_name, running_trial
 from tests.integration.desk import Desk
@@ -33,11 +33,10 @@ def declared() -> Iterator[None]:
 
 @pytest.mark.parametrize("arm", PEAKS_GIB)
 def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declared: None, tmp_path: Path) -> None:
-    plan = plan_resources(
-        arms=list(PEAKS_GIB),
-        predicted_peaks_gib=PEAKS_GIB,
-        facts=ClusterFacts.of(cpus=4, gpus=GPUS, gpu_gib=24.0),
-    )
+    space = load_space(preset="smoke")
+    arms = tuple(strategy for strategy in space.strategies if strategy.name in PEAKS_GIB)
+    machines = Machines.of(cpus=4, gpus=GPUS, gpu_gib=24.0)
+    plan = pack(space.model_copy(update={"strategies": arms}), PEAKS_GIB, machines)
     fraction = plan.gpu_fraction[arm]
     assert fraction is not None
     folder, slots = str(tmp_path), plan.slots[arm]

@@ -26,7 +26,7 @@ def begin_and_damage(folder: Path, corpus: Path, token_cache: Path) -> None:
     space = load_space(path=folder / "space.toml", overrides=["precision=fp32"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWEEPS_CACHE_DIR", str(token_cache))
-        made = material.material_for(space)
+        made = material.load_training_data(space)
     first = Ledger(Storage(str(folder / "runs")), "first")
     begin(first, space, made, audit={}, peaks_gib={}, command=None)
     sound = folder / "runs" / "first"

@@ -13,14 +13,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweeps.cluster.machines import (
-    Gpu,
-    gpu_memories_gib,
-    local_facts,
-    lowest_compute_capability,
-    usable_cpus,
-    visible_gpus,
-)
+from sweeps.cluster.gpus import Gpu, gpu_memories_gib, lowest_compute_capability, visible_gpus
+from sweeps.cluster.machines import local_machine, usable_cpus
 from sweeps.cluster.reachability import hub_problem, tracking_problem
 from sweeps.commands import doctor
 from sweeps.commands.doctor import (
@@ -256,7 +250,7 @@ def test_gpu_memory_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_memories_gib() == (24.0, 80.0)
-    [node] = local_facts().nodes
+    [node] = local_machine().nodes
     assert (node.gpus, node.gpu_gib) == (2, 24.0)
 
 
@@ -274,7 +268,7 @@ def test_the_memory_of_a_hidden_gpu_counts_for_nothing(
     nvidia_smi(tmp_path, "echo 0, GPU-1a2b, 24576; echo 1, GPU-1c3d, 81920", monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    [node] = local_facts().nodes
+    [node] = local_machine().nodes
     assert (node.gpus, node.gpu_gib) == (1, 80.0)
     assert gpu_memories_gib() == (24.0, 80.0), "a task of Ray's that holds no GPU sees all of the machine's"
 
@@ -299,7 +293,7 @@ def test_a_slice_of_a_gpu_has_the_memory_that_cuda_says(tmp_path: Path, monkeypa
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     slice_of_it = SimpleNamespace(total_memory=10 * 2**30)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: slice_of_it)
-    [node] = local_facts().nodes
+    [node] = local_machine().nodes
     assert (node.gpus, node.gpu_gib) == (1, 10.0)
 
 
@@ -312,6 +306,6 @@ def test_a_driver_that_fails_shows_no_gpu(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_declared_gpus_stand_for_real_ones_and_cpus_follow_the_affinity() -> None:
-    facts = local_facts(declared_gpus=2)
+    facts = local_machine().declaring(2)
     assert facts.gpus == 2
     assert facts.nodes[0].cpus == usable_cpus() >= 1

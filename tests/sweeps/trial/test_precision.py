@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,17 +10,12 @@ import pytest
 
 from moe.device import Device
 from search_spaces import Cell, Identity, Space, explore_cells, load_space
+from sweeps.cluster.machines import Machines, Node, local_machine
 from sweeps.errors import BadInputError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.running.begin import begin
-from sweeps.trial import precision as frozen_precision
-from sweeps.trial.precision import (
-    as_trained,
-    in_resolved_precision,
-    precision_note,
-    require_precision,
-)
+from sweeps.trial.precision import as_trained, in_resolved_precision, precision_note, require_precision
 
 CPU = Device(kind="cpu")
 BF16_CPU = Device(kind="cpu", bf16_instructions=("avx512_bf16",))
@@ -35,8 +29,13 @@ def space() -> Space:
     return load_space(preset="smoke")
 
 
-def here(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen_precision, "_device", lambda _space: device)
+def machine(device: Device, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """A machine whose trials train on this device."""
+    if device.kind == "cpu":
+        monkeypatch.setattr("moe.device.Device.resolve", lambda _kind="auto": device)
+        return Machines(nodes=(Node(cpus=2),))
+    node = Node(cpus=2, gpus=1, gpu_gib=24.0)
+    return Machines(nodes=(node,), gpu_name=device.name, compute_capability=device.compute_capability)
 
 
 def begun_in(precision: str | None) -> Any:
@@ -50,8 +49,7 @@ def begun_in(precision: str | None) -> Any:
 def test_auto_becomes_the_precision_of_the_device_and_part_of_the_ids_of_cells(
     space: Space, monkeypatch: pytest.MonkeyPatch, device: Device, name: str
 ) -> None:
-    here(device, monkeypatch)
-    resolved = in_resolved_precision(space)
+    resolved = in_resolved_precision(space, machine(device, monkeypatch))
     assert resolved == space.model_copy(update={"precision": name})
     others = {"fp32", "bf16", "fp16"} - {name}
     ids_of_others = {cell.cell_id for other in others for cell in cells_in(other, space)}
@@ -69,27 +67,13 @@ def test_without_a_gpu_auto_is_what_this_cpu_can_do(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("sweeps.cluster.machines.usable_gpu_memories_gib", tuple)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
-    assert in_resolved_precision(space).precision == name
+    assert in_resolved_precision(space, local_machine()).precision == name
 
 
 def test_a_precision_that_the_space_names_stays(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     named = space.model_copy(update={"precision": "fp32"})
     for device in (CPU, BF16_CPU, NEW_GPU):
-        here(device, monkeypatch)
-        assert in_resolved_precision(named) == named
-
-
-@pytest.mark.parametrize(("lowest", "name"), [((7, 5), "fp16"), ((8, 6), "bf16"), (None, "bf16")])
-def test_on_a_cluster_its_oldest_gpu_decides(
-    space: Space, monkeypatch: pytest.MonkeyPatch, lowest: tuple[int, int] | None, name: str
-) -> None:
-    """Where no node knows, a GPU that can do bf16 is assumed."""
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("sweeps.packing.shares.cluster_has_gpu", lambda: True)
-    monkeypatch.setattr(frozen_precision, "joined_ray", lambda _address: nullcontext())
-    monkeypatch.setattr("sweeps.cluster.node_probe.ask_compute_capability", lambda: lowest)
-    assert in_resolved_precision(space).precision == name
+        assert in_resolved_precision(named, machine(device, monkeypatch)) == named
 
 
 def test_older_sweeps_train_in_what_was_frozen_beside_auto(space: Space) -> None:
@@ -98,15 +82,15 @@ def test_older_sweeps_train_in_what_was_frozen_beside_auto(space: Space) -> None
     assert as_trained(space, begun_in(None)) == space
 
 
-@pytest.mark.parametrize("wish", [0.0, {"large_batch": 0.5, "balanced": 0.0, "long_seq": 0.5}])
+@pytest.mark.parametrize("requested", [0.0, {"large_batch": 0.5, "balanced": 0.0, "long_seq": 0.5}])
 def test_trials_without_a_share_of_a_gpu_go_by_the_cpu(
-    space: Space, monkeypatch: pytest.MonkeyPatch, wish: Any
+    space: Space, monkeypatch: pytest.MonkeyPatch, requested: Any
 ) -> None:
-    monkeypatch.setattr("sweeps.cluster.machines.usable_gpu_memories_gib", lambda: (24.0,))
-    monkeypatch.setattr("moe.device.Device.resolve", lambda kind="auto": CPU if kind == "cpu" else OLD_GPU)
-    resources = space.resources.model_copy(update={"gpu_per_trial": wish})
-    assert in_resolved_precision(space).precision == "fp16"
-    assert in_resolved_precision(space.model_copy(update={"resources": resources})).precision == "fp32"
+    gpu = machine(OLD_GPU, monkeypatch)
+    monkeypatch.setattr("moe.device.Device.resolve", lambda _kind="auto": CPU)
+    resources = space.resources.model_copy(update={"gpu_per_trial": requested})
+    assert in_resolved_precision(space, gpu).precision == "fp16"
+    assert in_resolved_precision(space.model_copy(update={"resources": resources}), gpu).precision == "fp32"
 
 
 def test_a_machine_that_lacks_the_precision_is_refused_with_the_remedy() -> None:
@@ -115,21 +99,17 @@ def test_a_machine_that_lacks_the_precision_is_refused_with_the_remedy() -> None
         require_precision("bf16", OLD_GPU)
 
 
-def test_a_machine_that_would_choose_another_precision_is_told(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
-    here(NEW_GPU, monkeypatch)
-    note = precision_note(space, begun_in("fp32"))
-    assert note is not None
-    assert note == (
+def test_a_resume_where_auto_would_be_another_precision_notes_it(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = machine(NEW_GPU, monkeypatch)
+    assert precision_note(space, begun_in("fp32"), new) == (
         'the sweep goes on in fp32, in which it began; `precision = "auto"` would be bf16, because A100 has compute '
         "capability 8.0 (8.0 or newer)"
     )
-    assert precision_note(space, begun_in("bf16")) is None
-    assert precision_note(space, begun_in(None)) is None
-    here(OLD_GPU, monkeypatch)
+    assert precision_note(space, begun_in("bf16"), new) is None
+    assert precision_note(space, begun_in(None), new) is None
     with pytest.raises(BadInputError, match="began in bf16"):
-        precision_note(space, begun_in("bf16"))
-    here(CPU, monkeypatch)
-    note = precision_note(space, begun_in("bf16"))
+        precision_note(space, begun_in("bf16"), machine(OLD_GPU, monkeypatch))
+    note = precision_note(space, begun_in("bf16"), machine(CPU, monkeypatch))
     assert note is not None
     assert "would be fp32, because the CPU has neither avx512_bf16 nor amx_bf16" in note
 
@@ -137,9 +117,8 @@ def test_a_machine_that_would_choose_another_precision_is_told(space: Space, mon
 def test_a_sweep_begins_with_its_precision_written_down(
     space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here(OLD_GPU, monkeypatch)
     rows = SimpleNamespace(n_rows=4)
-    material: Any = SimpleNamespace(
+    data: Any = SimpleNamespace(
         identity=IDENTITY,
         fingerprints={"corpus": "c", "tokenizer": "t", "exam": "e"},
         tokens=SimpleNamespace(vocab_size=512, facts={}),
@@ -147,8 +126,9 @@ def test_a_sweep_begins_with_its_precision_written_down(
     )
     ledger = Ledger(Storage(str(tmp_path)), "first")
     with pytest.raises(AssertionError, match="depend on the precision that auto comes to"):
-        begin(ledger, space, material, audit={}, peaks_gib={}, command=None)
-    begin(ledger, in_resolved_precision(space), material, audit={}, peaks_gib={}, command=None)
+        begin(ledger, space, data, audit={}, peaks_gib={}, command=None)
+    resolved = in_resolved_precision(space, machine(OLD_GPU, monkeypatch))
+    begin(ledger, resolved, data, audit={}, peaks_gib={}, command=None)
     beginning = ledger.beginning()
     assert (beginning["precision"], beginning["space"]["precision"]) == ("fp16", "fp16")
     assert [planned.cell_id for planned in ledger.planned_cells()] == [cell.cell_id for cell in cells_in("fp16", space)]
