@@ -1,4 +1,4 @@
-"""A command that does not run here: RAY_ADDRESS names a job server, and the cluster behind it runs the same words."""
+"""A command that runs elsewhere: RAY_ADDRESS names a job server, and the cluster behind it runs the same words."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def words_of(*options: tuple[str, object]) -> list[str]:
     return [word for option, value in options if value is not None for word in (option, str(value))]
 
 
-def flags_of(**wishes: bool) -> list[str]:
+def flags_of(**flags: bool) -> list[str]:
     """The flags that are on, as words of a command."""
-    return [f"--{name.replace('_', '-')}" for name, on in wishes.items() if on]
+    return [f"--{name.replace('_', '-')}" for name, on in flags.items() if on]
 
 
 def run_there(words: list[str], runs_dir: str, name: str | None) -> int:

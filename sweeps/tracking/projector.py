@@ -32,7 +32,14 @@ from sweeps.tracking.runs import (
     set_name,
     set_status,
 )
-from sweeps.tracking.store import TrackingStore, TrackingUnavailableError, connect
+from sweeps.tracking.store import (
+    DamagedStoreError,
+    TrackingStore,
+    TrackingUnavailableError,
+    connect,
+    damage,
+    damaged_message,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -195,6 +202,7 @@ def answering(store: TrackingStore, command: str) -> Iterator[None]:
 
     Raises:
         TrackingUnavailableError: the store did not answer or refused.
+        DamagedStoreError: it has a file, and that is damaged.
     """
     try:
         yield
@@ -203,6 +211,9 @@ def answering(store: TrackingStore, command: str) -> Iterator[None]:
     except Exception as error:
         if not is_outage(error):
             raise
+        damaged = damage(store)
+        if damaged is not None:
+            raise DamagedStoreError(damaged_message(store, damaged, command)) from error
         raise TrackingUnavailableError(
             f"MLflow at {store.label} does not answer ({reason_of(error)}); nothing is lost: "
             f"repeat `{command}` when it answers"
