@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sweeps.cluster.connection import choose_auth_mode
 from sweeps.cluster.node_probe import INSTALL_DEADLINE_S
 from sweeps.cluster.pinned import LACKING, project_pins
 from sweeps.cluster.shipping import CONSTRAINTS, UPLOAD_EXCLUDES, forwarded_environment, stage
@@ -113,6 +114,7 @@ def detached_message(address: str, job_id: str, request: JobRequest) -> str:
 
 
 def _connected(address: str) -> Any:
+    choose_auth_mode()
     from ray.job_submission import JobSubmissionClient
 
     for name in _VERBOSE_LOGGERS:  # each sets a level of its own

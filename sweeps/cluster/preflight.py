@@ -1,7 +1,7 @@
-"""Before the first trial of a cluster: does every node have what a trial needs? One table, every problem at once.
+"""Before the first trial on a cluster: does every node have what a trial needs? One table, every problem at once.
 
-One Ray task per node, pinned to it, says what is there. What follows from the answers is decided by ``judge``, a pure
-function. A trial that meets these problems one by one would fail on some nodes, in the middle of the night.
+One pinned Ray task per node reports its state; ``judge``, a pure function, decides what follows. Without this, trials
+would meet these problems one by one, in the middle of the night.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROBE_FOLDER = "preflight"
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """The answers of all nodes, what must be mended before a sweep starts, and what is only said."""
+    """The answers of all nodes, the problems to fix before a sweep starts, and warnings."""
 
     answers: tuple[NodeAnswer, ...]
     problems: tuple[str, ...]
@@ -46,12 +46,11 @@ def preflight(
     tracking_uri: str | None = None,
     deadline_s: float | None = None,
 ) -> Preflight:
-    """Ask every live node of the cluster that Ray is connected to.
+    """Examine every live node of the cluster that Ray is connected to; leave nothing on the storage.
 
-    ``token_cache_dir`` is looked at on every node; None for the one that each node would use by itself.
-    ``tracking_uri`` is asked from here, the driver: trials never talk to it. ``deadline_s`` is how long a node may take
-    to answer (by itself, 90 s, or the time that an installation needs).
-    Leaves nothing behind on the storage.
+    ``token_cache_dir`` is checked on every node; None for each node's own default. ``tracking_uri`` is checked from
+    here, the driver, because trials never use it. ``deadline_s`` is how long a node may take to answer; by default
+    90 s, or the time that an installation needs.
     """
     from sweeps.cluster.reachability import tracking_problem
 
@@ -59,8 +58,8 @@ def preflight(
     storage = Storage(storage_uri).child(PROBE_FOLDER).child(token)
     try:
         storage_problem = _write_mark(storage, "driver")
-        patience_s = node_deadline_s(os.environ) if deadline_s is None else deadline_s
-        answers = ask_nodes(storage.uri, None if token_cache_dir is None else str(token_cache_dir), patience_s)
+        timeout_s = node_deadline_s(os.environ) if deadline_s is None else deadline_s
+        answers = ask_nodes(storage.uri, None if token_cache_dir is None else str(token_cache_dir), timeout_s)
         answers = tuple(_with_mark_seen(storage, answer) for answer in answers)
     finally:
         _clean(Storage(storage_uri), token)
@@ -76,7 +75,7 @@ def preflight(
 
 
 def judge(answers: Sequence[NodeAnswer], *, storage_uri: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Problems and warnings that follow from what the nodes said; the driver's own node is the measure of versions."""
+    """Return the problems and warnings that follow from the answers; versions must be those of the driver's node."""
     problems: list[str] = []
     warnings: list[str] = []
     if not answers:
@@ -95,11 +94,6 @@ def judge(answers: Sequence[NodeAnswer], *, storage_uri: str) -> tuple[tuple[str
                 f"node {answer.address}: its clock is {answer.clock_skew_s:.0f} s away from the driver's, and leases "
                 "compare clocks; set it by NTP"
             )
-        if answer.kernels and measures[0].kernels and answer.kernels != measures[0].kernels:
-            warnings.append(
-                f"node {answer.address}: kernels '{answer.kernels}', and on {measures[0].address} "
-                f"'{measures[0].kernels}': on their CPUs, last digits of losses differ between the two"
-            )
         if answer.gpus and answer.gpu_gib is None:
             warnings.append(
                 f"node {answer.address}: Ray counts {answer.gpus} GPU there and nvidia-smi shows none; "
@@ -109,7 +103,7 @@ def judge(answers: Sequence[NodeAnswer], *, storage_uri: str) -> tuple[tuple[str
 
 
 def render(result: Preflight) -> Table:
-    """One row per node, for a rich console."""
+    """Return a table with one row per node, for a rich console."""
     from rich.table import Table
 
     table = Table(title="Preflight", title_justify="left")
