@@ -6,14 +6,16 @@ would meet these problems one by one, in the middle of the night.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cluster.node_probe import OK, NodeAnswer, ask_nodes, node_deadline_s
+from sweeps.errors import SweepError
 from sweeps.ledger.storage import Storage
 
 if TYPE_CHECKING:
@@ -57,20 +59,19 @@ def preflight(
     token = secrets.token_hex(6)
     storage = Storage(storage_uri).child(PROBE_FOLDER).child(token)
     try:
-        storage_problem = _write_mark(storage, "driver")
+        storage_problem = _write_mark(storage)
         timeout_s = node_deadline_s(os.environ) if deadline_s is None else deadline_s
         answers = ask_nodes(storage.uri, None if token_cache_dir is None else str(token_cache_dir), timeout_s)
         answers = tuple(_with_mark_seen(storage, answer) for answer in answers)
     finally:
         _clean(Storage(storage_uri), token)
     problems, warnings = judge(answers, storage_uri=storage_uri)
-    first = [storage_problem] if storage_problem else []
+    # the ledger is the sweep and MLflow a view of it: a server that is down delays the view and nothing else
     tracking = tracking_problem(tracking_uri) if tracking_uri else None
     return Preflight(
         answers=answers,
-        problems=(*first, *problems),
-        # the ledger is the sweep and MLflow a view of it: a server that is down delays the view and nothing else
-        warnings=(*warnings, *([tracking] if tracking else [])),
+        problems=tuple(filter(None, (storage_problem, *problems))),
+        warnings=tuple(filter(None, (*warnings, tracking))),
     )
 
 
@@ -111,22 +112,13 @@ def render(result: Preflight) -> Table:
         table.add_column(column, justify="right" if column in ("CPU", "GPU", "GPU GiB") else "left")
     for answer in result.answers:
         name = f"{answer.address} (driver)" if answer.is_driver else answer.address
+        facts = [name, str(answer.cpus), str(answer.gpus)]
         if answer.error is not None:
-            table.add_row(name, str(answer.cpus), str(answer.gpus), "", *["?"] * 6, style="red")
+            table.add_row(*facts, "", *["?"] * 6, style="red")
             continue
         gpu_gib = "" if answer.gpu_gib is None else f"{answer.gpu_gib:.1f}"
         states = ("ok" if state == OK else "[red]no[/red]" for state in (answer.storage, answer.token_cache))
-        table.add_row(
-            name,
-            str(answer.cpus),
-            str(answer.gpus),
-            gpu_gib,
-            answer.python,
-            answer.ray,
-            answer.torch,
-            answer.code,
-            *states,
-        )
+        table.add_row(*facts, gpu_gib, answer.python, answer.ray, answer.torch, answer.code, *states)
     return table
 
 
@@ -145,37 +137,27 @@ def _version_problems(answer: NodeAnswer, measure: NodeAnswer) -> list[str]:
     ]
 
 
-def _write_mark(storage: Storage, name: str) -> str | None:
-    from sweeps.errors import SweepError
-
+def _write_mark(storage: Storage) -> str | None:
     try:
-        storage.write_bytes(name, b"driver")
+        storage.write_bytes("driver", b"driver")
     except SweepError as error:
         return f"driver: storage: {error}"
     return None
 
 
 def _with_mark_seen(storage: Storage, answer: NodeAnswer) -> NodeAnswer:
-    """A node that says it wrote must have written where the driver reads."""
-    from dataclasses import replace
-
-    from sweeps.errors import SweepError
-
+    """The answer, with a problem where the node has not written what it says where the driver reads."""
     if answer.storage != OK:
         return answer
     try:
-        if storage.exists(answer.node_id):
-            return answer
+        seen = storage.exists(answer.node_id)
     except SweepError as error:
         return replace(answer, storage=str(error))
-    return replace(answer, storage="what it wrote cannot be seen by the driver, so it is not shared")
+    unseen = "what it wrote is not visible to the driver, so it is not shared"
+    return answer if seen else replace(answer, storage=unseen)
 
 
 def _clean(runs: Storage, token: str) -> None:
-    import contextlib
-
-    from sweeps.errors import SweepError
-
     with contextlib.suppress(SweepError):  # a storage that cannot be written has been reported already
         runs.delete(f"{PROBE_FOLDER}/{token}")
         if not runs.names(PROBE_FOLDER):

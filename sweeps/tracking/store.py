@@ -41,7 +41,7 @@ QUIET_ENVIRONMENT: Mapping[str, str] = {
 # The file of the default store, in the folder of runs.
 DATABASE = "mlflow.db"
 
-# SQLite keeps these beside a database; of one that is gone they would be applied to its successor.
+# SQLite keeps these beside a database, and would apply those of a deleted one to its successor.
 _COMPANIONS = ("-journal", "-wal", "-shm")
 
 # What a database's address ends at, or takes for another character.
@@ -115,8 +115,8 @@ def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) 
 def quiet_mlflow() -> None:
     """Set the environment for an MLflow that sends no telemetry, prints nothing and fails fast; then import it.
 
-    What the user has set stays, except that telemetry is always off: this holds for the UI too, whose server is told
-    so by the same variable.
+    What the user has set stays, except that telemetry is always off. The same variable turns it off in the UI, whose
+    server passes it on to the browser.
     """
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

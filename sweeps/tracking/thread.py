@@ -1,4 +1,4 @@
-"""The driver's background thread that keeps MLflow up to date: nobody ever waits for MLflow."""
+"""The driver's background thread that keeps MLflow up to date, so that nothing waits for MLflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sweeps.tracking.store import damage, damaged_message
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
 LOOK_EVERY_S = 30.0
-"""A cell that trains for hours between two rungs writes durable records about once a minute, and wakes nobody."""
+"""A cell that trains for hours between two rungs writes durable records about once a minute, without ``wake``."""
 
 
 class TrackingThread:

@@ -124,7 +124,7 @@ def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
     environment = {
         **kept,
-        "PATH": f"{copy / '.venv' / 'bin'}{os.pathsep}{kept['PATH']}",  # "`.venv/bin/` stands before every `ray`"
+        "PATH": f"{copy / '.venv' / 'bin'}{os.pathsep}{kept['PATH']}",  # "`ray` is `.venv/bin/ray`"
         "PYTHONPATH": str(copy),
         "SWEEPS_CACHE_DIR": str(tmp_path / "cache"),  # one for all, so that tokens are made once
         "COLUMNS": "200",

@@ -139,7 +139,7 @@ def test_a_node_that_writes_where_the_driver_does_not_read_is_found(
     monkeypatch.setattr(preflight_module, "ask_nodes", answering(WORKER, mark=False))
     result = preflight(storage_uri=str(tmp_path))
     assert result.problems == (
-        f"node 10.0.0.2: storage {tmp_path}: what it wrote cannot be seen by the driver, so it is not shared",
+        f"node 10.0.0.2: storage {tmp_path}: what it wrote is not visible to the driver, so it is not shared",
     )
 
 
