@@ -82,13 +82,21 @@ def quiet_ray() -> Any:
     return ray
 
 
+def choose_auth_mode() -> None:
+    """Where the user has set no RAY_AUTH_MODE: token mode with a RAY_AUTH_TOKEN, else none.
+
+    Ray itself would switch to token mode for any ``~/.ray/auth_token``, whatever the cluster is in.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if os.environ.get("RAY_AUTH_TOKEN") else "disabled")
+
+
 @contextmanager
 def joined_ray(address: str) -> Iterator[None]:
     """The cluster at ``address`` until the block ends; a block inside another one uses the connection that is there.
 
     Raises BadInputError for an impossible address, WorldError where no cluster answers.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a stray token file would switch to token mode
+    choose_auth_mode()
     ray = quiet_ray()
     if ray.is_initialized():
         yield

@@ -29,12 +29,13 @@ AT_SMOKE_SIZE = "--set budget_tokens=16384 --set rungs_tokens=[8192] --set seeds
 ELSEWHERE = {
     "git clone ... moe-sweeps && cd moe-sweeps": "the address is not known; the working tree is copied instead",
     "pip install boto3": "boto3 is there already: tests/integration/test_deploy.py uses it",
+    "ray get-auth-token --generate": "makes a file in the home folder; the machines here get their token by variable",
     "ray up deploy/ray-cluster.yaml": "starts machines on AWS; test_deploy.py goes as far as a stand-in for AWS does",
     "ray down deploy/ray-cluster.yaml": "ends machines on AWS",
     "ray dashboard deploy/ray-cluster.yaml": "a tunnel to AWS; the job server is reached on the head itself",
     "kubectl apply -f deploy/rayjob.yaml": "needs Kubernetes; test_deploy.py holds the manifest to KubeRay's schema",
     "kubectl port-forward svc/...-head-svc 8265": "needs Kubernetes",
-    "MLFLOW_DB_PASSWORD=... docker compose -f deploy/mlflow-compose.yaml up -d": (
+    "MLFLOW_DB_PASSWORD=... MLFLOW_ALLOWED_HOSTS=HOST:5000 docker compose -f deploy/mlflow-compose.yaml up -d": (
         "needs Docker and its images; test_deploy.py holds the file to Compose's schema"
     ),
     "sweeps ui": "a server for a browser, which tests/integration/test_readme.py starts and ends",
@@ -123,7 +124,7 @@ def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
     environment = {
         **kept,
-        "PATH": f"{copy / '.venv' / 'bin'}{os.pathsep}{kept['PATH']}",  # "`.venv/bin/` stands before every `ray`"
+        "PATH": f"{copy / '.venv' / 'bin'}{os.pathsep}{kept['PATH']}",  # "`ray` is `.venv/bin/ray`"
         "PYTHONPATH": str(copy),
         "SWEEPS_CACHE_DIR": str(tmp_path / "cache"),  # one for all, so that tokens are made once
         "COLUMNS": "200",

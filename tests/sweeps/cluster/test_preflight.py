@@ -51,7 +51,7 @@ def test_a_package_that_is_missing_everywhere_is_still_a_problem() -> None:
 
 
 def test_storage_that_is_not_shared_is_named() -> None:
-    unshared = "what the driver wrote is not to be seen there, so it is not shared; give --runs-dir a mount"
+    unshared = "what the driver wrote is not visible there, so it is not shared; give --runs-dir a mount"
     assert problems_with(replace(WORKER, storage=unshared)) == (f"node 10.0.0.2: storage /shared/runs: {unshared}",)
 
 
@@ -89,7 +89,7 @@ def test_a_node_reads_what_the_driver_wrote_and_writes_where_the_driver_reads(
 def test_a_node_that_does_not_see_the_drivers_mark_says_that_storage_is_not_shared(tmp_path: Path) -> None:
     said = inspect_node(str(tmp_path / "elsewhere"), "node-1")
     assert said["storage"].startswith(
-        "what the driver wrote is not to be seen there, so it is not shared; give --runs-dir"
+        "what the driver wrote is not visible there, so it is not shared; give --runs-dir"
     )
 
 
@@ -138,7 +138,7 @@ def test_a_node_that_writes_where_the_driver_does_not_read_is_found(
     monkeypatch.setattr(preflight_module, "ask_nodes", answering(WORKER, mark=False))
     result = preflight(storage_uri=str(tmp_path))
     assert result.problems == (
-        f"node 10.0.0.2: storage {tmp_path}: what it wrote cannot be seen by the driver, so it is not shared",
+        f"node 10.0.0.2: storage {tmp_path}: what it wrote is not visible to the driver, so it is not shared",
     )
 
 
