@@ -21,10 +21,11 @@ import pytest
 from tests.integration.conftest import WORDS
 from tests.integration.documents import ROOT, block_commands, copy_working_tree
 from tests.integration.sweeping import clean_environment
+from tests.programs import needs
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    needs("make", "git"),
     pytest.mark.skipif(not (ROOT / ".venv" / ".ready-dev").exists(), reason="no program .venv made by make"),
 ]
 
@@ -71,7 +72,7 @@ def typed(command: str, clone: Path) -> subprocess.Popen[str]:
 
 
 def run(command: str, clone: Path) -> str:
-    said, _ = (process := typed(command, clone)).communicate(timeout=300)
+    said, _ = (process := typed(command, clone)).communicate()
     assert process.returncode == 0, f"{command}\n{said}"
     return said
 
@@ -99,5 +100,5 @@ def ends_with_ctrl_c(command: str, clone: Path) -> None:
         if "http://127.0.0.1:" in line:
             break
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate()
     assert process.returncode is not None
