@@ -1,4 +1,4 @@
-# Every target but help and clean first makes the environment in .venv if it must.
+# Every target but help, words and clean first makes the environment in .venv if it must.
 PYTHON ?= python3
 VENV := .venv
 SWEEPS := $(VENV)/bin/sweeps
@@ -27,7 +27,7 @@ endif
 
 CHOICE := $(if $(PRESET),--preset '$(PRESET)') $(if $(SPACE),--space '$(SPACE)')
 .DEFAULT_GOAL := help
-.PHONY: help sweep resume status ui report plan doctor gpu-check test test-all test-faults check fix bench clean
+.PHONY: help sweep resume status ui report plan doctor gpu-check test test-all test-faults check fix words bench clean
 
 help:
 	@echo 'make sweep                  run a sweep to its verdict (laptop without a GPU, matched with one)'
@@ -42,6 +42,7 @@ help:
 	@echo 'make test-all               every test: whole sweeps, clusters, faults (at most 40 minutes)'
 	@echo 'make test-faults            the fault tests alone, at many more moments'
 	@echo 'make check | fix            lint and types; format'
+	@echo 'make words                  words that the documents and the code should write otherwise'
 	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep, early_stopping: writes bench/*.json'
 	@echo 'make gpu-check              on a machine with CUDA: memory, precision, packing, resume'
 	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
@@ -74,6 +75,9 @@ check: $(VENV)/.ready-dev
 
 fix: $(VENV)/.ready-dev
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+words:
+	@$(PYTHON) .ci/words
 
 bench: $(VENV)/.ready-dev
 	@$(VENV)/bin/python -m bench $(if $(ONLY),--only '$(ONLY)') $(ARGS)

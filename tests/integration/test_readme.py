@@ -29,10 +29,15 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / ".venv" / ".ready-dev").exists(), reason="no program .venv made by make"),
 ]
 
-TINY = "--set budget_tokens=65536 --set rungs_tokens=[32768] --set early_stopping.keep=[2] --set seeds.confirm=1"
+OF_OWN_SPACE = (
+    "--set budget_tokens=65536 --set rungs_tokens=[32768] --set early_stopping.keep=[2] --set seeds.confirm=1"
+)
+OF_SMOKE = "--set budget_tokens=16384 --set rungs_tokens=[8192] --set seeds.confirm=1"
+OWN_TEXTS = "--set corpus=files:path/to/texts/*.jsonl.xz"
 SMALLER = {
-    "make sweep": "make sweep PRESET=smoke",
-    "make sweep SPACE=my-space.toml": f"make sweep SPACE=my-space.toml ARGS='{TINY}'",
+    "make sweep": f"make sweep PRESET=smoke ARGS='{OF_SMOKE}'",
+    "make sweep SPACE=my-space.toml": f"make sweep SPACE=my-space.toml ARGS='{OF_OWN_SPACE}'",
+    f'make sweep PRESET=smoke ARGS="{OWN_TEXTS}"': f"make sweep PRESET=smoke ARGS='{OWN_TEXTS} {OF_SMOKE}'",
 }
 LOOKED_UP = re.compile(r"make (check|test|bench)")
 ELSEWHERE = re.compile(r"git clone|RAY_ADDRESS=")
@@ -78,6 +83,7 @@ def run(command: str, clone: Path) -> str:
 
 
 def test_every_command_of_the_readme_does_what_it_says(clone: Path) -> None:
+    assert SMALLER.keys() <= set(commands())
     for command in commands():
         if LOOKED_UP.match(command):
             run(f"make -n {command.removeprefix('make ')}", clone)
