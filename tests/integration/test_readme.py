@@ -29,14 +29,12 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / ".venv" / ".ready-dev").exists(), reason="no program .venv made by make"),
 ]
 
-OF_OWN_SPACE = (
-    "--set budget_tokens=65536 --set rungs_tokens=[32768] --set early_stopping.keep=[2] --set seeds.confirm=1"
-)
+OF_SPACE = "--set budget_tokens=65536 --set rungs_tokens=[32768] --set early_stopping.keep=[2] --set seeds.confirm=1"
 OF_SMOKE = "--set budget_tokens=16384 --set rungs_tokens=[8192] --set seeds.confirm=1"
 OWN_TEXTS = "--set corpus=files:path/to/texts/*.jsonl.xz"
 SMALLER = {
     "make sweep": f"make sweep PRESET=smoke ARGS='{OF_SMOKE}'",
-    "make sweep SPACE=my-space.toml": f"make sweep SPACE=my-space.toml ARGS='{OF_OWN_SPACE}'",
+    "make sweep SPACE=my-space.toml": f"make sweep SPACE=my-space.toml ARGS='{OF_SPACE}'",
     f'make sweep PRESET=smoke ARGS="{OWN_TEXTS}"': f"make sweep PRESET=smoke ARGS='{OWN_TEXTS} {OF_SMOKE}'",
 }
 LOOKED_UP = re.compile(r"make (check|test|bench)")
