@@ -50,15 +50,17 @@ def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def _sweeps(folder: Path, corpus: Path, cache: Path) -> Iterator[Sweeps]:
+def sweeps_in(folder: Path, corpus: Path, cache: Path) -> Iterator[Sweeps]:
     """Every process that is started meanwhile ends with it."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     made = Sweeps(folder, corpus, cache)
-    yield made
-    made.end()
-    for child in psutil.Process().children(recursive=True):
-        if child.pid not in before:
-            child.kill()
+    try:
+        yield made
+    finally:
+        made.end()
+        for child in psutil.Process().children(recursive=True):
+            if child.pid not in before:
+                child.kill()
 
 
 @contextmanager
@@ -76,14 +78,14 @@ def _unchanged(sweeps: Sweeps) -> Iterator[None]:
 @pytest.fixture
 def sweeps(tmp_path: Path, corpus: Path, token_cache: Path) -> Iterator[Sweeps]:
     """The command line on runs of this test alone."""
-    with _sweeps(tmp_path, corpus, token_cache) as made:
+    with sweeps_in(tmp_path, corpus, token_cache) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_cache: Path) -> Iterator[Sweeps]:
     """The sweep ``first`` of ``space.toml``, run to its verdict; what it printed is in ``first.txt``. Read only."""
-    with _sweeps(tmp_path_factory.mktemp("undisturbed"), corpus, token_cache) as made:
+    with sweeps_in(tmp_path_factory.mktemp("undisturbed"), corpus, token_cache) as made:
         (made.folder / "first.txt").write_text(made("run", "--space", "space.toml", "--name", "first"))
         with _unchanged(made):
             yield made
@@ -92,7 +94,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_ca
 @pytest.fixture(scope="session")
 def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_cache: Path) -> Iterator[Sweeps]:
     """The same sweep, its driver killed once a cell had ended and another one had a checkpoint. Read only."""
-    with _sweeps(tmp_path_factory.mktemp("killed"), corpus, token_cache) as made:
+    with sweeps_in(tmp_path_factory.mktemp("killed"), corpus, token_cache) as made:
         process = made.start("run", "--space", "space.toml", "--name", "first")
         sweep = made.runs / "first"
         wait_for(
@@ -110,7 +112,7 @@ def resumed(
     tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_cache: Path, killed: Sweeps
 ) -> Iterator[Sweeps]:
     """The killed sweep, resumed to its verdict. Read only."""
-    with _sweeps(tmp_path_factory.mktemp("resumed"), corpus, token_cache) as made:
+    with sweeps_in(tmp_path_factory.mktemp("resumed"), corpus, token_cache) as made:
         made.copy(killed)
         made("resume", "first")
         with _unchanged(made):

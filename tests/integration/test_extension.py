@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.running.finish import view_of
+from tests.integration.conftest import sweeps_in
 from tests.integration.sweeping import Sweeps
 from tests.sweeps.what_mlflow_holds import assert_shows, everything
 
@@ -22,11 +23,10 @@ pytestmark = pytest.mark.slow
 def extended(
     tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_cache: Path, resumed: Sweeps
 ) -> Iterator[Sweeps]:
-    made = Sweeps(tmp_path_factory.mktemp("extended"), corpus, token_cache)
-    made.copy(resumed)
-    made("extend", "first", "--lr", "0.04", "--seeds", "5")
-    yield made
-    made.end()
+    with sweeps_in(tmp_path_factory.mktemp("extended"), corpus, token_cache) as made:
+        made.copy(resumed)
+        made("extend", "first", "--lr", "0.04", "--seeds", "5")
+        yield made
 
 
 def test_an_extension_runs_new_cells_alone_and_keeps_the_verdict_before_it(extended: Sweeps, resumed: Sweeps) -> None:

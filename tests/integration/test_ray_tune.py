@@ -32,13 +32,13 @@ PEAKS_GIB = {"large_batch": 12.0, "balanced": 9.3}  # of 24 GiB: a whole GPU, an
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[None]:
+def declared() -> Iterator[None]:
     with local_ray(cpus=4, declared_gpus=GPUS):
         yield
 
 
 @pytest.mark.faults
-def test_a_trial_whose_clean_up_is_slow_costs_the_next_one_nothing_but_time(engine: None, tmp_path: Path) -> None:
+def test_a_trial_whose_clean_up_is_slow_costs_the_next_one_nothing_but_time(declared: None, tmp_path: Path) -> None:
     folder = str(tmp_path)
 
     def slow_to_clean_up(config: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def test_a_trial_whose_clean_up_is_slow_costs_the_next_one_nothing_but_time(engi
 
 
 @pytest.mark.parametrize("arm", PEAKS_GIB)
-def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, engine: None, tmp_path: Path) -> None:
+def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declared: None, tmp_path: Path) -> None:
     plan = plan_resources(
         arms=list(PEAKS_GIB),
         predicted_peaks_gib=PEAKS_GIB,
