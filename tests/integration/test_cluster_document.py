@@ -113,7 +113,7 @@ def three(tmp_path: Path) -> Iterator[tuple[Machine, ...]]:
 
 
 @pytest.mark.slow
-@needs("make", *PROGRAMS)
+@needs("git", "make", *PROGRAMS)
 @needs_namespaces
 @pytest.mark.skipif(not (ROOT / ".venv" / ".ready-dev").exists(), reason="no program .venv made by make")
 def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
