@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.sweeping import Sweeps, end_with_children, unfinished_checkpoints, wait_for
+from tests.integration.sweeping import Sweeps, kill_when, unfinished_checkpoints
 
 WORDS = ["river", "stone", "lantern", "winter", "quiet", "harbour", "letter", "garden", "thunder", "silver", "walked"]
 
@@ -93,16 +93,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_ca
 
 @pytest.fixture(scope="session")
 def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_cache: Path) -> Iterator[Sweeps]:
-    """The same sweep, its driver killed once a cell had ended and another one had a checkpoint. Read only."""
+    """The same sweep, killed once a cell had ended and another one had a checkpoint to go on from. Read only."""
     with sweeps_in(tmp_path_factory.mktemp("killed"), corpus, token_cache) as made:
         process = made.start("run", "--space", "space.toml", "--name", "first")
         sweep = made.runs / "first"
-        wait_for(
+        kill_when(
             lambda: any(sweep.glob("cells/*/outcome.json")) and bool(unfinished_checkpoints(sweep)),
             "a cell that has ended and one amid its training",
             process,
         )
-        end_with_children(process)
         with _unchanged(made):
             yield made
 

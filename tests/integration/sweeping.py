@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
@@ -232,6 +235,35 @@ def wait_for(
             said = process.stdout.read() if ended and process is not None and process.stdout is not None else ""
             raise AssertionError(f"{what} did not come about{' before the process ended' if ended else ''}: {said}")
         time.sleep(0.05)
+
+
+def kill_when(condition: Callable[[], bool], what: str, process: subprocess.Popen[str]) -> None:
+    """Kill a sweep with all its processes, as when its machine loses power, at a moment at which the condition holds.
+
+    They stand still while it is looked at once more, so that what is left is what the condition saw.
+    """
+
+    def family() -> list[psutil.Process]:
+        driver = psutil.Process(process.pid)
+        return [driver, *driver.children(recursive=True)]
+
+    def send(number: int) -> None:
+        for member in family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+
+    def holds() -> bool:
+        if not condition():
+            return False
+        send(signal.SIGSTOP)
+        if not condition():
+            send(signal.SIGCONT)
+            return False
+        return True
+
+    wait_for(holds, what, process)
+    send(signal.SIGKILL)
+    process.communicate()
 
 
 def end_with_children(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:

@@ -3,6 +3,7 @@
 In short form each fault strikes once or twice; ``SWEEPS_FAULTS=full`` strikes the driver at twenty random moments.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -157,12 +158,13 @@ def kill_a_worker(sweeps: Sweeps, process: subprocess.Popen[str], note_strike: N
 
     def kill_one() -> bool:
         for pid, cell in holders(str(sweeps.runs), "first").items():
-            if (worker := alive(pid)) is not None and psutil.Process(process.pid) in worker.parents():
-                unsaved = unsaved_s(sweeps.runs / "first", time.time(), of=cell)
-                worker.kill()
-                note_strike("kill -9 of a worker", unsaved)
-                killed.append(cell)
-                return True
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if (worker := alive(pid)) is not None and psutil.Process(process.pid) in worker.parents():
+                    unsaved = unsaved_s(sweeps.runs / "first", time.time(), of=cell)
+                    worker.kill()
+                    note_strike("kill -9 of a worker", unsaved)
+                    killed.append(cell)
+                    return True
         return False
 
     wait_for(kill_one, "a worker to kill", process)

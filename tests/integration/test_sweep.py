@@ -69,7 +69,7 @@ def test_a_finished_sweep_is_neither_run_again_nor_overwritten(undisturbed: Swee
     assert "never overwritten" in undisturbed("run", "--space", "space.toml", "--name", "first", code=2)
 
 
-def test_a_sweep_whose_driver_was_killed_is_resumed_to_the_verdict_of_one_that_was_not(
+def test_a_sweep_that_was_killed_is_resumed_to_the_verdict_of_one_that_was_not(
     undisturbed: Sweeps, killed: Sweeps, resumed: Sweeps
 ) -> None:
     before = ended_s(killed, "first")
