@@ -19,8 +19,10 @@ from typing import Literal
 import pytest
 
 from tests.integration.documents import ROOT, block_commands, copy_working_tree, inline_commands
-from tests.integration.machines import Machine, machines
-from tests.integration.ray_cluster import can_use_namespaces
+from tests.integration.machines import PROGRAMS, Machine, machines
+from tests.integration.ray_cluster import needs_namespaces
+from tests.integration.sweeping import PATIENCE_S, clean_environment
+from tests.programs import needs
 
 DOCUMENT = "docs/cluster.md"
 
@@ -53,8 +55,8 @@ class Typed:
     where: Where = "the head"
     code: int = 0
     says: str = ""
-    within_s: float = 0.0
-    """How long it may take until it says so: it is typed again until then."""
+    again: bool = False
+    """Whether it is typed again until it says so."""
 
 
 FOLLOWED = {
@@ -65,9 +67,7 @@ FOLLOWED = {
     "ray start --address=HEAD:6379 --disable-usage-stats": Typed(
         where="every other machine", says="Ray runtime started"
     ),
-    "ray status": Typed(
-        says=r"(?:1 node_\w+\s+){3}", within_s=60.0
-    ),  # a node that has started is listed a little later
+    "ray status": Typed(says=r"(?:1 node_\w+\s+){3}", again=True),  # a node is listed a little after its start
     "RAY_ADDRESS=auto sweeps doctor --runs-dir s3://bucket/runs": Typed(says="cluster at auto"),
     "sweeps plan --preset matched --assume-gpu-gib 24": Typed(says="GPU"),
     "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="hours and cost are unknown for a cluster"),
@@ -114,21 +114,19 @@ def three(tmp_path: Path) -> Iterator[tuple[Machine, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.skipif(not can_use_namespaces(), reason="machines of their own need root and iproute2")
+@needs("git", "make", *PROGRAMS)
+@needs_namespaces
 @pytest.mark.skipif(not (ROOT / ".venv" / ".ready-dev").exists(), reason="no program .venv made by make")
 def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
     three: tuple[Machine, ...], copy: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
-    environment = {
-        **kept,
-        "PATH": f"{copy / '.venv' / 'bin'}{os.pathsep}{kept['PATH']}",  # "`ray` is `.venv/bin/ray`"
-        "PYTHONPATH": str(copy),
-        "SWEEPS_CACHE_DIR": str(tmp_path / "cache"),  # one for all, so that tokens are made once
-        "COLUMNS": "200",
-    }
+    environment = clean_environment(
+        PATH=f"{copy / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",  # "`.venv/bin/` stands before every `ray`"
+        PYTHONPATH=str(copy),
+        SWEEPS_CACHE_DIR=str(tmp_path / "cache"),  # one for all, so that tokens are made once
+        COLUMNS="200",
+    )
     typists = {"every machine": three, "the head": three[:1], "every other machine": three[1:]}
     for command in [*block_commands(DOCUMENT), *inline_commands(DOCUMENT)]:
         if command in ELSEWHERE:
@@ -140,9 +138,9 @@ def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
             continue
         typed = instead(command, three[0], runs)
         for machine in typists[step.where]:
-            deadline_s = time.monotonic() + step.within_s
+            deadline_s = time.monotonic() + PATIENCE_S
             done = machine.run(typed, environment, copy)
-            while not re.search(step.says, done.stdout) and time.monotonic() < deadline_s:
+            while step.again and not re.search(step.says, done.stdout) and time.monotonic() < deadline_s:
                 time.sleep(1.0)
                 done = machine.run(typed, environment, copy)
             assert done.returncode == step.code, f"{machine.name}: {typed}\n{done.stdout}"
