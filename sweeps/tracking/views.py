@@ -27,7 +27,7 @@ COLUMNS = (
     "metrics.`peak_mem_allocated_gib`",
 )
 CHARTS = ("val_loss", "train_loss", "grad_norm", "lr", "tokens_per_s", "expert_load_max_over_mean")
-CELLS_VIEW, STRATEGIES_VIEW = "cells", "strategies"
+CELLS_VIEW, STRATEGIES_VIEW = "cells", "confirm"
 
 
 def view_tags(results: SweepResults) -> dict[str, str]:

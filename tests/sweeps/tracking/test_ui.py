@@ -128,7 +128,7 @@ def test_a_sweep_without_a_verdict_has_no_report_yet(tmp_path: Path) -> None:
 
 
 def test_a_saved_view_has_the_columns_and_charts_that_matter_as_the_ui_reads_them() -> None:
-    saved = json.loads(view_tags(made_up.finished_sweep())[f"{VIEW_TAG_PREFIX}strategies"])
+    saved = json.loads(view_tags(made_up.finished_sweep())[f"{VIEW_TAG_PREFIX}confirm"])
     assert saved.keys() == {"name", "createdAt", "updatedAt", "state"}
     state = json.loads(saved["state"])
     assert state["selectedColumns"] == list(COLUMNS)
