@@ -185,6 +185,9 @@ def verdict(
     records: Annotated[Path | None, typer.Option(help="Decide from a CSV file instead of a sweep.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Significance level of a CSV file's verdict; 0.05.")] = None,
     margin: Annotated[float | None, typer.Option(help="Nats below which its differences count for nothing.")] = None,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Equal seeds in a CSV file have nothing in common: Welch's test.")
+    ] = False,
     runs_dir: RunsDir = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -195,12 +198,15 @@ def verdict(
 
     if (name is None) == (records is None):
         raise BadInputError("name one sweep, or one file with --records")
-    if records is None and (alpha, margin) != (None, None):
-        raise BadInputError("--alpha and --margin go with --records; those of a sweep are fixed before it begins")
+    if records is None and (alpha, margin, unpaired) != (None, None, False):
+        raise BadInputError(
+            "--alpha, --margin and --unpaired go with --records; a sweep's rules were fixed at its start"
+        )
     if records is not None:
         from sweeps.verdict.records_csv import decide_file
 
-        found = decide_file(records, alpha=0.05 if alpha is None else alpha, margin=margin).as_dict()
+        level = 0.05 if alpha is None else alpha
+        found = decide_file(records, alpha=level, margin=margin, unpaired=unpaired).as_dict()
     else:
         assert name is not None
         ledger = existing_ledger(runs_dir, name)

@@ -76,14 +76,15 @@ def train_config(space: Space, cell: Cell, *, vocab_size: int) -> TrainConfig:
     assert cell.adamw_lr is not None, "AdamW's rate is decided with Muon's"
     batch = batch_configs(space)[cell.strategy]
     budget = cell.budget_tokens
+    warmup_tokens = round(budget * space.schedule.warmup_share)
     return TrainConfig(
         model=model_config(space, vocab_size=vocab_size),
         batch=batch,
         optimizer=OptimizerConfig(lr=cell.lr, adamw_lr=cell.adamw_lr, **space.optimizer.model_dump()),
         schedule=ScheduleConfig(
             budget_tokens=budget,
-            warmup_tokens=round(budget * space.schedule.warmup_share),
-            decay_tokens=round(budget * space.schedule.decay_share),
+            warmup_tokens=warmup_tokens,
+            decay_tokens=min(round(budget * space.schedule.decay_share), budget - warmup_tokens),  # both may round up
         ),
         seed=cell.seed,
         block_len=space.block_len,

@@ -65,7 +65,11 @@ def private_ray() -> Any:
     environment of this process and of Ray's own processes, never in a file.
     """
     os.environ.update(_CLOSED_PORTS, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_private_token())
-    return quiet_ray()
+    ray = quiet_ray()
+    from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
+
+    Config.initialize("")  # what was read from the environment when ray was first imported, as Ray's own set-up does it
+    return ray
 
 
 def quiet_ray() -> Any:
@@ -78,13 +82,21 @@ def quiet_ray() -> Any:
     return ray
 
 
+def choose_auth_mode() -> None:
+    """Where the user has set no RAY_AUTH_MODE: token mode with a RAY_AUTH_TOKEN, else none.
+
+    Ray itself would switch to token mode for any ``~/.ray/auth_token``, whatever the cluster is in.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if os.environ.get("RAY_AUTH_TOKEN") else "disabled")
+
+
 @contextmanager
 def joined_ray(address: str) -> Iterator[None]:
     """The cluster at ``address`` until the block ends; a block inside another one uses the connection that is there.
 
     Raises BadInputError for an impossible address, WorldError where no cluster answers.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a stray token file would switch to token mode
+    choose_auth_mode()
     ray = quiet_ray()
     if ray.is_initialized():
         yield

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from search_spaces import (
     Rate,
     Space,
-    SpaceErrors,
     Strategy,
+    checked_strategy,
     explore_cells,
     explore_cells_at,
     explored_arms,
     extended_space,
     rates_at,
 )
-from search_spaces.validation import field_problems
 from sweeps.errors import BadInputError
 from sweeps.ledger.space import identity_of
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
@@ -74,14 +74,11 @@ def parse_strategy(text: str) -> Strategy:
     """
     name, _, shape = text.partition("=")
     parts = shape.split("x")
-    if not name or len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
+    if not name or len(parts) not in (2, 3) or not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
         raise BadInputError(
             f"--strategy {text!r} is not NAME=MICRO_BATCHxSEQ_LEN or NAME=MICRO_BATCHxSEQ_LENxACCUMULATION; "
             "for example --strategy medium=16x128"
         )
     keys = ("micro_batch_size", "seq_len", "grad_accum_steps")
     table = {"name": name, **dict(zip(keys, map(int, parts), strict=False))}
-    problems = field_problems(Strategy, table)
-    if problems:
-        raise SpaceErrors(problems, source=f"--strategy {text}")
-    return Strategy.model_validate(table)
+    return checked_strategy(table, source=f"--strategy {text}")

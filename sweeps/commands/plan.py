@@ -16,6 +16,7 @@ from sweeps.formatting import plural, with_shown_commands
 from sweeps.packing.duration import Duration, estimate, expected_tokens
 from sweeps.packing.memory import fit_arms, predicted_peaks
 from sweeps.packing.shares import MAX_TRIALS_PER_GPU, Packing, pack, require_runnable
+from sweeps.trial.precision import in_resolved_precision
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -96,6 +97,7 @@ def make_plan(
     machines = machines.declaring(space.resources.declared_gpus)
     if assume_gpu_gib is not None:
         machines = machines.assuming(assume_gpu_gib, cpus=MAX_TRIALS_PER_GPU * space.resources.threads_per_trial)
+    space = in_resolved_precision(space, machines)
     data, audit = _from_corpus(space, warnings, may_lack=assume_gpu_gib is not None)
     identity = None if data is None else data.identity
     vocab_size = (space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE) if data is None else data.tokens.vocab_size

@@ -18,7 +18,6 @@ from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.phases import first_cells
 from sweeps.training_config import batch_configs, model_config
 from sweeps.training_data import TrainingData
-from sweeps.trial.precision import precision_to_freeze
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,6 @@ def begin(
     ledger: Ledger,
     space: Space,
     data: TrainingData,
-    machines: Machines,
     *,
     audit: Mapping[str, Any],
     peaks_gib: Mapping[str, float],
@@ -85,6 +83,7 @@ def begin(
     """Write the first grid, then ``sweep.json``: a sweep exists once that is there."""
     from moe.flops import active_parameters, total_parameters
 
+    assert space.precision != "auto", "the ids of cells depend on the precision that auto comes to"
     exam, tokens = data.exam, data.tokens
     model = model_config(space, vocab_size=tokens.vocab_size)
     ledger.storage.delete("plan")  # of an interrupted beginning
@@ -113,7 +112,7 @@ def begin(
                 "packed": exam.packed,
             },
             "vocab_size": tokens.vocab_size,
-            "precision": precision_to_freeze(space, machines),
+            "precision": space.precision,
             "fingerprints": {**data.fingerprints, "code": code_fingerprint()},
             "corpus_facts": dict(tokens.facts),
             "audit": dict(audit),

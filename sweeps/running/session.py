@@ -35,7 +35,7 @@ from sweeps.running.ray_tune import local_ray
 from sweeps.running.signals import Interruption, stopped_by_signals
 from sweeps.training_config import with_absolute_paths
 from sweeps.training_data import TrainingData, corpus_facts, load_training_data
-from sweeps.trial.precision import as_trained, precision_note
+from sweeps.trial.precision import as_trained, in_resolved_precision, precision_note
 from sweeps.trial.probe import calibrated_peaks
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> i
         data = _training_data(space, options, expected=None)
         vocab_size = data.tokens.vocab_size
         machines = found.declaring(space.resources.declared_gpus)
+        space = in_resolved_precision(space, machines)
         space, notes = fit_arms(space, machines.device, vocab_size=vocab_size)
         for note in (*notes, *space.warnings(), *corpus_warnings(space, corpus_facts(data.tokens))):
             options.say(f"note: {note}")
@@ -91,7 +92,7 @@ def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> i
         packing = _packing(space, peaks_gib, machines, options)
         with _ray(space, machines, packing, options), Lease(ledger.storage, DRIVER_LEASE) as lease:
             require_new(ledger)  # again: another driver may have begun it meanwhile
-            begin(ledger, space, data, machines, audit=audit, peaks_gib=peaks_gib, command=options.command)
+            begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)
             return _run(ledger, lease, space, data.identity, packing, options, interruption)
 
 

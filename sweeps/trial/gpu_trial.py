@@ -52,7 +52,7 @@ class TrialOrder:
 class TrialFacts:
     """What was measured. ``losses`` has the training loss of each step, from the first step of this process on.
 
-    ``tokens_per_s`` leaves out the first two steps (kernels are loaded there). Outside CUDA ``reserved_gib``,
+    ``tokens_per_s`` leaves out the first two steps (CUDA code is loaded there). Outside CUDA ``reserved_gib``,
     ``context_gib`` and ``gpu_gib`` are None. ``context_gib`` is what is occupied beyond this process's
     allocator: its own context where it is alone on the GPU. Where ``error`` is set nothing was measured.
     """

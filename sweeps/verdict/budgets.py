@@ -1,7 +1,5 @@
 """The same arms at other points of the budget, in equal time and in equal updates: shown, labelled, seldom judged."""
 
-# S seeds, A arms
-
 from __future__ import annotations
 
 import math
@@ -12,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite
-from sweeps.verdict.confirmed import Confirmed, test_loss
-from sweeps.verdict.leads import interval_entry
+from sweeps.verdict.confirmed import FEWEST_SEEDS, Confirmed, test_loss
+from sweeps.verdict.evidence import Evidence, winner
+from sweeps.verdict.leads import evidence_of
 from sweeps.verdict.speeds import measured_speeds
-from sweeps.verdict.statistics import Floats, winner
 
 
 def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> list[dict[str, Any]]:
-    """Return the paired differences of validation loss wherever all arms sat the exam, labelled by the schedule.
+    """Return the paired differences of validation loss wherever all arms were evaluated, labelled by the schedule.
 
     A loss on the plateau is ``undecayed``, one in the decay ``decaying``: neither supports a claim (rule 3 of the
     method). ``decayed`` is the full budget.
@@ -36,7 +34,7 @@ def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...],
                 "metric": "val_loss",
                 "label": schedule_label(results, tokens),
                 "means": {arm: float(mean) for arm, mean in zip(confirmed.arms, table.mean(axis=0), strict=True)},
-                "pairs": _pair_entries(confirmed.arms, table, alpha),
+                "pairs": _pair_entries(confirmed.arms, Evidence(losses_SA=table), alpha),
             }
         )
     return entries
@@ -61,7 +59,8 @@ def by_budget(
     own = confirmed.losses(seeds)
     tokens = None
     if own is not None:
-        tokens = {"budget_tokens": results.budget_tokens, **_view(confirmed.arms, own, alpha)}
+        evidence = evidence_of(results, confirmed.cells_on(seeds), own)
+        tokens = {"budget_tokens": results.budget_tokens, **_view(confirmed.arms, evidence, alpha)}
         tokens["to_target"] = tokens_to_target(results, confirmed, seeds)
     views = {
         "tokens": tokens,
@@ -115,7 +114,7 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> di
     timed = {arm: {r.cell.seed: r for r in _timed(results, confirmed, arm)} for arm in planned}
     if not timed or not all(timed.values()) or len(timed) < len(confirmed.arms) - 1:
         return None
-    cells: Mapping[str, Mapping[int, CellResult]] = {**confirmed.cells, **timed}
+    cells: dict[str, Mapping[int, CellResult]] = {arm: timed.get(arm, confirmed.cells[arm]) for arm in confirmed.arms}
     shared = [s for s in confirmed.planned_seeds if all(test_loss(cells[arm].get(s)) is not None for arm in cells)]
     budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
     measured = measured_speeds({arm: _measured_first(results, arm) for arm in confirmed.arms})
@@ -125,7 +124,8 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> di
         table = np.asarray(
             [[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64
         )
-        entry |= _view(confirmed.arms, table, alpha)
+        on_seeds = {arm: [cells[arm][seed] for seed in shared] for arm in confirmed.arms}
+        entry |= _view(confirmed.arms, evidence_of(results, on_seeds, table), alpha)
         if not entry["comparable"]:
             entry["winner"] = None
     return entry
@@ -164,26 +164,31 @@ def _equal_updates(
         rows.append(row)
     table = np.asarray(rows, dtype=np.float64)
     labels = {arm: schedule_label(results, updates * (per_step[arm] or 0)) for arm in confirmed.arms}
-    view = _view(confirmed.arms, table, alpha)
+    view = _view(confirmed.arms, Evidence(losses_SA=table), alpha)
     return {"updates": updates, "metric": "val_loss", "labels": labels, **view, "winner": None}
 
 
-def _view(arms: tuple[str, ...], table: Floats, alpha: float) -> dict[str, Any]:
-    best = int(winner(table, alpha)) if len(table) >= 3 and len(arms) > 1 else -1
+def _view(arms: tuple[str, ...], evidence: Evidence, alpha: float) -> dict[str, Any]:
+    assert evidence.losses_SA is not None, "views at other budgets are paired by seed"
+    means, enough = evidence.means_A, len(evidence.losses_SA) >= FEWEST_SEEDS and len(arms) > 1
+    best = int(winner(evidence, alpha)) if enough else -1
     return {
-        "means": {arm: float(mean) for arm, mean in zip(arms, table.mean(axis=0), strict=True)},
-        "lowest": arms[int(table.mean(axis=0).argmin())],
+        "means": {arm: float(mean) for arm, mean in zip(arms, means, strict=True)},
+        "lowest": arms[int(evidence.best)],
         "winner": arms[best] if best >= 0 else None,
-        "pairs": _pair_entries(arms, table, alpha),
+        "pairs": _pair_entries(arms, evidence, alpha),
     }
 
 
-def _pair_entries(arms: tuple[str, ...], table: Floats, alpha: float) -> list[dict[str, Any]]:
+def _pair_entries(arms: tuple[str, ...], evidence: Evidence, alpha: float) -> list[dict[str, Any]]:
+    losses_SA = evidence.losses_SA
+    assert losses_SA is not None, "views at other budgets are paired by seed"
     entries: list[dict[str, Any]] = []
     for a, b in combinations(range(len(arms)), 2):
-        found = interval_entry("difference", table[:, a] - table[:, b], alpha)
-        low, high = found["difference_ci_low"], found["difference_ci_high"]
-        entries.append({"a": arms[a], "b": arms[b], "difference": found["difference"], "ci_low": low, "ci_high": high})
+        difference, low, high = float((losses_SA[:, a] - losses_SA[:, b]).mean()), None, None
+        if len(losses_SA) > 1:
+            low, high = (float(end) for end in evidence.pair(a, b).deciding(alpha).interval(alpha))
+        entries.append({"a": arms[a], "b": arms[b], "difference": difference, "ci_low": low, "ci_high": high})
     return entries
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 from sweeps import formatting as written
 from sweeps.ledger.results import SweepResults, finite
+from sweeps.verdict.case import ExamFacts
 from sweeps.verdict.confirmed import DECIDED, Confirmed, Looks
+from sweeps.verdict.evidence import FEWEST_DOCUMENTS
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.selection import Choice, choose
 
 FEW_SEEDS = 5
-STABLE_SHARE = 0.95
+STABLE_CHANCE = 0.95
 MEMORY_SPREAD_LIMIT = 0.10
 """Peaks that differ by more than this are not equal memory (rule 10 of the method)."""
 TOKENS_PER_PARAMETER = 20.0
@@ -36,10 +38,10 @@ class Findings:
     context_used: Mapping[str, Any] | None
     controls: Sequence[Mapping[str, Any]] | None
     by_budget: Mapping[str, Any]
-    by_rung: Sequence[Mapping[str, Any]]
     winner: str | None
     leading: str | None
-    best_shares: Mapping[str, float]
+    next_seed: Mapping[str, float]
+    exam: ExamFacts
 
 
 def caveats(found: Findings) -> list[str]:
@@ -55,7 +57,6 @@ def caveats(found: Findings) -> list[str]:
         *_time_and_memory(found),
         *_scale(found),
         *_exam(found),
-        *_rungs(found),
         *_margin(found),
     ]
 
@@ -68,6 +69,8 @@ def _looks(found: Findings) -> Iterator[str]:
             f"were decided on before and are left out, and the test is at {looks.alpha:.3g}; all unplanned looks "
             "together raise the chance of a false win to twice alpha at most"
         )
+    elif found.results.rule("verdict", "pairing", None) is not None:
+        yield "how often these records were looked at before is not known: alpha counts this look only"
     elif looks.planned > 1:
         yield f"look {looks.used} of {looks.planned} planned, each at a level of {looks.alpha:.3g}"
 
@@ -78,9 +81,10 @@ def _seeds(found: Findings) -> Iterator[str]:
     reused = [str(seed) for seed in found.confirmed.planned_seeds if seed in found.confirmed.explored_seeds]
     if reused:
         yield f"confirm seeds that also chose the rates are not fresh and are left out: {written.listed(reused)}"
-    share = found.best_shares.get(found.leading or "", 1.0)
-    if share < STABLE_SHARE:
-        yield f"the order is not stable: {found.leading} has the lowest mean in {share:.0%} of resamples of the seeds"
+    for rival, chance in found.next_seed.items():
+        if chance < STABLE_CHANCE:
+            seed = f"on one more seed {found.leading} ends below {rival}"
+            yield f"the order is not stable: {seed} with a probability of {chance:.0%}"
     left = Counter(result.cell.strategy for result in found.confirmed.elsewhere)
     for arm, number in left.items():
         yield f"{written.plural(number, 'confirm cell')} of {arm} at another rate than the chosen one are not judged"
@@ -219,20 +223,16 @@ def _scale(found: Findings) -> Iterator[str]:
 
 
 def _exam(found: Findings) -> Iterator[str]:
+    if found.exam.documents is None and found.n_seeds:
+        yield "losses by document are not known, so every claim is about this exam"
+    elif found.exam.is_on_this_exam and found.exam.effective is not None and found.n_seeds:
+        yield (
+            f"the exam holds {found.exam.effective:.3g} effective {found.exam.unit}s, fewer than {FEWEST_DOCUMENTS}: "
+            "every claim is about this exam"
+        )
     exam = found.results.beginning.get("exam")
     if isinstance(exam, Mapping) and exam.get("packed"):
         yield "rows of the exam are packed from several documents, as in training: few documents are long enough"
-
-
-def _rungs(found: Findings) -> Iterator[str]:
-    final = next((entry for entry in found.by_rung if entry["label"] == "decayed"), None)
-    if final is None:
-        return
-    last = min(final["means"], key=final["means"].__getitem__)
-    others = [entry for entry in found.by_rung if min(entry["means"], key=entry["means"].__getitem__) != last]
-    if others:
-        points = written.listed([f"{entry['tokens']:,} ({entry['label']})" for entry in others])
-        yield f"another arm led on validation loss at {points} tokens: the order changed with the budget"
 
 
 def _margin(found: Findings) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from tests.integration.ray_cluster import RayCluster, can_use_namespaces, on_path, python_without_project, ray_cluster
+from tests.integration.ray_cluster import (
+    REPOSITORY,
+    RayCluster,
+    needs_namespaces,
+    on_path,
+    python_without_project,
+    ray_cluster,
+)
+from tests.programs import needs
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -47,8 +56,8 @@ def cluster(folder: Path) -> Iterator[RayCluster]:
         started.start()
         bare = python_without_project(folder / "python")
         started.start(num_gpus=1, environment=on_path(bare), python=bare)
-        packages = f"{folder / 'packages'}{os.pathsep}{Path(__file__).parents[2]}"
-        private = folder / "unshared" if started.uses_namespaces else None
+        packages = f"{folder / 'packages'}{os.pathsep}{REPOSITORY}"
+        private = folder / "unshared" if started.uses_namespaces and shutil.which("unshare") else None
         started.start(num_cpus=2, private_folder=private, environment={"PYTHONPATH": packages})
         started.wait_for(3)
         yield started
@@ -78,11 +87,11 @@ def test_every_node_answers_for_itself_and_a_torch_that_differs_is_named(cluster
     assert not (folder / "runs" / "preflight").exists()
 
 
+@needs("unshare", "mount")
+@needs_namespaces
 def test_storage_that_one_node_does_not_share_and_a_server_that_is_down_are_named_with_the_rest(
     cluster: RayCluster, folder: Path
 ) -> None:
-    if not can_use_namespaces():
-        pytest.skip("a private mount needs root and iproute2")
     said = asked(cluster, folder / "unshared", "http://127.0.0.1:9")
     third = cluster.nodes[2].address
     assert [problem.partition(" is ")[0] for problem in said["problems"]] == [

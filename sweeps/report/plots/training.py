@@ -9,7 +9,17 @@ import numpy as np
 
 from sweeps import formatting as written
 from sweeps.report.facts import JUDGED, Arm, Facts, curve, mean_of, speed_of
-from sweeps.report.plots.style import GRID, MUTED, PAPER, Tips, arm_colour, arm_legend, arm_marker, label, token_axis
+from sweeps.report.plots.style import (
+    GRID,
+    MUTED,
+    PAPER,
+    Tips,
+    arm_colour,
+    arm_legend,
+    arm_marker,
+    label,
+    token_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

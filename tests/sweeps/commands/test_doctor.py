@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweeps.cluster.gpus import Gpu, gpu_memories_gib, visible_gpus
+from sweeps.cluster.gpus import Gpu, gpu_memories_gib, lowest_compute_capability, visible_gpus
 from sweeps.cluster.machines import local_machine, usable_cpus
 from sweeps.cluster.reachability import hub_problem, tracking_problem
 from sweeps.commands import doctor
@@ -78,8 +78,6 @@ def test_the_whole_examination_names_every_subject_and_a_remedy_for_whatever_is_
         "versions",
         "torch",
         "device",
-        "matmul",
-        "kernels",
         "Ray",
         "storage",
         "tracking",
@@ -89,7 +87,7 @@ def test_the_whole_examination_names_every_subject_and_a_remedy_for_whatever_is_
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(render(rows))
     console.file.close()
-    assert "GFLOP/s in fp32 on one CPU thread" in console.export_text()
+    assert "a private one per sweep" in console.export_text()
 
 
 def test_versions_that_differ_from_the_pins_are_named(tmp_path: Path) -> None:
@@ -139,26 +137,27 @@ def test_low_disk_space_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_leftovers_of_ray_are_named_with_their_pids() -> None:
     rows = leftover_rows(
-        processes=[(41, "gcs_server"), (42, "raylet")],
+        daemons=[(41, "gcs_server"), (42, "raylet")],
         current_cluster=True,
         auth_token=True,
         environment={},
-        wants_running_cluster=False,
+        uses_cluster=False,
     )
     assert rows[0].found == "running: gcs_server (pid 41), raylet (pid 42)"
-    assert rows[1].remedy == "export RAY_AUTH_MODE=disabled, or =token on all"
-
-
-def test_a_cluster_that_is_wanted_is_no_leftover_and_a_stale_file_is_one() -> None:
-    wanted = {"auth_token": True, "environment": {"RAY_AUTH_MODE": "token"}}
-    running = leftover_rows(
-        processes=[(1, "raylet")],
-        current_cluster=True,
-        wants_running_cluster=True,
-        **wanted,  # type: ignore[arg-type]
+    assert rows[1].remedy.startswith("export RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on all nodes, or "), (
+        "safest first"
     )
-    assert running == []
-    [row] = leftover_rows(processes=[], current_cluster=True, wants_running_cluster=False, **wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chosen", [{"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_TOKEN": "secret"}])
+def test_a_cluster_in_use_is_no_leftover_and_a_stale_file_is_one(chosen: dict[str, str]) -> None:
+    def rows(daemons: list[tuple[int, str]], *, uses_cluster: bool) -> list[Row]:
+        return leftover_rows(
+            daemons=daemons, current_cluster=True, auth_token=True, environment=chosen, uses_cluster=uses_cluster
+        )
+
+    assert rows([(1, "raylet")], uses_cluster=True) == []
+    [row] = rows([], uses_cluster=False)
     assert row.remedy == "delete that file"
 
 
@@ -253,6 +252,13 @@ def test_gpu_memory_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.
     assert gpu_memories_gib() == (24.0, 80.0)
     [node] = local_machine().nodes
     assert (node.gpus, node.gpu_gib) == (2, 24.0)
+
+
+def test_the_lowest_compute_capability_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, "echo 10.0; echo 7.5; echo '[N/A]'", monkeypatch)
+    assert lowest_compute_capability() == (7, 5)
+    nvidia_smi(tmp_path, "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2", monkeypatch)
+    assert lowest_compute_capability() is None
 
 
 @pytest.mark.parametrize("shown", ["1", "GPU-1c", "GPU-1c3d", "1,GPU-lost,0"])
