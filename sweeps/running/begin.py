@@ -73,6 +73,7 @@ def begin(
                 "block_len": exam.block_len,
                 "common_len": exam.common_len,
                 "packed": exam.packed,
+                "document_groups": dict(material.tokens.splits["test"].document_groups),
             },
             "vocab_size": material.tokens.vocab_size,
             "precision": precision_to_freeze(space),

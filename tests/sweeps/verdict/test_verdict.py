@@ -230,10 +230,7 @@ def test_a_best_rate_that_failed_on_another_explore_seed_withholds_with_the_comm
     cells = [replace(f, cell=replace(f.cell, lr=0.01)) if _is_confirm_of(f, "balanced") else f for f in cells]
     verdict = decide(sweep(cells, seeds={"explore": 2, "confirm": 5}))
     assert verdict.outcome == "withheld"
-    assert (
-        "the best rate of balanced by its finished cells (0.02) failed on another explore seed"
-        in verdict.statement
-    )
+    assert "the best rate of balanced by its finished cells (0.02) failed on another explore seed" in verdict.statement
     assert verdict.command == "sweeps resume planted --retry-failed"
 
 
