@@ -141,7 +141,16 @@ def sweep_with_everything() -> SweepResults:
 
 
 def test_every_key_of_a_verdict_is_explained() -> None:
-    verdict = decide(sweep_with_everything()).as_dict()
+    everything = sweep_with_everything()
+    verdict = decide(everything).as_dict()
+    spoilt = tuple(
+        replace(c, outcome="diverged") if c.cell.cell_id == "confirm-balanced-shuffled-0.02-101" else c
+        for c in everything.cells
+    )
+    again = decide(
+        replace(everything, cells=(*spoilt, cell("balanced", 0.03, 1, outcome=None)), earlier_verdicts=(verdict,))
+    ).as_dict()
+    verdict |= {key: again[key] for key in ("excluded", "last_decided")}
     parts = [verdict["context"], verdict["controls"], verdict["by_rung"], *verdict["by_budget"].values()]
     assert all(parts), "the planted sweep has every optional part of a verdict"
     assert_explains("Verdicts", set(paths_in(verdict)))
