@@ -110,7 +110,7 @@ def begin(
                 "block_len": exam.block_len,
                 "common_len": exam.common_len,
                 "packed": exam.packed,
-                "document_groups": dict(material.tokens.splits["test"].document_groups),
+                "document_groups": dict(tokens.splits["test"].document_groups),
             },
             "vocab_size": tokens.vocab_size,
             "precision": space.precision,
