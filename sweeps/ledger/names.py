@@ -23,7 +23,7 @@ def require_name(name: str) -> None:
 
 
 def fresh_name(runs: Storage, label: str) -> str:
-    """``label-N`` with the lowest N that no sweep has yet."""
+    """``label-N`` with the lowest N that is free."""
     stem = re.sub(r"[^A-Za-z0-9._-]", "-", label).lstrip("._-")[:56] or "sweep"
     taken = set(runs.names())
     number = 1
@@ -33,11 +33,11 @@ def fresh_name(runs: Storage, label: str) -> str:
 
 
 def newest_name(runs: Storage) -> str:
-    """The sweep that was begun last; raises BadInputError where there is none."""
-    begun: dict[str, float] = {}
+    """The sweep that began last; raises BadInputError where there is none."""
+    began_s: dict[str, float] = {}
     for name in sweep_names(runs):
-        with suppress(DamagedError):  # named by `sweeps status`; it hides no other
-            begun[name] = float(Ledger(runs, name).beginning()["created_s"])
-    if not begun:
+        with suppress(DamagedError):  # `sweeps status` names it; it hides no other
+            began_s[name] = float(Ledger(runs, name).beginning()["created_s"])
+    if not began_s:
         raise BadInputError(f"there is no sweep in {runs.uri}; `sweeps run` begins one")
-    return max(begun, key=lambda name: begun[name])
+    return max(began_s, key=lambda name: began_s[name])

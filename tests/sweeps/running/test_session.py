@@ -202,9 +202,9 @@ def test_room_is_asked_for_what_is_held_at_once_and_not_for_less(space: Space) -
 
 def test_cells_that_have_ended_ask_for_no_more_room(ledger: Ledger, space: Space) -> None:
     cells = [planned.cell for planned in ledger.planned_cells()]
-    whole = bytes_needed(space, vocab_size=512, begun=cells)
+    whole = bytes_needed(space, vocab_size=512, unfinished=cells)
     assert whole == bytes_needed(space, vocab_size=512)
-    late = bytes_needed(space, vocab_size=512, ended=cells[:4], begun=cells[4:])
+    late = bytes_needed(space, vocab_size=512, ended=cells[:4], unfinished=cells[4:])
     assert whole - late >= 4 * BYTES_OF_RECORDS_PER_CELL
 
 
@@ -219,7 +219,7 @@ def test_a_sweep_is_not_resumed_where_the_storage_lacks_room_for_what_is_left(
 
     planned = ledger.planned_cells()
     held = ledger.cell_folder(planned[0].cell_id)
-    needed = bytes_needed(space, vocab_size=512, begun=[p.cell for p in planned])
+    needed = bytes_needed(space, vocab_size=512, unfinished=[p.cell for p in planned])
     held.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x" * 1_000) and None)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1_000))
     require_room(ledger, space, vocab_size=512)  # what a cell holds already is not asked for again
