@@ -51,7 +51,8 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep to its verdict. Without a choice: `matched` where there is a GPU, else `laptop`."""
-    from sweeps.ledger.names import fresh_name, require_name
+    from sweeps.ledger.identifiers import require_name
+    from sweeps.ledger.names import fresh_name
     from sweeps.ledger.storage import Storage
     from sweeps.running.session import run_new
 

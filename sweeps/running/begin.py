@@ -49,11 +49,12 @@ def begin(
 ) -> None:
     """Write the first grid, then ``sweep.json``: a sweep exists once that is there."""
     exam = material.exam
-    ledger.storage.delete("plan")  # of a beginning that was cut short
-    ledger.add_cells(first_cells(space, explore_cells(space, material.identity)), because="the first grid")
+    sweep_id = secrets.token_hex(8)  # pages that a beginning left that was cut short have another one
+    cells = first_cells(space, explore_cells(space, material.identity))
+    ledger.add_cells(cells, because="the first grid", sweep_id=sweep_id)
     ledger.begin(
         {
-            "sweep_id": secrets.token_hex(8),
+            "sweep_id": sweep_id,
             "created_s": time.time(),
             "command": command,
             "space": space.resolved(),

@@ -39,6 +39,14 @@ class Desk(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """What runs segments: ``run_trials``, or another one in tests."""
+
+    def __call__(self, desk: Desk, share: Share, *, slots: int, storage_uri: str | None, trainable: Trainable) -> None:
+        """Run the desk's segments, so many at once, until the desk says that it is finished."""
+        ...
+
+
 @contextmanager
 def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
     """A Ray of our own on this machine until the block ends, closed to others; what SIGTERM does stays as it was."""

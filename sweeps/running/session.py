@@ -158,6 +158,7 @@ def resume(name: str, sitting: Sitting, console: Console, extend: Callable[[Ledg
     """
     ledger = Ledger(Storage(sitting.runs_uri), name)
     beginning = ledger.beginning()
+    ledger.require_current()
     lease = Lease(ledger.storage, DRIVER_LEASE)
     dead = lease.acquire()
     try:

@@ -74,8 +74,7 @@ def write_checkpoint(ledger: Ledger, result: CellResult, out: Path) -> None:
     from moe.trainer import Trainer
 
     checkpoints = ledger.cell_folder(str(result.cell.cell_id)).checkpoints
-    tokens = checkpoints.newest_complete()
-    if tokens is None:
+    if checkpoints.newest_complete() is None:
         raise BadInputError(
             f"the weights of cell {result.cell.cell_id} were not kept; --set keep=all keeps those of every cell"
         )
@@ -83,7 +82,7 @@ def write_checkpoint(ledger: Ledger, result: CellResult, out: Path) -> None:
     material = material_for(space, expected=ledger.beginning()["fingerprints"])
     config = train_config(as_trained(space, ledger), result.cell, vocab_size=material.tokens.vocab_size)
     trainer = Trainer(config, training_data(material.tokens, config, material.exam))
-    checkpoints.load(tokens, trainer.load)
+    checkpoints.load_newest(trainer.load)
     export_checkpoint(trainer.model, config.model, material.tokens.tokenizer_dir, out)
 
 

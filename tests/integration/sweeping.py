@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sweeps.ledger.lease import CELL_LEASE, claims
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 
@@ -151,12 +152,20 @@ def holders(runs_uri: str, name: str) -> dict[int, str]:
     ledger = Ledger(Storage(runs_uri), name)
     found = {}
     for cell_id in ledger.storage.names("cells"):
-        try:
-            lease = ledger.storage.read_json(f"cells/{cell_id}/lease.json")
-        except FileNotFoundError:
-            continue
-        found[int(lease["pid"])] = cell_id
+        lease = holder_of(ledger.storage.child(f"cells/{cell_id}"), CELL_LEASE)
+        if lease is not None:
+            found[int(lease["pid"])] = cell_id
     return found
+
+
+def holder_of(folder: Storage, lease: str) -> dict[str, Any] | None:
+    """The claim of a lease that was not given back; None where nobody holds it."""
+    try:
+        newest = claims(folder, lease)[-1:]
+        found: list[dict[str, Any]] = [folder.read_json(f"{lease}/{number:06d}.json") for number in newest]
+    except FileNotFoundError:
+        return None  # superseded at this moment
+    return found[0] if found and not found[0]["released"] else None
 
 
 def wait_for(

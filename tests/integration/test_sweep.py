@@ -26,7 +26,7 @@ def ended_cells(runs: Path, name: str, phase: str) -> int:
 def test_a_sweep_runs_to_its_verdict_and_mlflow_shows_each_cell_once(sweeps: Sweeps) -> None:
     said = sweeps("run", "--space", "space.toml", "--name", "first")
     verdict = json.loads((sweeps.runs / "first" / "verdict.json").read_text())
-    assert set(verdict) == VERDICT_KEYS
+    assert set(verdict) == {*VERDICT_KEYS, "checksum"}
     assert verdict["statement"] in " ".join(said.split())
     assert "<html" in (sweeps.runs / "first" / "report.html").read_text()
     outcomes = sweeps.outcomes("first")
@@ -85,7 +85,7 @@ def what_mlflow_shows_equals_the_ledger(sweeps: Sweeps, name: str, outcomes: dic
 def test_interrupted_in_explore_and_in_confirm_it_ends_as_if_it_had_not_been(sweeps: Sweeps) -> None:
     sweeps("run", "--space", "slow.toml", "--name", "undisturbed")
     process = sweeps.start("run", "--space", "slow.toml", "--name", "first")
-    wait_for(lambda: any((sweeps.runs / "first" / "cells").glob("*/lease.json")))
+    wait_for(lambda: any((sweeps.runs / "first" / "cells").glob("*/lease/*.json")))
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)

@@ -8,15 +8,18 @@ import pytest
 
 from search_spaces import Identity, Rate, confirm_cells, explore_cells, load_space, with_overrides
 from sweeps.errors import DamagedError, StorageError, SweepHeldError, WorldError
+from sweeps.ledger.cell_folder import CellWriter
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import first_cells
 from sweeps.plan.queue import Plan, StoppingRule
 from sweeps.running.driver import Driver
-from sweeps.trial.trainable import STOP_WISH, SegmentJob
+from sweeps.trial.trainable import SegmentJob
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+
+PRINTS = {"corpus": "c", "tokenizer": "t", "exam": "e", "code": "d"}
 
 
 class Listener:
@@ -40,7 +43,7 @@ def driver(tmp_path: Path) -> Driver:
     space = load_space(preset="smoke")
     ledger = Ledger(Storage(str(tmp_path)), "first")
     ledger.add_cells(first_cells(space, explore_cells(space, IDENTITY)), because="the first grid")
-    beginning = {"space": space.resolved(), "strategies": [], "fingerprints": {}, "sweep_id": "1", "created_s": 0.0}
+    beginning = {"space": space.resolved(), "strategies": [], "fingerprints": PRINTS, "sweep_id": "1", "created_s": 0.0}
     ledger.begin(beginning)
     arms = [arm.name for arm in space.strategies]
     driver = Driver(
@@ -73,8 +76,8 @@ def test_a_storage_that_fails_the_driver_ends_the_sweep_in_order(
     monkeypatch.setattr("sweeps.running.driver.read_cell", away)
     driver.done(job.cell_id, {"ended": "done"})
     assert driver.take() == "finished"
-    assert driver.ledger.storage.exists(STOP_WISH), "running segments are asked to save"
-    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    assert driver.ledger.storage.exists(driver.stop_request), "running segments are asked to save"
+    driver.engine = lambda *_, **__: None
     with pytest.raises(StorageError, match="the network is down"):
         driver.run()
 
@@ -89,8 +92,8 @@ def test_the_first_error_of_the_world_is_the_one_that_is_raised(
 
     monkeypatch.setattr("sweeps.running.driver.read_cell", damaged)
     driver.done(first.cell_id, {"ended": "done"})
-    driver.done(second.cell_id, {"ended": "stop_sweep", "reason": "No space left on device"})
-    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    driver.done(second.cell_id, {"ended": "world_fault", "reason": "No space left on device"})
+    driver.engine = lambda *_, **__: None
     with pytest.raises(DamagedError, match=r"outcome\.json is damaged"):
         driver.run()
 
@@ -153,7 +156,7 @@ def test_a_driver_that_lost_the_sweep_hands_out_and_writes_nothing_more(
     monkeypatch.setattr(Storage, "write_json", lambda *_: pytest.fail("the sweep is another driver's"))
     driver.done(job.cell_id, {"ended": "error", "reason": "RuntimeError: bug"})
     assert driver.take() == "finished"
-    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    driver.engine = lambda *_, **__: None
     with pytest.raises(WorldError, match="taken over by pid 7 on elsewhere"):
         driver.run()
 
@@ -165,20 +168,18 @@ def test_an_explore_cell_that_has_ended_gives_its_checkpoints_back_unless_all_ar
     driver.space = with_overrides(driver.space, [f"keep={keep}"])
     job = taken(driver)
     folder = driver.ledger.cell_folder(job.cell_id)
-    folder.checkpoints.save(65_536, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+    CellWriter(folder, "000001-cafe").save(65_536, lambda path: (path / "state.bin").write_bytes(b"x") and None)
     folder.write_outcome(driver.plan.planned(job.cell_id).cell, "completed", tokens_seen=65_536, val_loss=4.0)
     driver.done(job.cell_id, {"ended": "done"})
     assert folder.checkpoints.complete() == kept
 
 
-def test_cells_that_the_engine_lost_without_a_word_are_tried_again_and_end_as_failed(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forgetful(desk: Driver, *_: object, **__: object) -> None:
+def test_cells_that_the_engine_lost_without_a_word_are_tried_again_and_end_as_failed(driver: Driver) -> None:
+    def forgetful(desk: Any, *_: object, **__: object) -> None:
         while isinstance(desk.take(), SegmentJob):
             pass
 
-    monkeypatch.setattr("sweeps.running.driver.run_trials", forgetful)
+    driver.engine = forgetful
     driver.run()
     outcomes = [driver.ledger.cell_folder(planned.cell_id).outcome() for planned in driver.plan.cells]
     assert {outcome["outcome"] for outcome in outcomes if outcome is not None} == {"failed"}
