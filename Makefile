@@ -21,7 +21,7 @@ help:
 	@echo 'make ui                     MLflow UI on this machine'
 	@echo 'make doctor                 what this machine can do, and what to mend'
 	@echo 'make test | check | fix     tests; lint and types; format'
-	@echo 'make test-faults            the whole fault suite: kills, full disks, truncated files'
+	@echo 'make test-faults            the whole fault suite: kills, full disks, truncated files, 20,000 simulated schedules'
 	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep, early_stopping: writes bench/*.json'
 	@echo 'make gpu-check              on a machine with CUDA: memory, precision, packing, resume'
 	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
@@ -46,6 +46,7 @@ test: $(VENV)/.ready-dev
 
 test-faults: $(VENV)/.ready-dev
 	@SWEEPS_FAULTS=full $(VENV)/bin/python -m pytest -m 'faults' $(ARGS)
+	@SWEEPS_SIMULATIONS=$${SWEEPS_SIMULATIONS:-20000} $(VENV)/bin/python -m pytest -s tests/simulation
 
 check: $(VENV)/.ready-dev
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -6,7 +6,6 @@ resume would make again, and none twice.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from sweeps.ledger.checkpoints import (
     read_listed,
     stored_file,
 )
-from sweeps.ledger.checksum import with_checksum, without_checksum
+from sweeps.ledger.checksum import with_checksum
 from sweeps.ledger.entries import SCHEMA, add_numbered, find_entry, numbered
 from sweeps.ledger.models import Attempt, CountedSegment, Outcome, OutcomeEntry, Segment, validated
 from sweeps.ledger.results import RETRIED_OUTCOMES
@@ -105,10 +104,7 @@ class CellFolder:
 
     def _listed_records(self, segment: CountedSegment) -> list[dict[str, Any]]:
         name = f"segments/{segment.name}"
-        try:
-            value = json.loads(without_checksum(read_listed(self.storage, name, segment)))
-        except ValueError as error:
-            raise DamagedError(f"{self.storage.uri}/{name} is damaged: {error}; restore it from a copy") from error
+        value = self.storage.parse_json(name, read_listed(self.storage, name, segment))
         validated(self.storage, name, value, Segment)
         records: list[dict[str, Any]] = value["records"]
         return records

@@ -29,7 +29,8 @@ CELL_LEASE: Final = "lease"  # of a cell, in its folder
 HEARTBEAT_S: Final = 5.0
 STALE_AFTER_S: Final = 30.0
 TRUSTED_S: Final = 20.0
-_LOOK_EVERY_S: Final = 0.25
+_FIRST_LOOK_S: Final = 0.25
+_LOOK_EVERY_S: Final = 2.0
 _CLAIM: Final = re.compile(r"(\d{6,})\.json")
 
 
@@ -92,6 +93,7 @@ class Lease:
         """
         deadline_s = self._world.monotonic_s() + wait_s
         watch = _Watch(self._storage, self._name)
+        pause_s = _FIRST_LOOK_S
         while True:
             look = watch.look()
             if look.may_be_taken:
@@ -103,7 +105,8 @@ class Lease:
                     f"{self._storage.uri} is held by {look.holder or 'another process'}: two cannot work on it at "
                     "once; wait until that one ends, or end it"
                 )
-            self._world.sleep(_LOOK_EVERY_S)
+            self._world.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_EVERY_S)
 
     def require_held(self) -> None:
         """Raises SweepHeldError where somebody took the lease over; looks again where that was not done for long."""
@@ -239,12 +242,13 @@ class _Watch:
         if not numbers:
             return _Look(number=0, holder=None, may_be_taken=True, is_alive=False)
         number = numbers[-1]
+        where = f"{self._name}/{number:06d}.json"
         try:
-            data = self._storage.read_bytes(f"{self._name}/{number:06d}.json")
+            data = self._storage.read_bytes(where)
         except FileNotFoundError:  # superseded at this moment
             return _Look(number=number, holder=None, may_be_taken=False, is_alive=False)
         self._note(data)
-        holder = self._parsed(number)
+        holder = self._parsed(where, data)
         runs = None if holder is None else self._world.is_running(holder.process)
         is_stale = self._world.monotonic_s() - self._since_s > STALE_AFTER_S
         is_free = holder is not None and (holder.released or runs is False)
@@ -261,11 +265,11 @@ class _Watch:
             self._seen = data
             self._since_s = self._world.monotonic_s()
 
-    def _parsed(self, number: int) -> Holder | None:
+    def _parsed(self, where: str, data: bytes) -> Holder | None:
         """The claim; None where it is damaged, which a living holder repairs with its next heartbeat."""
         try:
-            return _read_claim(self._storage, self._name, number)
-        except (DamagedError, FileNotFoundError):
+            return validated(self._storage, where, self._storage.parse_json(where, data), Holder)
+        except DamagedError:
             return None
 
 

@@ -100,8 +100,11 @@ class Storage:
 
     def read_json(self, name: str) -> Any:
         """The object parsed as JSON; raises DamagedError, naming it, where it is not JSON or not what was written."""
+        return self.parse_json(name, self.read_bytes(name))
+
+    def parse_json(self, name: str, data: bytes) -> Any:
+        """The same for bytes that were read before."""
         where = f"{self.uri}/{name}"
-        data = self.read_bytes(name)
         try:
             return json.loads(without_checksum(data))
         except ChecksumError as error:

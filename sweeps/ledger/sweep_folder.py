@@ -149,7 +149,7 @@ class Ledger:
         sweep_id: str | None = None,
     ) -> bool:
         """The same to a plan of exactly these pages; returns False, with nothing written, where it has others."""
-        known = {planned.cell_id for planned in _cells_of(pages)} if sweep_id is None else set()
+        known = {planned.cell_id for planned in cells_of(pages)} if sweep_id is None else set()
         fresh = list({planned.cell_id: planned for planned in cells if planned.cell_id not in known}.values())
         if not fresh and extension is None:
             return True
@@ -164,10 +164,9 @@ class Ledger:
                 for planned in fresh
             ],
         }
-        found = numbers(self.storage, "plan")
-        if len(self._counted_pages(found)) != len(pages):
+        if len(self.plan_pages()) != len(pages):
             return False
-        return create_numbered(self.storage, "plan", max(found, default=0) + 1, page)
+        return create_numbered(self.storage, "plan", max(self._pages, default=0) + 1, page)
 
     def _sweep_id(self) -> str | None:
         """The sweep's id; None before its beginning is written."""
@@ -178,7 +177,7 @@ class Ledger:
 
     def planned_cells(self) -> list[PlannedCell]:
         """All cells in the order in which they were added, each once."""
-        return _cells_of(self.plan_pages())
+        return cells_of(self.plan_pages())
 
     def planned(self, cell_id: str) -> PlannedCell:
         """The cell of this id; raises StorageError where the plan, as this machine sees it, has none."""
@@ -191,14 +190,19 @@ class Ledger:
         )
 
     def plan_pages(self) -> list[dict[str, Any]]:
-        """The plan's pages as they were written: when, why, which cells."""
-        return self._counted_pages(numbers(self.storage, "plan"))
+        """The plan's pages as they were written: when, why, which cells.
 
-    def _counted_pages(self, found: Sequence[int]) -> list[dict[str, Any]]:
-        for number in found:
-            if number not in self._pages:  # a page never changes once it is written
-                self._pages[number] = read_entry(self.storage, f"plan/{number:04d}.json", PlanPage)
-        pages = [self._pages[number] for number in found]
+        Raises DamagedError where one is missing. Pages are numbered from 1 without a gap and looked for by number: on
+        some mounts the listing of a folder is late.
+        """
+        last = max(numbers(self.storage, "plan"), default=0)
+        number = len(self._pages) + 1  # a page never changes once it is written
+        while (page := find_entry(self.storage, f"plan/{number:04d}.json", PlanPage)) is not None:
+            self._pages[number] = page
+            number += 1
+        if number <= last:
+            raise DamagedError(f"{self.storage.uri}/plan/{number:04d}.json is missing; restore it from a copy")
+        pages = list(self._pages.values())
         if len({page.get("sweep_id") for page in pages}) < 2:
             return pages
         return [page for page in pages if page.get("sweep_id") in (None, self._sweep_id())]
@@ -267,7 +271,7 @@ def sweep_names(runs: Storage) -> list[str]:
     return [name for name in runs.names() if is_folder_name(name) and runs.exists(f"{name}/sweep.json")]
 
 
-def _cells_of(pages: Iterable[Mapping[str, Any]]) -> list[PlannedCell]:
+def cells_of(pages: Iterable[Mapping[str, Any]]) -> list[PlannedCell]:
     """The cells of some pages, each once, as the first page has it."""
     found: dict[str, PlannedCell] = {}
     for page in pages:

@@ -15,7 +15,7 @@ from search_spaces import Identity, OptunaSearch, Space
 from sweeps.errors import StorageError, SweepHeldError, WorldError
 from sweeps.ledger.reading import LedgerReader, read_cell
 from sweeps.ledger.results import RETRIED_OUTCOMES
-from sweeps.ledger.sweep_folder import Ledger, PlannedCell
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell, cells_of
 from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import next_cells
@@ -24,7 +24,10 @@ from sweeps.running.faults import DeathLog, WorldFaults
 from sweeps.running.ray_tune import Engine, Trainable, run_trials
 from sweeps.trial.trainable import SegmentJob, run_segment
 
-MAX_ATTEMPTS: Final = 3  # of one cell at one point: a lost node may strike twice, a bug strikes always
+MAX_ERRORS: Final = 3  # of one cell between two checkpoints; two suffice where they are the same
+MAX_DEATHS_AT_A_POINT: Final = (
+    5  # of its workers after the same report: lost nodes strike anywhere, a bug strikes there
+)
 MAX_DEATHS: Final = 10  # between two checkpoints, wherever: what cannot live until the next one has no end
 DEATH: Final = "the worker process died (killed, or its node was lost)"
 _LOOK_EVERY_S: Final = 0.2  # for a stop, while nothing can run
@@ -79,11 +82,13 @@ class Driver:
         self._faults = WorldFaults(self._world)
         self._deaths = DeathLog()
         self._pages = self.ledger.plan_pages()
-        self.plan = Plan(stopping_rule(self.space), self.ledger.planned_cells())
+        self.plan = Plan(stopping_rule(self.space), cells_of(self._pages))
         self._results = LedgerReader(self.ledger).results()
-        self._cells = {str(result.cell.cell_id): result for result in self._results.cells}
+        known = {planned.cell_id for planned in self.plan.cells}
+        self._cells = {cell_id: r for r in self._results.cells if (cell_id := str(r.cell.cell_id)) in known}
         for cell_id, result in self._cells.items():
             self.plan.ended(cell_id, progress_of(result))
+        assert self._cells.keys() == known, "a page of the plan that was read once is there"
 
     def run(self) -> None:
         """Run every cell that has no outcome, phase after phase; returns early where a stop was asked for.
@@ -335,17 +340,20 @@ def stopping_rule(space: Space) -> StoppingRule:
 
 
 def is_its_own_fault(attempts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether failures at one checkpoint are the cell's: the same error twice, or a death at one and the same point.
+    """Whether failures at one checkpoint are the cell's: the same error twice, or deaths after one and the same report.
 
-    A node that is lost takes its workers wherever they are, so deaths at different points say nothing about a cell.
+    A node that is lost takes its workers wherever they are, so other deaths say nothing about a cell.
     """
+    if not attempts:
+        return False  # the cell got further meanwhile, under a worker that was taken for dead
     newest = attempts[-1]
     if newest["kind"] == "error":
         errors = [attempt for attempt in attempts if attempt["kind"] == "error"]
-        return len(errors) >= MAX_ATTEMPTS or sum(e["reason"] == newest["reason"] for e in errors) >= 2
+        return len(errors) >= MAX_ERRORS or sum(e["reason"] == newest["reason"] for e in errors) >= 2
     deaths = [attempt for attempt in attempts if attempt["kind"] == newest["kind"]]
-    here = [attempt for attempt in deaths if attempt.get("reached_tokens") == newest.get("reached_tokens")]
-    return len(here) >= MAX_ATTEMPTS or len(deaths) >= MAX_DEATHS
+    reached = newest.get("reached_tokens")
+    here = [attempt for attempt in deaths if reached and attempt.get("reached_tokens") == reached]
+    return len(here) >= MAX_DEATHS_AT_A_POINT or len(deaths) >= MAX_DEATHS
 
 
 def failed_cells(ledger: Ledger) -> Sequence[tuple[PlannedCell, Mapping[str, Any]]]:

@@ -21,6 +21,7 @@ from sweeps.ledger.lease import CELL_LEASE, DRIVER_LEASE
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
+from sweeps.running.driver import MAX_DEATHS
 from tests.integration.conftest import FAULT_TABLE
 from tests.integration.sweeping import Losses, Sweeps, end_with_children, holder_of, holders, wait_for
 
@@ -328,7 +329,7 @@ def test_a_cell_whose_worker_always_dies_ends_as_failed_and_the_others_go_on(swe
     process = started(sweeps, "run", "--space", "slow.toml", "--name", "first")
     victim = next((sweeps.runs / "first" / "cells").glob("*/lease")).parent
     killed: set[int] = set()
-    while len(killed) < 3 and process.poll() is None:
+    while len(killed) < MAX_DEATHS and process.poll() is None:
         holder = holder_of(Storage(str(victim)), CELL_LEASE)
         if holder is not None and holder["pid"] not in killed:
             with suppress(psutil.NoSuchProcess):
@@ -341,7 +342,7 @@ def test_a_cell_whose_worker_always_dies_ends_as_failed_and_the_others_go_on(swe
     assert "Run them again with: sweeps resume first --retry-failed" in said
     outcomes = {cell: found["outcome"] for cell, found in sweeps.outcomes("first").items()}
     assert [cell for cell, outcome in outcomes.items() if outcome == "failed"] == [victim.name]
-    assert len(list((victim / "attempts").glob("*.json"))) == 3
+    assert len(list((victim / "attempts").glob("*.json"))) == MAX_DEATHS
     sweeps("resume", "first", "--retry-failed")
     assert "failed" not in {found["outcome"] for found in sweeps.outcomes("first").values()}
 

@@ -277,10 +277,11 @@ def test_pages_of_two_writers_never_meet(tmp_path: Path) -> None:
     second.add_cells(cells[:1], because="second")
     assert not first.add_cells_to(pages, cells[1:2], because="first"), "the plan is not the one that was read"
     first.add_cells(cells[1:2], because="first")
+    assert first.storage.names("plan") == ["0001.json", "0002.json"]
+    assert Ledger(Storage(str(tmp_path)), "first").planned_cells() == cells[:2]
     (tmp_path / "first" / "plan" / "0001.json").unlink()
-    second.add_cells(cells[2:], because="a page is missing")
-    assert first.storage.names("plan") == ["0002.json", "0003.json"]
-    assert Ledger(Storage(str(tmp_path)), "first").planned_cells() == cells[1:]
+    with pytest.raises(DamagedError, match=r"plan/0001\.json is missing; restore it from a copy"):
+        Ledger(Storage(str(tmp_path)), "first").add_cells(cells[2:], because="a page is missing")
 
 
 def test_pages_that_a_beginning_left_that_was_cut_short_do_not_count(ledger: Ledger) -> None:
