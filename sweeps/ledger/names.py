@@ -1,25 +1,13 @@
-"""Names of sweeps: what they may be, fresh ones, the newest one."""
+"""Names of sweeps: fresh ones, the newest one."""
 
 from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import Final
 
 from sweeps.errors import BadInputError, DamagedError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, sweep_names
-
-NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def require_name(name: str) -> None:
-    """Raises BadInputError unless ``name`` can be the name of a sweep."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise BadInputError(
-            f"name={name!r} must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit; "
-            "for example: --name first"
-        )
 
 
 def fresh_name(runs: Storage, label: str) -> str:

@@ -141,7 +141,7 @@ BAD_INPUTS = {
     "a sweep like no other": Row(
         words="status elsewhere", says=("there is no sweep 'elsewhere'", "`sweeps status` lists those that are there")
     ),
-    "no sweep at all": Row(words="resume --runs-dir nothing", says=("there is no sweep in", "`sweeps run` begins one")),
+    "no sweep at all": Row(words="resume --runs-dir nothing", says=("there is no sweep in", "`sweeps run` starts one")),
     "list of no sweep": Row(words="status --runs-dir nothing", code=0, says=("No sweep in nothing yet",)),
     # extend and resume
     "extend by nothing": Row(
