@@ -301,8 +301,8 @@ BAD_INPUTS = {
         ),
     ),
     "threads that no machine has": Row(
-        words="plan --space space.toml --set resources.threads_per_trial=100000 --json",
-        says=("a trial of short, long needs 100,000 CPU, and this machine has", "lower resources.threads_per_trial"),
+        words="plan --space space.toml --set resources.threads_per_trial=1000 --json",
+        says=("a trial of short, long needs 1,000 CPU, and this machine has", "lower resources.threads_per_trial"),
     ),
     "an infinite price": Row(
         words="plan --space space.toml --price-per-hour inf --json",

@@ -109,7 +109,7 @@ def test_a_port_that_is_taken_is_named_before_anything_starts(ask: Ask) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         code, said = ask(f"ui --port {port}")
-    assert f"port {port} of 127.0.0.1 is taken; name another, or none to have one picked" in said
+    assert f"port {port} of 127.0.0.1 is taken; give another --port, or none for a free one" in said
     assert code == 2
 
 
