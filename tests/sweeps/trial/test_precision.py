@@ -123,7 +123,7 @@ def test_a_sweep_begins_with_its_precision_written_down(
     data: Any = SimpleNamespace(
         identity=IDENTITY,
         fingerprints={"corpus": "c", "tokenizer": "t", "exam": "e"},
-        tokens=SimpleNamespace(vocab_size=512, facts={}),
+        tokens=SimpleNamespace(vocab_size=512, facts={}, splits={"test": SimpleNamespace(document_groups={})}),
         exam=SimpleNamespace(fingerprint="e", validation=rows, test=rows, block_len=64, common_len=8, packed=False),
     )
     ledger = Ledger(Storage(str(tmp_path)), "first")
