@@ -215,7 +215,7 @@ class Simulation:
             heapq.heappush(self._queue, (self.now_s, self._sequence, process, 0))
             self.sleep(0.0)
         if self.happens(self.faults.pause):
-            self.pause(process, self.rng.choice([2.0, 12.0, 31.0, 45.0, 90.0, 200.0]))
+            self.pause(process, self.rng.choice([2.0, 200.0, *[self.rng.uniform(11.0, 60.0)] * 4]))
             self.sleep(0.0)
 
     def pause(self, process: SimProcess, seconds: float) -> None:
