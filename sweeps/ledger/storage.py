@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sweeps.errors import BadInputError, DamagedError, StorageAwayError, StorageError
-from sweeps.ledger.backends import TEMPORARY_PREFIX, Backend, LocalDisk, ObjectStore
+from sweeps.ledger.backends import TEMPORARY_PREFIX, Backend
 from sweeps.ledger.checksum import ChecksumError, with_checksum, without_checksum
 from sweeps.ledger.world import RealWorld, World
 
@@ -33,7 +33,6 @@ class Storage:
         uri: str,
         *,
         world: World | None = None,
-        backend: Backend | None = None,
         patience_s: float = 0.0,
     ) -> None:
         """Take a path or a URI; a path, ``file://`` before it or not, is made absolute.
@@ -48,7 +47,7 @@ class Storage:
             uri = _path_of(uri)
         self.uri = _plain_uri(uri).rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
         self.world: World = world or RealWorld()
-        self._backend: Backend = backend or (LocalDisk(self.path) if self.is_local else ObjectStore(self.uri))
+        self._backend: Backend = self.world.backend(self.uri)
         self._folder = ""
         self._patience_s = patience_s
 

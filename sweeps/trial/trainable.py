@@ -16,8 +16,9 @@ from sweeps.errors import BadInputError, StorageError, SweepHeldError
 from sweeps.ledger.cell_folder import CellWriter
 from sweeps.ledger.lease import CELL_LEASE, STALE_AFTER_S, Lease
 from sweeps.ledger.models import Outcome
+from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
-from sweeps.ledger.world import RealWorld, World
+from sweeps.ledger.world import PATIENCE_S, World
 from sweeps.packing.shares import allocator_share
 from sweeps.trial.device_load import device_name, running_trial
 
@@ -90,7 +91,7 @@ def train_segment(
     from moe.errors import Diverged, OutOfMemory
     from sweeps.training_data import cache_dir
 
-    ledger = Ledger((world or RealWorld()).storage(job.runs_uri), job.sweep)
+    ledger = Ledger(Storage(job.runs_uri, world=world, patience_s=PATIENCE_S), job.sweep)
     planned = ledger.planned(job.cell_id)
     folder = ledger.cell_folder(job.cell_id)
     lease = Lease(folder.storage, CELL_LEASE)

@@ -23,6 +23,7 @@ from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import SweepResults
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
+from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import first_cells
 from sweeps.plan.queue import Plan
@@ -147,7 +148,7 @@ class Invariants:
     """Looks at every object that is written or deleted; raises BrokenPromiseError where one breaks a promise."""
 
     sim: Simulation
-    counted: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    counted: dict[tuple[str, str], list[tuple[float, int]]] = field(default_factory=dict)
     outcomes: dict[str, bytes] = field(default_factory=dict)
 
     def look(self, verb: str, key: str) -> None:
@@ -164,19 +165,27 @@ class Invariants:
             self._look_at_records(parts[2])
 
     def _look_at_records(self, cell_id: str) -> None:
-        """What counted once counts for ever: the same segments, in the same order, with more after them."""
+        """What counted once counts for ever: the same records, with more after them.
+
+        An outcome may bring its own: who slept between its last look and its outcome has trained the same cell to its
+        end, with the same losses at other times.
+        """
         folder = CellFolder(Storage(RUNS, backend=Plain(self.sim)).child(f"first/cells/{cell_id}"))
+        mark = "train_loss" if folder.outcome() is not None else "timestamp_s"
         try:
-            now = [(str(record["train_loss"]), int(record["tokens_seen"])) for record in folder.records()]
+            now = [(record[mark], int(record["tokens_seen"])) for record in folder.records()]
         except StorageError as error:
             raise BrokenPromiseError(f"records of {cell_id} that count cannot be read: {error}") from error
         tokens = [seen for _, seen in now]
         if tokens != sorted(set(tokens)):
             raise BrokenPromiseError(f"records of {cell_id} are doubled or out of order: {tokens}")
-        before = self.counted.get(cell_id, [])
+        before = self.counted.get((cell_id, mark), [])
         if now[: len(before)] != before and not self.sim.faults.partial_listing:
-            raise BrokenPromiseError(f"records of {cell_id} counted up to {before[-1:]}, and now they are {now[-1:]}")
-        self.counted[cell_id] = now
+            raise BrokenPromiseError(f"records of {cell_id} counted to {before[-1:]}, and now to {now[-1:]}")
+        self.counted[cell_id, mark] = now
+        if mark == "timestamp_s":
+            losses = [(record["train_loss"], int(record["tokens_seen"])) for record in folder.records()]
+            self.counted[cell_id, "train_loss"] = losses
 
 
 class SimulatedSweep:
@@ -223,7 +232,7 @@ class SimulatedSweep:
         return driver.ended or driver.paused_until_s > self.sim.now_s + 30.0
 
     def _drive(self, world: SimWorld) -> str:
-        ledger = Ledger(world.storage(RUNS), "first")
+        ledger = Ledger(Storage(RUNS, world=world, patience_s=PATIENCE_S), "first")
         lease = Lease(ledger.storage, DRIVER_LEASE)
         lease.acquire()
         try:

@@ -17,8 +17,7 @@ from typing import Any
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from sweeps.ledger.backends import Backend
-from sweeps.ledger.storage import Storage
-from sweeps.ledger.world import PATIENCE_S, Event, Process, Task
+from sweeps.ledger.world import Event, Process, Task
 
 RUNS = "sim://runs"
 
@@ -215,7 +214,7 @@ class Simulation:
             heapq.heappush(self._queue, (self.now_s, self._sequence, process, 0))
             self.sleep(0.0)
         if self.happens(self.faults.pause):
-            self.pause(process, self.rng.choice([2.0, 12.0, 31.0, 45.0, 90.0, 200.0]))
+            self.pause(process, self.rng.choice([2.0, 200.0, *[self.rng.uniform(11.0, 60.0)] * 4]))
             self.sleep(0.0)
 
     def pause(self, process: SimProcess, seconds: float) -> None:
@@ -319,8 +318,8 @@ class SimWorld:
             return None
         return self.sim.is_running(process)
 
-    def storage(self, uri: str) -> Storage:
-        return Storage(uri, world=self, backend=SimBackend(self.sim, self.me), patience_s=PATIENCE_S)
+    def backend(self, uri: str) -> Backend:
+        return SimBackend(self.sim, self.me)
 
 
 class SimBackend(Backend):
