@@ -33,6 +33,7 @@ class Storage:
         uri: str,
         *,
         world: World | None = None,
+        backend: Backend | None = None,
         patience_s: float = 0.0,
     ) -> None:
         """Take a path or a URI; a path, ``file://`` before it or not, is made absolute.
@@ -47,7 +48,7 @@ class Storage:
             uri = _path_of(uri)
         self.uri = _plain_uri(uri).rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
         self.world: World = world or RealWorld()
-        self._backend: Backend = self.world.backend(self.uri)
+        self._backend: Backend = backend or self.world.backend(self.uri)
         self._folder = ""
         self._patience_s = patience_s
 

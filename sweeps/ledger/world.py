@@ -19,7 +19,6 @@ from typing import Final, Protocol
 
 from sweeps.ledger.backends import Backend, LocalDisk, ObjectStore
 
-
 PATIENCE_S: Final = 60.0
 """How long an operation of a storage that is away is retried by a process that would otherwise lose work."""
 
@@ -144,50 +143,6 @@ class RealWorld:
     def backend(self, uri: str) -> Backend:
         """Open a disk for a path, an object store for a URI."""
         return ObjectStore(uri) if "://" in uri else LocalDisk(Path(uri))
-
-
-_BOOTTIME)
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep."""
-        time.sleep(seconds)
-
-    def spawn(self, work: Callable[[], None], name: str) -> Task:
-        """Start a daemon thread."""
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        thread.start()
-        return thread
-
-    def event(self) -> Event:
-        """Make a ``threading.Event``."""
-        return threading.Event()
-
-    def random_token(self, n_bytes: int) -> str:
-        """Draw from the system's generator."""
-        return secrets.token_hex(n_bytes)
-
-    def process(self) -> Process:
-        """Return this process as ``/proc`` shows it."""
-        pid = os.getpid()
-        return Process(
-            host=socket.gethostname(),
-            boot_id=_boot_id(),
-            pid_namespace=_pid_namespace(),
-            pid=pid,
-            start_ticks=_start_ticks(pid) or 0,
-        )
-
-    def is_running(self, process: Process) -> bool | None:
-        """Look the process up where it shares this one's boot and PID namespace."""
-        if (process.boot_id, process.pid_namespace) != (_boot_id(), _pid_namespace()):
-            return None
-        return _start_ticks(process.pid) == process.start_ticks
-
-    def storage(self, uri: str) -> Storage:
-        """Open a path, ``s3://`` or ``gs://``."""
-        from sweeps.ledger.storage import Storage
-
-        return Storage(uri, world=self, patience_s=PATIENCE_S)
 
 
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # Linux has it; macOS's CLOCK_MONOTONIC is as good
