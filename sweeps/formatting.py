@@ -1,9 +1,14 @@
-"""How numbers are written in a report: pure functions from a value to text, a dash for a value that is absent."""
+"""How numbers, spans of time and commands are written: functions from a value to text, a dash for an absent value."""
 
 from __future__ import annotations
 
 import math
+import re
+import shlex
+import shutil
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 ABSENT = "–"
 MINUS = "−"
@@ -124,3 +129,37 @@ def listed(words: list[str]) -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def shown_command(*words: str) -> str:
+    """Return ``sweeps WORDS`` as a line that runs in the user's shell and folder, each word quoted where needed."""
+    return shlex.join([*_program(), *words])
+
+
+def with_shown_commands(text: str) -> str:
+    """Return ``text`` with the program's name replaced in every command that stands between backticks.
+
+    A verdict holds commands as ``sweeps resume NAME``, the same on every machine; they are completed where they are
+    shown.
+    """
+    program = shlex.join(_program())
+    return re.sub(r"`sweeps (?=[a-z])", lambda _: f"`{program} ", text)
+
+
+def _program() -> list[str]:
+    """``sweeps`` where PATH leads to this installation, else its script's path, else this Python with ``-m``."""
+    script = Path(sys.executable).with_name("sweeps")
+    on_path = shutil.which("sweeps")
+    if on_path is not None and (not script.exists() or Path(on_path).samefile(script)):
+        return ["sweeps"]
+    if not script.exists():
+        return [_from_here(Path(sys.executable)), "-m", "sweeps"]
+    return [_from_here(script)]
+
+
+def _from_here(path: Path) -> str:
+    """The path relative to the working folder where it lies below, else as it is."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
