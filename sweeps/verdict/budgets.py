@@ -13,33 +13,34 @@ import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.confirmed import Confirmed, test_loss
-from sweeps.verdict.leads import interval_entry
+from sweeps.verdict.leads import estimate
+from sweeps.verdict.rows import BudgetViews, PairDifference, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
 from sweeps.verdict.speeds import measured_speeds
 from sweeps.verdict.statistics import Floats, winner
 
 
-def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> list[dict[str, Any]]:
-    """Return the paired differences of validation loss wherever all arms sat the exam, labelled by the schedule.
+def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> tuple[RungView, ...]:
+    """Return the paired differences of validation loss wherever all arms were evaluated, labelled by the schedule.
 
     A loss on the plateau is ``undecayed``, one in the decay ``decaying``: neither supports a claim (rule 3 of the
     method). ``decayed`` is the full budget.
     """
     curves = {(arm, seed): _val_losses(confirmed.cells[arm][seed]) for arm in confirmed.arms for seed in seeds}
     if not curves:
-        return []
-    entries: list[dict[str, Any]] = []
+        return ()
+    entries: list[RungView] = []
     for tokens in sorted(set.intersection(*(set(curve) for curve in curves.values()))):
         table = np.asarray([[curves[arm, seed][tokens] for arm in confirmed.arms] for seed in seeds])
         entries.append(
-            {
-                "tokens": tokens,
-                "metric": "val_loss",
-                "label": schedule_label(results, tokens),
-                "means": {arm: float(mean) for arm, mean in zip(confirmed.arms, table.mean(axis=0), strict=True)},
-                "pairs": _pair_entries(confirmed.arms, table, alpha),
-            }
+            RungView(
+                tokens=tokens,
+                metric="val_loss",
+                label=schedule_label(results, tokens),
+                means=_means(confirmed.arms, table),
+                pairs=_pairs(confirmed.arms, table, alpha),
+            )
         )
-    return entries
+    return tuple(entries)
 
 
 def schedule_label(results: SweepResults, tokens: float) -> str:
@@ -53,7 +54,7 @@ def schedule_label(results: SweepResults, tokens: float) -> str:
 
 def by_budget(
     results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float, *, is_judged: bool
-) -> dict[str, Any]:
+) -> BudgetViews:
     """Return the arms at equal tokens, in equal time and at equal updates; None for a view that was not measured.
 
     No view names a winner where the verdict may not (``is_judged``).
@@ -61,22 +62,21 @@ def by_budget(
     own = confirmed.losses(seeds)
     tokens = None
     if own is not None:
-        tokens = {"budget_tokens": results.budget_tokens, **_view(confirmed.arms, own, alpha)}
-        tokens["to_target"] = tokens_to_target(results, confirmed, seeds)
-    views = {
-        "tokens": tokens,
-        "time": _equal_time(results, confirmed, alpha),
-        "updates": _equal_updates(results, confirmed, seeds, alpha),
-    }
-    for view in views.values():
-        if view is not None and "winner" in view and not is_judged:
-            view["winner"] = None
-    return views
+        tokens = TokensView(
+            budget_tokens=results.budget_tokens,
+            to_target=tokens_to_target(results, confirmed, seeds),
+            **_view(confirmed.arms, own, alpha, is_judged=is_judged),
+        )
+    return BudgetViews(
+        tokens=tokens,
+        time=_equal_time(results, confirmed, alpha, is_judged=is_judged),
+        updates=_equal_updates(results, confirmed, seeds, alpha),
+    )
 
 
 def tokens_to_target(
     results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...]
-) -> list[dict[str, Any]] | None:
+) -> tuple[TokensToTarget, ...] | None:
     """Return per rival the share of its tokens at which the leading arm reaches the rival's loss, else None.
 
     Decayed runs only: the leader's time cells, whose schedules ended at a smaller budget, give a second point of its
@@ -101,11 +101,11 @@ def tokens_to_target(
         bounded = means[rival] >= loss_small
         slope = (loss_small - means[leader]) / math.log(full / small)
         reached = small if bounded or slope <= 0 else full * math.exp(-(means[rival] - means[leader]) / slope)
-        entries.append({"a": leader, "b": rival, "share": reached / full, "is_upper_bound": bool(bounded)})
-    return entries
+        entries.append(TokensToTarget(a=leader, b=rival, share=float(reached / full), is_upper_bound=bool(bounded)))
+    return tuple(entries)
 
 
-def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> dict[str, Any] | None:
+def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float, *, is_judged: bool) -> TimeView | None:
     """The time view: the fastest arm has no time cells, its full budget is its own.
 
     None where more arms have none: one that an extension added is in no budget that was measured. It is comparable when
@@ -120,15 +120,9 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> di
     budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
     measured = measured_speeds({arm: _measured_first(results, arm) for arm in confirmed.arms})
     comparable = measured is not None and measured.concurrent_trials is not None
-    entry: dict[str, Any] = {"budgets_tokens": budgets, "seeds": shared, "comparable": comparable}
-    if shared:
-        table = np.asarray(
-            [[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64
-        )
-        entry |= _view(confirmed.arms, table, alpha)
-        if not entry["comparable"]:
-            entry["winner"] = None
-    return entry
+    table = np.asarray([[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64)
+    view = _view(confirmed.arms, table, alpha, is_judged=is_judged and comparable)
+    return TimeView(budgets_tokens=budgets, seeds=tuple(shared), comparable=comparable, **view)
 
 
 def _measured_first(results: SweepResults, arm: str) -> list[CellResult]:
@@ -145,7 +139,7 @@ def _timed(results: SweepResults, confirmed: Confirmed, arm: str) -> list[CellRe
 
 def _equal_updates(
     results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
-) -> dict[str, Any] | None:
+) -> UpdatesView | None:
     """Validation losses after equally many optimizer steps: None where arms have equal tokens per step anyway.
 
     Losses are read off each seed's curve, linear in the logarithm of tokens between exams; but for the arm of
@@ -164,27 +158,35 @@ def _equal_updates(
         rows.append(row)
     table = np.asarray(rows, dtype=np.float64)
     labels = {arm: schedule_label(results, updates * (per_step[arm] or 0)) for arm in confirmed.arms}
-    view = _view(confirmed.arms, table, alpha)
-    return {"updates": updates, "metric": "val_loss", "labels": labels, **view, "winner": None}
+    view = _view(confirmed.arms, table, alpha, is_judged=False)
+    return UpdatesView(updates=updates, metric="val_loss", labels=labels, **view)
 
 
-def _view(arms: tuple[str, ...], table: Floats, alpha: float) -> dict[str, Any]:
-    best = int(winner(table, alpha)) if len(table) >= 3 and len(arms) > 1 else -1
+def _view(arms: tuple[str, ...], table: Floats, alpha: float, *, is_judged: bool) -> dict[str, Any]:
+    """The fields that every view has; no winner unless the view is judged, nothing at all without a seed."""
+    if not len(table):
+        return {"means": {}, "lowest": None, "winner": None, "pairs": ()}
+    best = int(winner(table, alpha)) if is_judged and len(table) >= 3 and len(arms) > 1 else -1
     return {
-        "means": {arm: float(mean) for arm, mean in zip(arms, table.mean(axis=0), strict=True)},
+        "means": _means(arms, table),
         "lowest": arms[int(table.mean(axis=0).argmin())],
         "winner": arms[best] if best >= 0 else None,
-        "pairs": _pair_entries(arms, table, alpha),
+        "pairs": _pairs(arms, table, alpha),
     }
 
 
-def _pair_entries(arms: tuple[str, ...], table: Floats, alpha: float) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = []
+def _means(arms: tuple[str, ...], table: Floats) -> dict[str, float]:
+    return {arm: float(mean) for arm, mean in zip(arms, table.mean(axis=0), strict=True)}
+
+
+def _pairs(arms: tuple[str, ...], table: Floats, alpha: float) -> tuple[PairDifference, ...]:
+    entries: list[PairDifference] = []
     for a, b in combinations(range(len(arms)), 2):
-        found = interval_entry("difference", table[:, a] - table[:, b], alpha)
-        low, high = found["difference_ci_low"], found["difference_ci_high"]
-        entries.append({"a": arms[a], "b": arms[b], "difference": found["difference"], "ci_low": low, "ci_high": high})
-    return entries
+        found = estimate(table[:, a] - table[:, b], alpha)
+        entries.append(
+            PairDifference(a=arms[a], b=arms[b], difference=found.mean, ci_low=found.low, ci_high=found.high)
+        )
+    return tuple(entries)
 
 
 def _val_losses(result: CellResult) -> dict[int, float]:

@@ -19,17 +19,26 @@ import numpy as np
 from sweeps.ledger.results import Arm, CellResult, SweepResults, finite
 from sweeps.verdict.blockers import Objection, command_for, objections
 from sweeps.verdict.budgets import by_budget, by_rung
-from sweeps.verdict.caveats import Findings, caveats
+from sweeps.verdict.checks import Check, Findings, checks
 from sweeps.verdict.confirmed import DECIDED, FEWEST_SEEDS, Confirmed, Looks, count_looks, gather, test_loss
 from sweeps.verdict.leads import context_identity, context_used, controls, document_intervals, view_leader
 from sweeps.verdict.margin import Margin, margin_of
 from sweeps.verdict.optimum import Optimum, locate, outlasts_a_better_rate
+from sweeps.verdict.rows import (
+    NOT_JUDGED,
+    ArmResult,
+    BudgetViews,
+    ContextSplit,
+    ControlSplit,
+    PairResult,
+    RungView,
+    as_json,
+)
 from sweeps.verdict.selection import Choice, choices
-from sweeps.verdict.statement import Case, Lead, compose
+from sweeps.verdict.statement import Case, Lead, compose, headline
 from sweeps.verdict.statistics import (
     Floats,
     SeedsNeeded,
-    best_shares,
     holm,
     mean_interval,
     paired_t,
@@ -43,41 +52,50 @@ from sweeps.verdict.statistics import (
 SCHEMA = 1
 METRIC = "test_loss"
 DRAW_SEED = 20_260_712
-NOT_JUDGED = "not_judged"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A decided sweep. ``as_dict`` is ``verdict.json``; the rest is for those who draw and explain it.
 
-    ``choices`` and ``optima`` are by arm; ``best_shares`` is the share of resampled seeds in which each arm has the
-    lowest mean; ``document_intervals`` are by pair; ``leading`` is the winner, or else the arm of lowest mean.
+    ``choices`` and ``optima`` are by arm, ``document_intervals`` by pair; ``leading`` is the winner, or else the arm of
+    lowest mean; ``headline`` is the outcome in a few words.
     """
 
     sweep: str
     outcome: str
     winner: str | None
+    headline: str
     statement: str
     alpha: float
     margin: Margin | None
     budget_tokens: int
-    strategies: tuple[Mapping[str, Any], ...]
-    pairs: tuple[Mapping[str, Any], ...]
+    strategies: tuple[ArmResult, ...]
+    pairs: tuple[PairResult, ...]
     seeds_needed: int | None
     looks: Looks
-    context: list[dict[str, Any]] | None
-    controls: list[dict[str, Any]] | None
-    by_rung: list[dict[str, Any]]
-    by_budget: Mapping[str, Any]
-    caveats: tuple[str, ...]
+    context: tuple[ContextSplit, ...] | None
+    controls: tuple[ControlSplit, ...] | None
+    by_rung: tuple[RungView, ...]
+    by_budget: BudgetViews
+    checks: tuple[Check, ...]
     objections: tuple[Objection, ...] = ()
     command: str | None = None
     leading: str | None = None
     choices: Mapping[str, Choice] = field(default_factory=dict)
     optima: Mapping[str, Optimum] = field(default_factory=dict)
-    best_shares: Mapping[str, float] = field(default_factory=dict)
     document_intervals: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     other_views: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the arms were judged: neither exploratory nor withheld."""
+        return self.outcome in DECIDED
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader must know beside the statement: the sentences of the checks that were not kept."""
+        return tuple(check.sentence for check in self.checks if not check.kept)
 
     def as_dict(self) -> dict[str, Any]:
         """The contract's JSON document; numbers that do not exist are None."""
@@ -91,14 +109,14 @@ class Verdict:
             "alpha": self.alpha,
             "margin": self.margin.value if self.margin else None,
             "budget_tokens": self.budget_tokens,
-            "strategies": [dict(row) for row in self.strategies],
-            "pairs": [dict(row) for row in self.pairs],
+            "strategies": as_json(self.strategies),
+            "pairs": as_json(self.pairs),
             "seeds_needed": self.seeds_needed,
             "looks": {"planned": self.looks.planned, "used": self.looks.used - (self.outcome not in DECIDED)},
-            "context": self.context,
-            "controls": self.controls,
-            "by_rung": self.by_rung,
-            "by_budget": dict(self.by_budget),
+            "context": as_json(self.context),
+            "controls": as_json(self.controls),
+            "by_rung": as_json(self.by_rung),
+            "by_budget": as_json(self.by_budget),
             "caveats": list(self.caveats),
         }
 
@@ -137,6 +155,7 @@ def decide(results: SweepResults) -> Verdict:
     budgets = by_budget(results, confirmed, seeds, looks.alpha, is_judged=outcome in DECIDED)
     rungs = by_rung(results, confirmed, seeds, looks.alpha)
     split = controls(results, confirmed, seeds, looks.alpha)
+    context = context_identity(confirmed, seeds, looks.alpha)
     found = Findings(
         results=results,
         outcome=outcome,
@@ -145,18 +164,19 @@ def decide(results: SweepResults) -> Verdict:
         looks=looks,
         margin=margin,
         n_seeds=len(seeds),
+        pairs=pairs,
+        context=context,
         context_used=context_used(results, confirmed, seeds, looks.alpha),
         controls=split,
         by_budget=budgets,
-        by_rung=rungs,
         winner=best if outcome == "wins" else None,
         leading=best,
-        best_shares=_shares(confirmed.arms, losses),
     )
     return Verdict(
         sweep=results.name,
         outcome=outcome,
         winner=found.winner,
+        headline=headline(case),
         statement=compose(case),
         alpha=alpha,
         margin=margin,
@@ -165,17 +185,16 @@ def decide(results: SweepResults) -> Verdict:
         pairs=pairs,
         seeds_needed=needed.seeds if needed else _fewest(against),
         looks=looks,
-        context=context_identity(confirmed, seeds, looks.alpha),
+        context=context,
         controls=split,
         by_rung=rungs,
         by_budget=budgets,
-        caveats=tuple(caveats(found)),
+        checks=checks(found),
         objections=against,
         command=command,
         leading=best,
         choices=chosen,
         optima=optima,
-        best_shares=found.best_shares,
         document_intervals=documents,
         other_views=views,
     )
@@ -203,7 +222,7 @@ def _tie_p(losses: Floats | None, margin: Margin | None, looks: Looks) -> float:
 
 def _pairs(
     arms: tuple[str, ...], losses: Floats | None, alpha: float, outcome: str, best: str | None
-) -> tuple[dict[str, Any], ...]:
+) -> tuple[PairResult, ...]:
     """Every pair of arms. A pair of the winner is decided by the win's own test, all others after Holm's adjustment."""
     names = list(combinations(arms, 2))
     if losses is None or len(losses) < 2:
@@ -236,9 +255,9 @@ def _pairs(
     return tuple(rows)
 
 
-def _pair(a: str, b: str, **values: Any) -> dict[str, Any]:
+def _pair(a: str, b: str, **values: Any) -> PairResult:
     keys = ("difference", "ci_low", "ci_high", "p_value", "p_adjusted", "probability_a_better")
-    return {"a": a, "b": b, **dict.fromkeys(keys), "decision": NOT_JUDGED, **values}
+    return PairResult(**{"a": a, "b": b, **dict.fromkeys(keys), "decision": NOT_JUDGED, **values})
 
 
 def _best_two(arms: tuple[str, ...], losses: Floats) -> set[str]:
@@ -332,13 +351,7 @@ def _other_views(
     return {name: found} if found is not None and best is not None and found[0] != best else {}
 
 
-def _shares(arms: tuple[str, ...], losses: Floats | None) -> dict[str, float]:
-    if losses is None or len(losses) < 2:
-        return {}
-    return dict(zip(arms, map(float, best_shares(losses, np.random.default_rng(DRAW_SEED))), strict=True))
-
-
-def _strategy_row(arm: Arm, chosen: Mapping[str, Choice], confirmed: Confirmed, looks: Looks) -> dict[str, Any]:
+def _strategy_row(arm: Arm, chosen: Mapping[str, Choice], confirmed: Confirmed, looks: Looks) -> ArmResult:
     """One arm with the seeds that are judged; seeds decided on before, or without a loss, are named in the caveats."""
     cells = confirmed.cells[arm.name]
     own = [s for s in confirmed.fresh(arm.name) if s not in looks.seen_seeds and test_loss(cells[s]) is not None]
@@ -346,25 +359,21 @@ def _strategy_row(arm: Arm, chosen: Mapping[str, Choice], confirmed: Confirmed, 
     losses = [loss for result in judged if (loss := test_loss(result)) is not None]
     mean, low, high = mean_interval(np.asarray(losses), looks.alpha) if losses else (math.nan,) * 3
     choice = chosen.get(arm.name)
-    return {
-        "name": arm.name,
-        "micro_batch_size": arm.micro_batch_size,
-        "seq_len": arm.seq_len,
-        "grad_accum_steps": arm.grad_accum_steps,
-        "tokens_per_step": arm.tokens_per_step,
-        "best_lr": confirmed.rates[arm.name][0],
-        "best_lr_at_edge": choice.at_edge if choice else None,
-        "seeds": [result.cell.seed for result in judged],
-        "losses": losses,
-        "mean": finite(mean),
-        "ci_low": finite(low),
-        "ci_high": finite(high),
-        "bpb": _mean([result.score("bpb") for result in judged]),
-        "common_context_loss": _mean([result.score("common_context_loss") for result in judged]),
-        "tokens_per_s": _mean([_speed(result) for result in judged]),
-        "peak_mem_allocated_gib": max(_known([r.last("peak_mem_allocated_gib") for r in judged]), default=None),
-        "diverged": sum(result.outcome == "diverged" for result in cells.values()),
-    }
+    return ArmResult(
+        arm=arm,
+        best_lr=confirmed.rates[arm.name][0],
+        best_lr_at_edge=choice.at_edge if choice else None,
+        seeds=tuple(result.cell.seed for result in judged),
+        losses=tuple(losses),
+        mean=finite(mean),
+        ci_low=finite(low),
+        ci_high=finite(high),
+        bpb=_mean([result.score("bpb") for result in judged]),
+        common_context_loss=_mean([result.score("common_context_loss") for result in judged]),
+        tokens_per_s=_mean([_speed(result) for result in judged]),
+        peak_mem_allocated_gib=max(_known([r.last("peak_mem_allocated_gib") for r in judged]), default=None),
+        diverged=sum(result.outcome == "diverged" for result in cells.values()),
+    )
 
 
 def _speed(result: CellResult) -> float | None:

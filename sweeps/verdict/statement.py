@@ -71,11 +71,24 @@ def compose(case: Case) -> str:
     return f"{sentence}."
 
 
+def headline(case: Case) -> str:
+    """Return the outcome in a few words, as the title of a report: what was found, else what was seen so far."""
+    if case.outcome == "wins":
+        return f"{case.best} wins{_qualifiers(case)}"
+    if case.outcome == "tie":
+        return f"{case.best} and {case.closest.rival} tie"
+    if case.outcome == "undecided":
+        return f"Undecided: {case.best} has the lowest mean"
+    if case.best is not None and case.n_seeds:
+        return f"No verdict yet; {case.best} has the lowest mean so far"
+    lowest = _lowest_explored(case.results)
+    return f"No verdict yet; {lowest[0]} has the lowest loss of explore so far" if lowest else "No verdict yet"
+
+
 def _wins(case: Case) -> str:
     leads = written.listed([f"{_nats(lead.lead)} below {lead.rival} ({_evidence(lead, case)})" for lead in case.leads])
     clauses = [
-        f"{case.best} wins{_qualifiers(case)}: its test loss{_after(case)} is {leads}, each difference paired over "
-        f"{_seeds(case)}",
+        f"{headline(case)}: its test loss{_after(case)} is {leads}, each difference paired over {_seeds(case)}",
         *_negligible(case),
         *_rates(case),
         *_views(case),

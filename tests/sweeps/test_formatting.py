@@ -56,7 +56,8 @@ def test_words_are_quoted_for_the_shell(checkout: Path) -> None:
 
 
 def test_commands_within_a_text_are_completed_and_other_words_are_left(checkout: Path) -> None:
-    text = "sweeps end; `sweeps extend first --seeds 3` settles it, `sweeps` alone does not"
+    text = "sweeps end; `sweeps resume first && sweeps extend first --seeds 3` settles it, `sweeps` alone does not"
     assert with_shown_commands(text) == (
-        "sweeps end; `.venv/bin/sweeps extend first --seeds 3` settles it, `sweeps` alone does not"
+        "sweeps end; `.venv/bin/sweeps resume first && .venv/bin/sweeps extend first --seeds 3` settles it, "
+        "`sweeps` alone does not"
     )

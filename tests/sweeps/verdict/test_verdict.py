@@ -120,7 +120,7 @@ def test_fewer_than_three_confirm_seeds_are_exploratory_whatever_they_say(seeds:
     assert (verdict.outcome, verdict.winner) == ("exploratory", None)
     assert verdict.command == "sweeps extend planted --seeds 3"
     assert verdict.seeds_needed == 3
-    assert all(pair["decision"] == "not_judged" for pair in verdict.pairs)
+    assert all(pair.decision == "not_judged" for pair in verdict.pairs)
 
 
 def test_exploratory_outranks_withheld_and_both_reasons_are_told() -> None:
