@@ -103,6 +103,14 @@ class Commands:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """A file in full."""
+
+    text: str
+    kind: ClassVar[str] = "code"
+
+
+@dataclass(frozen=True, kw_only=True)
 class AllCells:
     """The table of every cell, which HTML sorts and filters; Markdown shortens it."""
 
@@ -116,11 +124,11 @@ class Folded:
     """Blocks that open on request."""
 
     summary: str
-    blocks: tuple[Table | Note | Values | Heading, ...]
+    blocks: tuple[Table | Heading | Code, ...]
     kind: ClassVar[str] = "folded"
 
 
-Block = Heading | Note | Bullets | Table | Values | Figure | Commands | AllCells | Folded
+Block = Heading | Note | Bullets | Table | Values | Figure | Commands | Code | AllCells | Folded
 
 
 @dataclass(frozen=True, kw_only=True)

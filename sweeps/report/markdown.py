@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from sweeps import formatting as written
 from sweeps.formatting import markdown_table, markdown_text
-from sweeps.report.blocks import AllCells, Block, Bullets, Commands, Figure, Folded, Heading, Note, Table, Values
+from sweeps.report.blocks import AllCells, Block, Bullets, Code, Commands, Figure, Folded, Heading, Note, Table, Values
 from sweeps.report.facts import Facts
 from sweeps.report.opening import FIRST_PICTURES, opening
 from sweeps.report.sections import sections
@@ -73,6 +73,8 @@ def _block(block: Block) -> Iterator[str]:
             width = max(len(line) for line, _ in block.lines)
             lines = "\n".join(f"{line.ljust(width)}   # {purpose}" for line, purpose in block.lines)
             yield f"```\n{lines}\n```"
+        case Code():
+            yield f"```\n{block.text.strip()}\n```"
         case AllCells():
             yield from _cells(block.table, block.summary)
 

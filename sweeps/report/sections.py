@@ -11,6 +11,7 @@ from sweeps.report.blocks import (
     AllCells,
     Block,
     Bullets,
+    Code,
     Commands,
     Figure,
     Folded,
@@ -23,6 +24,7 @@ from sweeps.report.blocks import (
 )
 from sweeps.report.facts import Facts
 from sweeps.report.opening import how_sure
+from sweeps.report.space_toml import as_toml
 from sweeps.report.tables import (
     arm_table,
     cell_table,
@@ -126,11 +128,17 @@ def _cells(facts: Facts) -> Section:
 
 
 def _origin(facts: Facts) -> Section:
-    blocks: list[Table | Note | Values | Heading] = []
+    blocks: list[Table | Heading | Code] = []
     for title, values in provenance(facts):
         blocks += [Heading(text=title), Table(header=("", ""), rows=values, n_names=2)]
     names = "Fingerprints of corpus and code, versions, hardware"
-    return section("provenance", "Where the numbers come from", Folded(summary=names, blocks=tuple(blocks)))
+    space = Folded(summary="The space in full, as space.toml", blocks=(Code(text=as_toml(facts.space)),))
+    return section(
+        "provenance",
+        "Where the numbers come from",
+        Folded(summary=names, blocks=tuple(blocks)),
+        space if facts.space else None,
+    )
 
 
 def _commands(facts: Facts) -> Section:

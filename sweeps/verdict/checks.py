@@ -216,13 +216,14 @@ def _better_if_carried(choice: Choice) -> float | None:
 
 
 def _edges(found: Findings) -> Iterator[Check]:
+    """Best rates and whether they lie inside their grids; an edge that blocks the verdict is its reason already."""
     rates = [(arm, choice.lr, choice.at_edge) for arm, choice in found.chosen.items()]
     rates += [(f"the control of {c.a}", c.lr, c.at_edge) for c in found.controls or () if c.lr is not None]
     inside = ", ".join(f"{name} {rate:g}" for name, rate, at_edge in rates if not at_edge)
     if inside:
         yield Check(rule=7, kept=True, value=inside, sentence="best rates inside their grids")
     for name, rate, at_edge in rates:
-        if at_edge:
+        if at_edge and (found.outcome in DECIDED or name not in found.chosen):
             text = f"the best rate of {name} ({rate:g}) is at the edge of its grid: a better one may lie beyond"
             yield Check(rule=7, kept=False, value=f"{rate:g}", sentence=text)
 

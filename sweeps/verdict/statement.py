@@ -80,9 +80,9 @@ def headline(case: Case) -> str:
     if case.outcome == "undecided":
         return f"Undecided: {case.best} has the lowest mean"
     if case.best is not None and case.n_seeds:
-        return f"No verdict yet; {case.best} has the lowest mean so far"
+        return f"{case.best} has the lowest mean so far"
     lowest = _lowest_explored(case.results)
-    return f"No verdict yet; {lowest[0]} has the lowest loss of explore so far" if lowest else "No verdict yet"
+    return f"{lowest[0]} has the lowest explore loss so far" if lowest else "Nothing to compare yet"
 
 
 def _wins(case: Case) -> str:

@@ -203,16 +203,11 @@ def results(
     return SweepResults(name=name, beginning={**beginning(arms), "sweep": name}, cells=tuple(cells))
 
 
-def verdict_of(sweep: SweepResults, **changes: Any) -> dict[str, Any]:
-    """Return a verdict as ``verdict.json`` would hold it, from the real verdict."""
+def judged(sweep: SweepResults, **changes: Any) -> Facts:
+    """Return what a report reads out of a sweep and its verdict, which may be changed."""
     from sweeps.verdict.decision import decide
 
-    return {**decide(sweep).as_dict(), **changes}
-
-
-def judged(sweep: SweepResults, **changes: Any) -> Facts:
-    """Return what a report reads out of a sweep and its verdict."""
-    return Facts(sweep, verdict_of(sweep, **changes))
+    return Facts(sweep, replace(decide(sweep), **changes))
 
 
 def changed(sweep: SweepResults, change: Callable[[CellResult], CellResult | None]) -> SweepResults:

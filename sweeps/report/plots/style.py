@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TEXT, MUTED, GRID, PAPER, BAND = "#1d2329", "#5c6670", "#dfe4e9", "#fefefe", "#edf0f4"
 ARM_LIGHT = ("#0f6ab4", "#c4570b", "#0b8060", "#8f3a9c", "#7d6a00", "#b8293f", "#4a5f7a", "#7a4a2b")
 ARM_DARK = ("#6cb2f0", "#f39a4b", "#45c79d", "#d08be0", "#d0b83c", "#f27f8e", "#a3b7d1", "#c99a78")
+MOST_LONG_NAMES = 4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 CSS_VARIABLES = {
     TEXT: "var(--text)",
@@ -98,10 +99,12 @@ def arm_legend(axes: Axes) -> None:
     """Name the arms above ``axes``, several beside each other."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = max(1, min(len(labels), 60 // (5 + max(map(len, labels)))))
+        if len(labels) > MOST_LONG_NAMES:
+            labels = [label(name, 16) for name in labels]
+        columns = max(1, min(len(labels), 62 // (5 + max(map(len, labels)))))
         legend = axes.legend(
             handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.3,
-            handlelength=1.2, columnspacing=1.2,
+            handlelength=1.2, columnspacing=1.2, labelspacing=0.3, fontsize=8,
         )  # fmt: skip
         legend.set_zorder(5)
 
