@@ -85,7 +85,7 @@ def test_the_first_screen_of_a_win_has_the_leads_with_their_intervals_and_one_pi
 
 
 def test_a_sweep_without_a_verdict_begins_with_what_was_seen_then_the_reason_then_the_command() -> None:
-    page = text_of(replace(results(seeds=2, points=6), folder="/runs/first"))
+    page = text_of(replace(results(seeds=2), folder="/runs/first"))
     order = [
         "balanced has the lowest mean so far",
         "nats below long_seq",
