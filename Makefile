@@ -1,4 +1,4 @@
-# Every target but help and clean first makes the environment in .venv if it must.
+# Every target but help, words and clean first makes the environment in .venv if it must.
 PYTHON ?= python3
 VENV := .venv
 SWEEPS := $(VENV)/bin/sweeps
@@ -7,9 +7,27 @@ SPACE :=
 NAME :=
 ARGS :=
 ONLY :=
+
+# What the command line of make may set. A name that does nothing would run another sweep than the one that was meant.
+VARIABLES := PRESET SPACE NAME ARGS ONLY PYTHON VENV
+PASSED_ON := RAY_% MLFLOW_% SWEEPS_%  # what programs read of their environment
+GIVEN := $(foreach _name,$(.VARIABLES),$(if $(filter command,$(origin $(_name))),$(_name)))
+UNKNOWN := $(filter-out -% $(VARIABLES) $(PASSED_ON),$(GIVEN))
+define NEWLINE
+
+
+endef
+upper = $(shell echo '$(1)' | tr '[:lower:]' '[:upper:]')
+remedy = $(if $(filter $(VARIABLES),$(call upper,$(1))),write $(call upper,$(1))=$(value $(1)),choose one of $(VARIABLES), \
+or set it in the environment: $(1)=... make $(MAKECMDGOALS))
+refusal = $(NEWLINE)  $(1)=$(value $(1)) is not a variable of this Makefile; $(call remedy,$(1))
+ifneq ($(UNKNOWN),)
+$(error $(foreach _name,$(UNKNOWN),$(call refusal,$(_name))))
+endif
+
 CHOICE := $(if $(PRESET),--preset '$(PRESET)') $(if $(SPACE),--space '$(SPACE)')
 .DEFAULT_GOAL := help
-.PHONY: help sweep resume status ui report plan doctor gpu-check test test-faults check fix bench clean
+.PHONY: help sweep resume status ui report plan doctor gpu-check test test-all test-faults check fix words bench clean
 
 help:
 	@echo 'make sweep                  run a sweep to its verdict (laptop without a GPU, matched with one)'
@@ -20,8 +38,11 @@ help:
 	@echo 'make report NAME=...        write report.html and report.md again'
 	@echo 'make ui                     MLflow UI on this machine'
 	@echo 'make doctor                 what this machine can do, and what to mend'
-	@echo 'make test | check | fix     tests; lint and types; format'
-	@echo 'make test-faults            the whole fault suite: kills, full disks, truncated files'
+	@echo 'make test                   quick tests, one real sweep on Ray included (at most 8 minutes on two cores)'
+	@echo 'make test-all               every test: whole sweeps, clusters, faults (at most 40 minutes)'
+	@echo 'make test-faults            the fault tests alone, at many more moments'
+	@echo 'make check | fix            lint and types; format'
+	@echo 'make words                  words that the documents and the code should write otherwise'
 	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep, early_stopping: writes bench/*.json'
 	@echo 'make gpu-check              on a machine with CUDA: memory, precision, packing, resume'
 	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
@@ -42,7 +63,9 @@ ui doctor gpu-check: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	@$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
-	@$(VENV)/bin/python -m pytest -m 'slow' $(ARGS)
+
+test-all: $(VENV)/.ready-dev
+	@$(VENV)/bin/python -m pytest $(ARGS)
 
 test-faults: $(VENV)/.ready-dev
 	@SWEEPS_FAULTS=full $(VENV)/bin/python -m pytest -m 'faults' $(ARGS)
@@ -53,15 +76,17 @@ check: $(VENV)/.ready-dev
 fix: $(VENV)/.ready-dev
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
+words:
+	@$(PYTHON) .ci/words
+
 bench: $(VENV)/.ready-dev
 	@$(VENV)/bin/python -m bench $(if $(ONLY),--only '$(ONLY)') $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	@rm -f moe/kernels/*.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard moe/kernels/*.[ch])
+$(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo 'This needs Python 3.11 or newer with its venv module; say which: make $(or $(MAKECMDGOALS),sweep) PYTHON=python3.12' >&2; exit 1; }
 	@echo 'Making the environment in $(VENV) (about two minutes and 2.2 GB, once) ...'

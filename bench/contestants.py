@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.reference_mask_loop import MaskLoopLanguageModel
-from moe import kernels
 from moe.config import ModelConfig, OptimizerConfig
 from moe.device import Device
 from moe.export import qwen3_moe_config
@@ -50,17 +48,15 @@ class Contestant:
     optimizers: Optimizers
     precision: Precision
     matmul_precision: str = "highest"
-    with_kernels: bool = True
     loss: float = float("nan")
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> float:
         """One full step; returns its seconds."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         started_s = time.perf_counter()
-        with contextlib.nullcontext() if self.with_kernels else kernels.switched_off():
-            with self.precision.autocast():
-                ce, total = self.loss_of(tokens_BT, targets_BT)
-            total.backward()  # type: ignore[no-untyped-call]
+        with self.precision.autocast():
+            ce, total = self.loss_of(tokens_BT, targets_BT)
+        total.backward()  # type: ignore[no-untyped-call]
         self.loss = float(ce.detach())
         outcome = self.optimizers.step_or_skip(None, OPTIMIZER.clip_grad_norm)
         self.optimizers.zero_grad()
@@ -74,7 +70,7 @@ def make_ours(config: ModelConfig) -> MoELanguageModel:
     return MoELanguageModel(config, generator=torch.Generator().manual_seed(0))
 
 
-def ours(config: ModelConfig, precision: Precision, *, with_kernels: bool = True) -> Contestant:
+def ours(config: ModelConfig, precision: Precision) -> Contestant:
     model = make_ours(config)
 
     def loss_of(tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +79,7 @@ def ours(config: ModelConfig, precision: Precision, *, with_kernels: bool = True
         return ce, ce + LB_LOSS_COEF * loss.lb_loss
 
     optimizers = build_optimizers(model.weight_groups(), OPTIMIZER, CPU, precision)
-    name = "ours" if with_kernels else "ours without kernels"
-    return Contestant(name, loss_of, optimizers, precision, with_kernels=with_kernels)
+    return Contestant("ours", loss_of, optimizers, precision)
 
 
 def groups_by_role(model: nn.Module) -> WeightGroups:

@@ -32,7 +32,7 @@ import torch  # noqa: E402
 from bench.results import write_json  # noqa: E402
 from moe.audit import audit  # noqa: E402
 from moe.config import BatchConfig  # noqa: E402
-from moe.corpus import open_corpus  # noqa: E402
+from moe.corpus_sources import open_corpus  # noqa: E402
 from moe.exam import Exam, build_exam, training_data  # noqa: E402
 from moe.exam_views import score  # noqa: E402
 from moe.token_cache import TokenizedCorpus, prepare  # noqa: E402

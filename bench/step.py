@@ -7,14 +7,12 @@ A step is 4,096 tokens forward, cross-entropy, load-balancing loss, backward, cl
 has no q/k norm), must find the same loss, and step with the same optimizers. Implementations take turns; ``ms`` is the
 median of ours and a ratio is the median over turns of the other's time over ours. ``transformers`` is the fastest at
 that length, vocabulary and precision of Qwen3-MoE and Mixtral, each eager and grouped, each at torch's matmul
-precisions that are true fp32 here. ``torch only`` is ours without the C kernels. Prints a table and writes
-``bench/step.json``.
+precisions that are true fp32 here. Prints a table and writes ``bench/step.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import itertools
 import os
@@ -30,10 +28,9 @@ from torch import Tensor, nn
 
 from bench.contestants import CPU, Contestant, make_ours, mask_loop, model_config, ours, transformers_model
 from bench.results import write_json
-from moe import kernels
 from moe.config import ModelConfig
 from moe.flops import flops_per_token
-from moe.matmul import error_of_product, fast_matmuls, multiply, onednn_keeps_fp32
+from moe.matmul import onednn_keeps_fp32
 from moe.muon import Muon
 from moe.precision import Precision, resolve_precision
 
@@ -111,7 +108,6 @@ def row(seq_len: int, vocab: int, precision: Precision, repeats: int, choice: di
         ours(config, precision),
         choice["rival"](config),
         mask_loop(config, precision, choice["mask loop"]),
-        ours(config, precision, with_kernels=False),
     ]
     batch = random_batch(seq_len, vocab)
     assert_same_loss(contestants, batch)
@@ -132,7 +128,6 @@ def row(seq_len: int, vocab: int, precision: Precision, repeats: int, choice: di
         "transformers": contestants[1].name,
         "transformers_ms": statistics.median(turn[1] for turn in times),
         "mask_loop_ms": statistics.median(turn[2] for turn in times),
-        "without_kernels_ms": statistics.median(turn[3] for turn in times),
         "matmul_gflops": rate / 1e9,
         "repeats": repeats,
     }
@@ -184,33 +179,6 @@ def muon_rows(repeats: int) -> dict[str, Any]:
     }
 
 
-def product_rows(repeats: int) -> list[dict[str, Any]]:
-    """An expert's three products with its first weights in fp32: ours beside torch's, rates and errors."""
-    generator = torch.Generator().manual_seed(0)
-    x_SD, weight_HD, grad_SH = (torch.randn(1024, width, generator=generator) for width in (128, 128, 1024))
-    pairs = {
-        "forward": (x_SD, weight_HD.T),
-        "input gradient": (grad_SH, weight_HD),
-        "weight gradient": (grad_SH.T, x_SD),
-    }
-    return [{"product": name, **product_row(a, b, repeats)} for name, (a, b) in pairs.items()]
-
-
-def product_row(a: Tensor, b: Tensor, repeats: int) -> dict[str, float]:
-    """One of them, in turns, the first of which do not count."""
-    ways = {"ours": contextlib.nullcontext, "torch": kernels.switched_off}
-    outs = {name: a.new_empty(len(a), b.shape[1]) for name in ways}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for name, way in 10 * (repeats + 1) * list(ways.items()):
-        with way(), fast_matmuls(CPU.torch_device):
-            started_s = time.perf_counter()
-            multiply(a, b, out_NO=outs[name])
-            seconds[name].append(time.perf_counter() - started_s)
-    flops = 2 * a.numel() * b.shape[1]
-    rates = {f"{name}_gflops": flops / statistics.median(times[1:]) / 1e9 for name, times in seconds.items()}
-    return {**rates, **{f"{name}_error": error_of_product(out, a, b) for name, out in outs.items()}}
-
-
 def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -223,24 +191,18 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": 1,
         "onednn_keeps_fp32": onednn_keeps_fp32(),
-        "kernels": kernels.load().found,
         "load_average": os.getloadavg()[0],
     }
 
 
-def show(rows: Sequence[dict[str, Any]], products: Sequence[dict[str, Any]], muon: dict[str, Any]) -> None:
-    heads = ("T", "vocab", "", "ours ms", "torch only", "vs transformers", "vs mask loop", "of matmul")
-    print("{:>5} {:>6} {:5} {:>8} {:>10} {:>16} {:>13} {:>10}".format(*heads))
+def show(rows: Sequence[dict[str, Any]], muon: dict[str, Any]) -> None:
+    heads = ("T", "vocab", "", "ours ms", "vs transformers", "vs mask loop", "of matmul")
+    print("{:>5} {:>6} {:5} {:>8} {:>16} {:>13} {:>10}".format(*heads))
     for r in rows:
         print(
-            f"{r['seq_len']:>5} {r['vocab']:>6} {r['precision']:5} {r['ms']:>8.0f} {r['without_kernels_ms']:>10.0f} "
+            f"{r['seq_len']:>5} {r['vocab']:>6} {r['precision']:5} {r['ms']:>8.0f} "
             f"{r['ratio_vs_transformers']:>15.2f}x {r['ratio_vs_mask_loop']:>12.2f}x {r['share_of_matmul']:>10.2f}"
             f"   ({r['transformers']})"
-        )
-    for p in products:
-        print(
-            f"Product, {p['product']}: {p['ours_gflops']:.0f} GFLOP/s, torch's {p['torch_gflops']:.0f}; "
-            f"relative error {p['ours_error']:.1e}, torch's {p['torch_error']:.1e}"
         )
     print("Muon: " + ", ".join(f"{key} {value:,.4g}" for key, value in muon.items()))
 
@@ -267,9 +229,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "mask loop": fastest_mask_loop(config, precision, seq_len),
             }
             rows.append(row(seq_len, vocab, precision, options.repeats, choice))
-    products, muon = product_rows(options.repeats), muon_rows(options.repeats)
-    found = {"machine": machine(), "rows": rows, "products": products, "muon": muon}
-    show(rows, products, muon)
+    muon = muon_rows(options.repeats)
+    found = {"machine": machine(), "rows": rows, "muon": muon}
+    show(rows, muon)
     write_json(options.out, found)
 
 

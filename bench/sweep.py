@@ -26,25 +26,23 @@ from sweeps.ledger.results import SweepResults
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.training_config import train_config
-from sweeps.training_data import Material, material_for
+from sweeps.training_data import TrainingData, load_training_data
 from sweeps.verdict.selection import choices
 
 OUT = Path(__file__).with_name("sweep.json")
 PAUSE_S = 0.1  # between the records of one trial there is less
 
 
-def plain_loop(space: Space, material: Material) -> dict[str, Any]:
+def plain_loop(space: Space, data: TrainingData) -> dict[str, Any]:
     """Every explore cell to its full budget, one after another, all cores as threads of one process."""
     from moe.device import set_threads
-    from moe.exam import training_data
-    from moe.trainer import Trainer
 
     set_threads(usable_cpus())
     started_s = time.perf_counter()
     losses: dict[str, dict[float, float]] = {}
-    for cell in explore_cells(space, material.identity):
-        config = train_config(space, cell, vocab_size=material.tokens.vocab_size)
-        trainer = Trainer(config, training_data(material.tokens, config, material.exam))
+    for cell in explore_cells(space, data.identity):
+        config = train_config(space, cell, vocab_size=data.tokens.vocab_size)
+        trainer = data.trainer(config)
         for report in trainer.run():
             if report.val_loss is not None:
                 losses.setdefault(cell.strategy, {})[cell.lr or 0.0] = report.val_loss
@@ -110,7 +108,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change laptop, as in sweeps run")
     overrides = [*parser.parse_args().overrides, "rates.max_widenings=0", "seeds.confirm=1"]
     space = load_space(preset="laptop", overrides=overrides)
-    material = material_for(space)
+    material = load_training_data(space)
     with tempfile.TemporaryDirectory() as folder:
         ours = sweep([word for value in overrides for word in ("--set", value)], Path(folder))
     loop = plain_loop(space, material)

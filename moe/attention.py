@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
-from moe import kernels
 from moe.config import ModelConfig
 from moe.matmul import Projection, compute_dtype, linear
 from moe.norm import RmsNorm
@@ -20,21 +18,6 @@ def document_mask(document_ids_BT: Tensor) -> Tensor:
     """True where a token may attend: to itself and to earlier tokens of its own document, [B, 1, T, T]."""
     same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
     return same_BTT.tril()[:, None]
-
-
-class _CausalAttention(torch.autograd.Function):
-    """The compiled kernel; what it keeps of the scores is the logarithm of every query's sum."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, qk_BTJC: Tensor, v_BTGC: Tensor, n_heads: int) -> Tensor:
-        out_BTHC, log_sum_BTH = kernels.attention(qk_BTJC, v_BTGC, n_heads)
-        ctx.save_for_backward(qk_BTJC, v_BTGC, out_BTHC, log_sum_BTH)
-        return out_BTHC
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad_BTHC: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *kernels.attention_backward(grad_BTHC, *ctx.saved_tensors), None  # type: ignore[attr-defined]
 
 
 class Attention(nn.Module):
@@ -69,9 +52,6 @@ class Attention(nn.Module):
         return out_ND
 
     def _attend(self, qk_BTJC: Tensor, v_BTGC: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None and kernels.attends(qk_BTJC, self.head_dim):
-            out: Tensor = _CausalAttention.apply(qk_BTJC, v_BTGC, self.n_heads)  # type: ignore[no-untyped-call]
-            return out
         q_BTHC, k_BTGC = torch.split(qk_BTJC, [self.n_heads, self.n_kv_heads], dim=2)
         out_BHTC = functional.scaled_dot_product_attention(
             q_BTHC.transpose(1, 2),

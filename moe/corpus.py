@@ -1,8 +1,7 @@
 """What a corpus is: named documents, each of which stands in exactly one split.
 
 Documents are split before any window is cut. Where the corpus does not say which document is held out, whole groups
-of documents are assigned by ``SplitAssigner``. The readers are rooms of their own: ``moe.embedded``,
-``moe.corpus_files`` and ``moe.corpus_hub``.
+of documents are assigned by ``SplitAssigner``. ``moe.corpus_sources`` opens a corpus.
 """
 
 from __future__ import annotations
@@ -107,22 +106,6 @@ class CorpusSource:
     total_bytes: int | None
     bounded: bool = False
     resolved: dict[str, Any] = field(default_factory=dict)
-
-
-def open_corpus(config: CorpusConfig) -> CorpusSource:
-    """The source that ``config`` names; a missing file or an unreachable hub raises `CorpusError` at once."""
-    # The readers import `datasets`, which costs seconds that the embedded corpus need not pay.
-    if config.kind == "embedded":
-        from moe.embedded import embedded_source
-
-        return embedded_source()
-    if config.kind == "files":
-        from moe.corpus_files import files_source
-
-        return files_source(config)
-    from moe.corpus_hub import hub_source
-
-    return hub_source(config)
 
 
 def text_digest(text: str) -> str:

@@ -12,6 +12,9 @@ from moe.errors import ConfigError, DeviceMissing
 # Matrix units for bf16 came with compute capability 8.0 (NVIDIA, "CUDA C++ Programming Guide", arithmetic throughput).
 BF16_COMPUTE_CAPABILITY = (8, 0)
 
+# The instruction sets in which an x86 CPU multiplies bf16, as ``torch.cpu.get_capabilities`` names them.
+BF16_CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
 # What is said where no OutOfMemoryError is raised: by torch's CPU allocator (c10/core/impl/alloc_cpu.cpp), by CUDA
 # outside of torch's allocator (cudaErrorMemoryAllocation), and by cuBLAS, which allocates for its handle.
 _OUT_OF_MEMORY_MESSAGES = (
@@ -26,12 +29,14 @@ _OUT_OF_MEMORY_MESSAGES = (
 class Device:
     """A processor that trains one model: its kind, its name, and what decides the code path on it.
 
-    ``compute_capability`` is CUDA's (major, minor) and None on a CPU.
+    ``compute_capability`` is CUDA's (major, minor) and None on a CPU. ``bf16_instructions`` are those of
+    ``BF16_CPU_INSTRUCTIONS`` that a CPU has; none on a GPU.
     """
 
     kind: Literal["cpu", "cuda"]
     name: str = "cpu"
     compute_capability: tuple[int, int] | None = None
+    bf16_instructions: tuple[str, ...] = ()
 
     @classmethod
     def resolve(cls, name: str = "auto") -> Device:
@@ -49,7 +54,8 @@ class Device:
                     "device='cuda' was asked for and torch sees no CUDA device here; choose device='auto' or 'cpu', or "
                     "run on a machine with a GPU and a CUDA build of torch"
                 )
-            return cls(kind="cpu")
+            found = torch.cpu.get_capabilities()
+            return cls(kind="cpu", bf16_instructions=tuple(name for name in BF16_CPU_INSTRUCTIONS if found.get(name)))
         index = torch.cuda.current_device()
         return cls(
             kind="cuda",
@@ -64,8 +70,10 @@ class Device:
 
     @property
     def has_fast_bf16(self) -> bool:
-        """Whether bf16 matrix units are known to be there. False on a CPU: some have them, so bf16 is asked for."""
-        return self.compute_capability is not None and self.compute_capability >= BF16_COMPUTE_CAPABILITY
+        """Whether the device multiplies bf16 natively: by what it can do, never by a measured speed."""
+        if self.compute_capability is None:
+            return bool(self.bf16_instructions)
+        return self.compute_capability >= BF16_COMPUTE_CAPABILITY
 
     def synchronize(self) -> None:
         """Waits until the device has done all that it was given. Returns at once on a CPU."""

@@ -15,15 +15,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from moe import kernels
-from moe.matmul import fast_matmuls, multiply, padded_buffer
+from moe.matmul import fast_matmuls
 from moe.swiglu import swiglu, swiglu_backward
 
 BLOCK_BYTES = 2**22  # pre-activations worked on at once, or up to half more: near a core's caches (measured)
 
 # Fewest rows whose product has the same bits, row by row, as any larger one (measured on MKL, and on oneDNN for the
 # sums that it does not split): a token's output then does not depend on how many others share its expert. oneDNN
-# also builds one kernel per row count, so there its counts are kept few.
+# also generates code for each row count, so there its counts are kept few.
 ROW_MULTIPLE_MKL = 16
 ROW_MULTIPLE_ONEDNN = 64
 # 16 bytes of bf16: how a group must be aligned where the rows are what is summed over.
@@ -133,23 +132,19 @@ class BlockedProducts:
         out_RD = torch.empty_like(rows.x_RD)
         cut = _blocks(rows, n_hidden)
         act_buffer_SF = out_RD.new_empty(cut.longest, n_inner)
-        copies: Sequence[Tensor | None] = [None] * len(cut.sizes)
-        if hidden_RH is None or kernels.fit(rows.x_RD):
-            # A kernel copies what is kept past the caches, while the block that it works on stays there.
+        if hidden_RH is None:
             buffer_SH = out_RD.new_empty(cut.longest, n_hidden)
-            computed: Sequence[Tensor] = [buffer_SH[:n_rows] for n_rows in cut.sizes]
-            copies = copies if hidden_RH is None else cut.of(hidden_RH)
+            gate_ups: Sequence[Tensor] = [buffer_SH[: block.n_rows] for block in cut.blocks]
         else:
-            computed = cut.of(hidden_RH)
-        gate_ups, downs = weights.gate_up_EHD.mT.unbind(), weights.down_EDF.mT.unbind()
+            gate_ups = cut.of(hidden_RH)
+        gate_up_weights, down_weights = weights.gate_up_EHD.mT.unbind(), weights.down_EDF.mT.unbind()
         with fast_matmuls(out_RD.device):
-            for (expert, n_rows, _), x_SD, gate_up_SH, copy_SH, out_SD in zip(
-                cut.blocks, cut.of(rows.x_RD), computed, copies, cut.of(out_RD), strict=False
+            for (expert, n_rows, _), x_SD, gate_up_SH, out_SD in zip(
+                cut.blocks, cut.of(rows.x_RD), gate_ups, cut.of(out_RD), strict=False
             ):
-                act_SF = act_buffer_SF[:n_rows]
-                multiply(x_SD, gate_ups[expert], out_NO=gate_up_SH)
-                swiglu(gate_up_SH, out_SF=act_SF, kept_SH=copy_SH)
-                multiply(act_SF, downs[expert], out_NO=out_SD)
+                torch.mm(x_SD, gate_up_weights[expert], out=gate_up_SH)
+                act_SF = swiglu(gate_up_SH, out_SF=act_buffer_SF[:n_rows])
+                torch.mm(act_SF, down_weights[expert], out=out_SD)
         return out_RD, hidden_RH
 
     def backward(
@@ -164,7 +159,7 @@ class BlockedProducts:
             grads.gate_up_EHD[idle].zero_()
             grads.down_EDF[idle].zero_()
         grad_act_buffer_SF, act_buffer_SF = (hidden_RH.new_empty(cut.longest, n_inner) for _ in range(2))
-        grad_hidden_buffer_SH = padded_buffer(cut.longest, n_hidden, hidden_RH)
+        grad_hidden_buffer_SH = hidden_RH.new_empty(cut.longest, n_hidden)
         gate_ups, downs = (weight.unbind() for weight in weights)
         grad_gate_ups, grad_downs = (grad.unbind() for grad in grads)
         with fast_matmuls(hidden_RH.device):
@@ -172,11 +167,11 @@ class BlockedProducts:
                 cut.blocks, *(cut.of(each) for each in (rows.x_RD, hidden_RH, grad_RD, grad_x_RD)), strict=False
             ):
                 act_SF, grad_hidden_SH = act_buffer_SF[:n_rows], grad_hidden_buffer_SH[:n_rows]
-                grad_act_SF = multiply(grad_SD, downs[expert], out_NO=grad_act_buffer_SF[:n_rows])
+                grad_act_SF = torch.mm(grad_SD, downs[expert], out=grad_act_buffer_SF[:n_rows])
                 swiglu_backward(hidden_SH, grad_act_SF, act_SF=act_SF, grad_gate_up_SH=grad_hidden_SH)
                 _accumulate(grad_downs[expert], grad_SD.T, act_SF, is_first=is_first)
                 _accumulate(grad_gate_ups[expert], grad_hidden_SH.T, x_SD, is_first=is_first)
-                multiply(grad_hidden_SH, gate_ups[expert], out_NO=grad_x_SD)
+                torch.mm(grad_hidden_SH, gate_ups[expert], out=grad_x_SD)
         return grad_x_RD, grads
 
     def release(self, hidden_RH: Tensor) -> None:
@@ -207,13 +202,13 @@ def _blocks(rows: SortedRows, n_hidden: int) -> Blocks:
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
-    """Add ``a @ b`` to ``total``, or put it there, in the type of ``total``."""
-    if total.dtype == a.dtype:
-        multiply(a, b, out_NO=total, is_added=not is_first)
+    """Add ``a @ b`` to ``total``, or store it there, in the type of ``total``."""
+    if total.dtype != a.dtype:
+        total.copy_(a @ b) if is_first else total.add_(a @ b)
     elif is_first:
-        total.copy_(a @ b)
+        torch.mm(a, b, out=total)
     else:
-        total.add_(a @ b)
+        total.addmm_(a, b)
 
 
 class GroupedProducts:

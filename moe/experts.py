@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
-from moe import kernels
 from moe.expert_products import BufferPool, ExpertProducts, SortedRows, Weights, choose_products
 from moe.matmul import compute_dtype
 
@@ -67,8 +66,6 @@ def _sum_of_rows(rows_RD: Tensor, row_NK: Tensor, weights_NK: Tensor | None) -> 
 
 def _gradient_of_rows(grad_ND: Tensor, out_RD: Tensor, token_R: Tensor, weight_R: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the experts' outputs [R, D], and of the weights that they are summed with [R]."""
-    if kernels.available(out_RD):
-        return kernels.gradient_of_rows(grad_ND, out_RD, token_R, weight_R)
     grad_RD = grad_ND.index_select(0, token_R)
     grad_weight_R = (grad_RD * out_RD).sum(dim=1, dtype=weight_R.dtype)
     return grad_RD.mul_(weight_R.to(grad_RD.dtype)[:, None]), grad_weight_R

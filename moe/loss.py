@@ -13,8 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from moe import kernels
-from moe.matmul import compute_dtype, fast_matmuls, multiply, padded_buffer, product
+from moe.matmul import compute_dtype, fast_matmuls
 
 # Logits at once: 4 MiB in fp32, near a core's second-level cache and still a large product. Measured for 4,096 tokens
 # and 4,096 words: half of it is 3% slower in fp32 and 23% in bf16, four times it 2% and 40%.
@@ -40,8 +39,6 @@ def _softmax_and_losses(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, T
 
 def _gradient_and_losses(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of the logits [C, V], in their place, and cross-entropies [C]."""
-    if kernels.available(logits_CV):
-        return logits_CV, kernels.cross_entropy_(logits_CV, targets_C)
     probs_CV, loss_C = _softmax_and_losses(logits_CV, targets_C)
     return probs_CV.scatter_add_(1, targets_C[:, None], probs_CV.new_full((len(loss_C), 1), -1.0)), loss_C
 
@@ -53,7 +50,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     ) -> Tensor:
         n_tokens, rows = len(x_ND), min(len(x_ND), chunk_rows(len(weight_VD)))
         cast_ND, cast_VD = x_ND.to(dtype), weight_VD.to(dtype)
-        cast_CV = padded_buffer(rows, len(weight_VD), cast_ND)
+        cast_CV = cast_ND.new_empty(rows, len(weight_VD))
         full_CV = cast_CV if dtype == x_ND.dtype else x_ND.new_empty(cast_CV.shape)
         total = x_ND.new_zeros(())
         grad_ND = torch.empty_like(cast_ND) if keep else None
@@ -63,15 +60,15 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             for start in range(0, last, rows):
                 chunk = slice(start, min(start + rows, n_tokens))
                 x_CD, targets_C = cast_ND[chunk], targets_N[chunk]
-                product_CV = multiply(x_CD, cast_VD.T, out_NO=cast_CV[: len(x_CD)])
+                product_CV = torch.mm(x_CD, cast_VD.T, out=cast_CV[: len(x_CD)])
                 grad_logits_CV, loss_C = _gradient_and_losses(_copied(product_CV, full_CV[: len(x_CD)]), targets_C)
                 total += loss_C.sum()
                 if grad_ND is None or grad_VD is None:
                     continue
                 grad_CV = _copied(grad_logits_CV, product_CV)
-                multiply(grad_CV, cast_VD, out_NO=grad_ND[chunk])
+                torch.mm(grad_CV, cast_VD, out=grad_ND[chunk])
                 if grad_VD.dtype == dtype:
-                    multiply(grad_CV.T, x_CD, out_NO=grad_VD, is_added=True)
+                    grad_VD.addmm_(grad_CV.T, x_CD)
                 else:
                     grad_VD += grad_CV.T @ x_CD
         if grad_ND is not None and grad_VD is not None:
@@ -109,5 +106,5 @@ def token_cross_entropies(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) ->
     losses = []
     with fast_matmuls(x_ND.device):
         for x_CD, targets_C in zip(torch.split(x_ND, rows), torch.split(targets_N, rows), strict=True):
-            losses.append(_softmax_and_losses(product(x_CD, weight_VD.T), targets_C)[1])
+            losses.append(_softmax_and_losses(x_CD @ weight_VD.T, targets_C)[1])
     return torch.cat(losses)

@@ -1,11 +1,9 @@
-"""Matrix products: the type they are computed in, and the fastest way that is proved to be as exact as asked.
+"""Matrix products: the type they are computed in, and the fastest way that is measured to be as exact as requested.
 
 On CPU, torch computes a product of two fp32 matrices through MKL, which on an AMD core reaches half of what oneDNN
-does. ``torch.set_float32_matmul_precision("medium")`` sends it to oneDNN, and with it allows bf16 inside: some CPUs
-make no use of that permission, others (Intel with AMX) do, and lose five digits without a word. So the permission is
-given only on a CPU where a product under it was measured to be exact, and only around the products of this file.
-
-On a CPU with AMX a kernel of ours multiplies fp32 matrices by bf16 tiles and is exact all the same: see ``multiply``.
+does. ``torch.set_float32_matmul_precision("medium")`` sends it to oneDNN, and also allows bf16 inside: some CPUs do
+not use that permission, others (Intel with AMX) do, and silently lose five digits. So the permission is given only on
+a CPU where products under it were measured to be exact, and only within ``fast_matmuls``.
 """
 
 # N rows, I inputs, O outputs
@@ -21,12 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils._python_dispatch import _disable_current_modes
 
-from moe import kernels
-
 # Root-mean-square relative error of an fp32 product with sums of up to 2,048 terms is 2e-7 to 6e-7; through bf16 it
 # is 2e-3, through TF32 3e-4. Anything between separates them.
 FP32_RELATIVE_ERROR = 2e-6
-_FLOATS_PER_CACHE_LINE = 16
 _PROBE_SHAPES = ((64, 128, 1024), (1024, 512, 128), (512, 64, 2048), (128, 2048, 64))
 
 
@@ -37,11 +32,11 @@ def compute_dtype(device: torch.device) -> torch.dtype | None:
 
 @functools.cache
 def onednn_keeps_fp32() -> bool:
-    """Whether fp32 products that may go through oneDNN are still fp32 on this CPU, by measuring them once.
+    """Whether fp32 products that may go through oneDNN are still fp32 on this CPU, measured once.
 
-    All three products of a training step are tried (forward, input gradient, weight gradient) in several shapes
-    against float64. The answer depends on the CPU alone, never on timing, so that a resumed run computes the same
-    bits as the run it resumes.
+    All three products of a training step (forward, input gradient, weight gradient) are compared with float64 in
+    several shapes. The result depends on the CPU alone, never on timing, so that a resumed run computes the same bits
+    as the run it resumes.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -62,13 +57,8 @@ def _is_exact(shape: tuple[int, int, int], generator: torch.Generator) -> bool:
 
 def relative_error(a: Tensor, b: Tensor) -> float:
     """Root-mean-square error of ``a @ b`` relative to the product in float64."""
-    return error_of_product(a @ b, a, b)
-
-
-def error_of_product(found: Tensor, a: Tensor, b: Tensor) -> float:
-    """Root-mean-square error of what was computed for ``a @ b``, relative to the product in float64."""
     exact = a.double() @ b.double()
-    return float((found.double() - exact).norm() / exact.norm())
+    return float(((a @ b).double() - exact).norm() / exact.norm())
 
 
 @contextlib.contextmanager
@@ -83,9 +73,9 @@ def _matmul_precision(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fast_matmuls(device: torch.device) -> Iterator[None]:
-    """A scope in which products have the type of their factors, and fp32 ones take the fastest way that is fp32.
+    """Context in which products have the type of their factors, and fp32 ones take the fastest way that is fp32.
 
-    Outside of it torch's own settings stand, for attention above all: oneDNN makes short sequences slower there.
+    Outside of it torch's own settings hold, for attention above all: oneDNN makes short sequences slower there.
     """
     with torch.autocast(device.type, enabled=False):
         if device.type == "cpu" and onednn_keeps_fp32():
@@ -95,56 +85,24 @@ def fast_matmuls(device: torch.device) -> Iterator[None]:
             yield
 
 
-def padded_buffer(n_rows: int, width: int, like: Tensor) -> Tensor:
-    """An uninitialised [n_rows, width] matrix whose rows are no power of two apart for MKL and our kernels.
-
-    Rows that are fall on the same few lines of a cache, and a cache line between them makes a weight's gradient a tenth
-    faster (measured over 512 rows of 1,024 numbers). Elsewhere rows are dense: torch's softmax copies what is
-    not, and oneDNN's bf16 products (torch 2.13, AMX) read what lies between rows, so that a NaN there spreads.
-    """
-    is_padded = kernels.fit(like) and not onednn_keeps_fp32()
-    return like.new_empty(n_rows, width + (_FLOATS_PER_CACHE_LINE if is_padded else 0))[:, :width]
-
-
-def multiply(a_NI: Tensor, b_IO: Tensor, *, out_NO: Tensor, is_added: bool = False) -> Tensor:
-    """``a_NI @ b_IO`` into ``out_NO``, or added to it: the product of all that trains but attention and Muon.
-
-    In fp32 on a CPU with AMX tiles, a kernel splits every number into three of bf16, multiplies those, and adds up in
-    fp32: its errors are those of fp32 (tests/moe/test_products.py). Otherwise it is torch's product, in the way that
-    ``fast_matmuls`` chose. Returns ``out_NO``.
-    """
-    if kernels.multiplies(a_NI, b_IO, out_NO):
-        kernels.multiply(a_NI, b_IO, out_NO=out_NO, is_added=is_added)
-    elif is_added:
-        torch.addmm(out_NO, a_NI, b_IO, out=out_NO)
-    else:
-        torch.mm(a_NI, b_IO, out=out_NO)
-    return out_NO
-
-
-def product(a_NI: Tensor, b_IO: Tensor) -> Tensor:
-    """``a_NI @ b_IO`` by ``multiply``."""
-    return multiply(a_NI, b_IO, out_NO=a_NI.new_empty(len(a_NI), b_IO.shape[1]))
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_NI: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
         x_NI, weight_cast_OI = x_NI.to(dtype), weight_OI.to(dtype)
         ctx.save_for_backward(x_NI, weight_cast_OI)
         with fast_matmuls(x_NI.device):
-            return product(x_NI, weight_cast_OI.T)
+            return x_NI @ weight_cast_OI.T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_NI, weight_OI = ctx.saved_tensors  # type: ignore[attr-defined]
         with fast_matmuls(grad_NO.device):
-            return product(grad_NO, weight_OI), product(grad_NO.T, x_NI), None
+            return grad_NO @ weight_OI, grad_NO.T @ x_NI, None
 
 
 def linear(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """``x_NI @ weight_OI.T`` in autocast's type where autocast is on, with the products of this file.
+    """``x_NI @ weight_OI.T`` in autocast's type where autocast is on, forward and backward within ``fast_matmuls``.
 
     Returns:
         [N, O] in the type it was computed in.

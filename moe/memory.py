@@ -27,7 +27,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that live while it is entered, and remembers the most there were.
 
     A storage counts once however many views it has, from the operation that first meets it until it is freed. Real
-    and fake tensors alike. Memory that a kernel takes for itself and frees before it returns is not seen.
+    and fake tensors alike. Memory that an operation allocates and frees within itself is not seen.
     """
 
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation: by a compiled kernel, or in as few passes over memory as torch allows."""
+"""Root-mean-square normalisation in as few passes over memory as torch allows."""
 
 # R rows, D normalised dimension
 
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-
-from moe import kernels
 
 # On CPU rows are worked on in blocks that stay in a core's second-level cache from one pass to the next: measured, a
 # product of two arrays costs 0.1 ns an element there and 0.3 ns beyond it.
@@ -36,8 +34,6 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def _normalised(x_RD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Rows scaled to unit root mean square and weighted, and their scales [R, 1]."""
-    if kernels.available(x_RD):
-        return kernels.rms_norm(x_RD, weight_D, eps)
     scale_R1 = inverse_rms(x_RD, eps)
     out_RD = torch.empty_like(x_RD)
     for rows in blocks(len(x_RD), x_RD.shape[1] * x_RD.element_size(), x_RD):
@@ -47,8 +43,6 @@ def _normalised(x_RD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Ten
 
 def _gradients(all_grad_RD: Tensor, all_x_RD: Tensor, weight_D: Tensor, all_scale_R1: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the rows and of the weight."""
-    if kernels.available(all_x_RD):
-        return kernels.rms_norm_backward(all_grad_RD, all_x_RD, weight_D, all_scale_R1)
     grad_x_RD, grad_weight_D = torch.empty_like(all_x_RD), torch.zeros_like(weight_D)
     for rows in blocks(len(all_x_RD), all_x_RD.shape[1] * all_x_RD.element_size(), all_x_RD):
         grad_RD, scale_R1 = all_grad_RD[rows], all_scale_R1[rows]

@@ -111,14 +111,13 @@ def _global_norm(grads: list[Tensor]) -> Tensor:
 
 
 def newton_schulz_dtype(device: Device, precision: Precision) -> torch.dtype:
-    """The number format of Muon's iteration: bf16 where the device is known to be fast in it, else fp32; never fp16.
+    """The number format of Muon's iteration: bf16 or fp32, never fp16.
 
-    bf16 on CUDA from compute capability 8.0 whatever the training precision, as in Jordan et al. 2024; on a CPU with
-    bf16 training, which only pays where there are bf16 units (``make bench ONLY=step`` measures both); fp32 elsewhere.
+    On CUDA it is bf16 from compute capability 8.0 on, whatever the training precision, as in Jordan et al. 2024. On a
+    CPU it follows the training precision.
     """
-    if device.has_fast_bf16 or (device.kind == "cpu" and precision.name == "bf16"):
-        return torch.bfloat16
-    return torch.float32
+    in_bf16 = device.has_fast_bf16 if device.kind == "cuda" else precision.name == "bf16"
+    return torch.bfloat16 if in_bf16 else torch.float32
 
 
 def build_optimizers(groups: WeightGroups, config: OptimizerConfig, device: Device, precision: Precision) -> Optimizers:

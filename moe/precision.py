@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from moe.config import PrecisionName
-from moe.device import Device
+from moe.device import BF16_CPU_INSTRUCTIONS, Device
 from moe.errors import ConfigError
 
 
@@ -44,16 +44,17 @@ class Precision:
 def resolve_precision(name: PrecisionName, device: Device) -> Precision:
     """The precision to use for ``name`` on ``device``, with the reason for it.
 
-    ``auto`` is fp32 on a CPU (few have bf16 units, and none has fast fp16), bf16 on CUDA from compute capability 8.0,
-    and fp16 on older GPUs.
+    ``auto`` is bf16 on a CPU that multiplies it natively (AVX-512 BF16 or AMX) and on CUDA from compute capability 8.0,
+    fp32 on other CPUs and fp16 on older GPUs. It depends on what the device can do and not on its measured speed, so
+    that a run that is resumed on the same kind of device decides alike.
 
     Raises:
-        ConfigError: the name is unknown, or bf16 was asked of a GPU that would only emulate it.
+        ConfigError: the name is unknown, or bf16 was requested on a GPU that would only emulate it.
     """
     if name == "auto":
         chosen, reason = _choose(device)
     elif name in {"fp32", "bf16", "fp16"}:
-        chosen, reason = name, f"{name} was asked for"
+        chosen, reason = name, f"{name} was requested"
     else:
         raise ConfigError(f"precision={name!r} is unknown; choose auto, fp32, bf16 or fp16")
     if chosen == "bf16" and device.kind == "cuda" and not device.has_fast_bf16:
@@ -72,7 +73,10 @@ def resolve_precision(name: PrecisionName, device: Device) -> Precision:
 
 def _choose(device: Device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
     if device.kind == "cpu":
-        return "fp32", "fp32, because the device is a CPU"
+        if device.has_fast_bf16:
+            instructions = " and ".join(device.bf16_instructions)
+            return "bf16", f"bf16, because the CPU multiplies it natively ({instructions})"
+        return "fp32", f"fp32, because the CPU has neither {' nor '.join(BF16_CPU_INSTRUCTIONS)}"
     if device.has_fast_bf16:
         return "bf16", f"bf16, because {device.name} has compute capability {_capability(device)} (8.0 or newer)"
     return (

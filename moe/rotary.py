@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from moe import kernels
 from moe.norm import blocks, inverse_rms
 
 RotaryTables = tuple[Tensor, Tensor]  # cosine and sine, [T, C / 2] each
@@ -49,8 +48,6 @@ def _turned_units(x_BTJC: Tensor, weight_JC: Tensor, tables: RotaryTables, eps: 
 
     The weight is folded into the tables.
     """
-    if kernels.available(x_BTJC):
-        return kernels.normalise_and_rotate(x_BTJC, weight_JC, tables, eps)
     cos, sin = tables
     scale_BTJ1 = inverse_rms(x_BTJC, eps)
     first, second = weight_JC.chunk(2, dim=-1)
@@ -65,8 +62,6 @@ def _turned_units(x_BTJC: Tensor, weight_JC: Tensor, tables: RotaryTables, eps: 
 
 def _gradients(grad_BTJC: Tensor, saved: tuple[Tensor, Tensor, RotaryTables, Tensor], *, grad_x_BTJC: Tensor) -> Tensor:
     """The gradient of x, into ``grad_x_BTJC``, and of the weight, returned; ``saved`` are x, weight, tables, scales."""
-    if kernels.available(grad_x_BTJC):
-        return kernels.normalise_and_rotate_backward(grad_BTJC, saved, grad_x_BTJC=grad_x_BTJC)
     x_BTJC, weight_JC, (cos, sin), scale_BTJ1 = saved
     along_T1C, across = torch.cat((cos, cos), dim=-1)[:, None], -sin[:, None]
     grad_weight_JC = torch.zeros_like(weight_JC)

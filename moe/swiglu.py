@@ -7,20 +7,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe import kernels
-
 _silu_out = torch.ops.aten.silu.out
 _silu_backward_out = torch.ops.aten.silu_backward.grad_input
 
 
-def swiglu(gate_up_SH: Tensor, *, out_SF: Tensor, kept_SH: Tensor | None = None) -> Tensor:
-    """``silu(gate) * up`` into ``out_SF``, which is returned; the inputs are copied to ``kept_SH`` if that is given."""
-    if kernels.available(gate_up_SH):
-        kernels.swiglu(gate_up_SH, out_SF=out_SF, kept_SH=kept_SH)
-        return out_SF
+def swiglu(gate_up_SH: Tensor, *, out_SF: Tensor) -> Tensor:
+    """``silu(gate) * up`` into ``out_SF``, which is returned."""
     gate_SF, up_SF = gate_up_SH.chunk(2, dim=1)
-    if kept_SH is not None:
-        kept_SH.copy_(gate_up_SH)
     _silu_out(gate_SF, out=out_SF)
     return out_SF.mul_(up_SF)
 
@@ -28,11 +21,8 @@ def swiglu(gate_up_SH: Tensor, *, out_SF: Tensor, kept_SH: Tensor | None = None)
 def swiglu_backward(gate_up_SH: Tensor, grad_SF: Tensor, *, act_SF: Tensor, grad_gate_up_SH: Tensor) -> None:
     """Compute ``silu(gate) * up`` again into ``act_SF``, and the gradient of gate and up into ``grad_gate_up_SH``.
 
-    ``grad_SF``, the gradient of the activation, is used up.
+    ``grad_SF``, the gradient of the activation, is overwritten.
     """
-    if kernels.available(gate_up_SH):
-        kernels.swiglu_backward(gate_up_SH, grad_SF, act_SF=act_SF, grad_gate_up_SH=grad_gate_up_SH)
-        return
     gate_SF, up_SF = gate_up_SH.chunk(2, dim=1)
     grad_gate_SF, grad_up_SF = grad_gate_up_SH.chunk(2, dim=1)
     _silu_out(gate_SF, out=act_SF)

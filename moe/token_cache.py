@@ -20,7 +20,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moe.corpus import SPLITS, CorpusConfig, CorpusSource, SplitName, open_corpus
+from moe.corpus import SPLITS, CorpusConfig, CorpusSource, SplitName
+from moe.corpus_sources import open_corpus
 from moe.errors import CorpusError
 from moe.token_build import OnProgress, Progress, build
 from moe.token_file import TokenFile, file_digest

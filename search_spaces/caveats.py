@@ -1,4 +1,4 @@
-"""What a space may do although it weakens the answer: each caveat is one sentence for the plan and the report."""
+"""What is allowed although it weakens the answer: each caveat is one sentence for the plan and the report."""
 
 from __future__ import annotations
 

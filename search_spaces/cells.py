@@ -1,11 +1,11 @@
-"""Cells: the points of a space, and ids that depend on what decides their numbers and on nothing else."""
+"""Cells: the points of a space, and ids that depend on what decides their numbers, and on nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from search_spaces.sections import OptunaSearch, Strategy
@@ -58,13 +58,8 @@ class Cell:
         return asdict(self)
 
 
-def explore_seeds(space: Space) -> tuple[int, ...]:
-    """The numbers of the explore seeds, from 1."""
-    return tuple(range(EXPLORE_SEEDS_FROM, EXPLORE_SEEDS_FROM + space.seeds.explore))
-
-
 def confirm_seeds(total: int) -> tuple[int, ...]:
-    """The numbers of ``total`` confirm seeds, from 101: a larger total begins with those of a smaller one."""
+    """The numbers of ``total`` confirm seeds, from 101: a larger total starts with those of a smaller one."""
     return tuple(range(CONFIRM_SEEDS_FROM, CONFIRM_SEEDS_FROM + total))
 
 
@@ -83,20 +78,19 @@ def rates_at(space: Space, lr: float) -> tuple[Rate, ...]:
 
 
 def tidy(value: float) -> float:
-    """``value`` without the dust of binary arithmetic (twelve significant digits), so that ids do not hang on it."""
+    """``value`` to twelve significant digits, so that no id depends on the rounding of binary arithmetic."""
     return float(f"{value:.12g}")
 
 
 def explored_arms(space: Space) -> tuple[tuple[str, Arrangement], ...]:
-    """Every (strategy, arrangement) with a rate search of its own: all arms, and those of the control."""
+    """Every (strategy, arrangement) with its own rate search: all arms, and those of the control."""
     arms: list[tuple[str, Arrangement]] = [(strategy.name, "shuffled") for strategy in space.strategies]
-    return (*arms, *((name, "grouped") for name in control_arms(space)))
+    return (*arms, *((name, "grouped") for name in _control_arms(space)))
 
 
-def control_arms(space: Space) -> tuple[str, ...]:
+def _control_arms(space: Space) -> list[str]:
     """The arms that the control regroups: those shorter than the longest, when ``controls`` is set."""
-    shorter = (strategy.name for strategy in space.strategies if strategy.seq_len < space.block_len)
-    return tuple(shorter) if space.controls else ()
+    return [arm.name for arm in space.strategies if space.controls and arm.seq_len < space.block_len]
 
 
 def cell_at(
@@ -111,7 +105,6 @@ def cell_at(
     budget_tokens: int | None = None,
 ) -> Cell:
     """The cell at this point of the space, with the space's budget unless another is given."""
-    budget = space.budget_tokens if budget_tokens is None else budget_tokens
     point = Cell(
         cell_id=None,
         phase=phase,
@@ -120,11 +113,16 @@ def cell_at(
         adamw_lr=None if rate is None else float(rate.adamw_lr),
         arrangement=arrangement,
         seed=seed,
-        budget_tokens=budget,
+        budget_tokens=space.budget_tokens if budget_tokens is None else budget_tokens,
     )
-    if rate is None or identity is None or space.needs_fitting:
-        return point
-    return Cell(**{**point.as_dict(), "cell_id": _cell_id(space, identity, point)})
+    return _identified(space, identity, point)
+
+
+def _identified(space: Space, identity: Identity | None, cell: Cell) -> Cell:
+    """``cell`` with its id, where everything that decides it is known."""
+    if cell.rate is None or identity is None or space.needs_fitting:
+        return cell
+    return replace(cell, cell_id=_cell_id(space, identity, cell))
 
 
 def explore_cells(space: Space, identity: Identity | None) -> tuple[Cell, ...]:
@@ -139,7 +137,7 @@ def explore_cells(space: Space, identity: Identity | None) -> tuple[Cell, ...]:
         rates = [rate for lr in space.rates.lr for rate in rates_at(space, lr)]
     return tuple(
         cell_at(space, identity, phase="explore", strategy=name, rate=rate, seed=seed, arrangement=arrangement)
-        for seed in explore_seeds(space)
+        for seed in _explore_seeds(space)
         for rate in rates
         for name, arrangement in explored_arms(space)
     )
@@ -157,8 +155,12 @@ def explore_cells_at(
     return tuple(
         cell_at(space, identity, phase="explore", strategy=strategy, rate=rate, seed=seed, arrangement=arrangement)
         for rate in rates
-        for seed in explore_seeds(space)
+        for seed in _explore_seeds(space)
     )
+
+
+def _explore_seeds(space: Space) -> range:
+    return range(EXPLORE_SEEDS_FROM, EXPLORE_SEEDS_FROM + space.seeds.explore)
 
 
 def confirm_cells(
@@ -168,15 +170,11 @@ def confirm_cells(
 
     ``total_seeds`` is ``seeds.confirm`` unless given. Cells are ordered by seed, so that pairs finish together.
     """
-    names = [strategy.name for strategy in space.strategies]
-    return _judged(
-        space,
-        identity,
-        phase="confirm",
-        arrangement="shuffled",
-        names=names,
-        chosen=chosen,
-        total_seeds=total_seeds,
+    rates = chosen or {}
+    return tuple(
+        cell_at(space, identity, phase="confirm", strategy=arm.name, rate=rates.get(arm.name), seed=seed)
+        for seed in confirm_seeds(space.seeds.confirm if total_seeds is None else total_seeds)
+        for arm in space.strategies
     )
 
 
@@ -184,15 +182,9 @@ def control_cells(
     space: Space, identity: Identity | None, chosen: Mapping[str, Rate] | None = None, total_seeds: int | None = None
 ) -> tuple[Cell, ...]:
     """The control on the confirm seeds: short arms with grouped windows, each at the rate that its own search chose."""
-    return _judged(
-        space,
-        identity,
-        phase="control",
-        arrangement="grouped",
-        names=control_arms(space),
-        chosen=chosen,
-        total_seeds=total_seeds,
-    )
+    short = _control_arms(space)
+    cells = [cell for cell in confirm_cells(space, None, chosen, total_seeds) if cell.strategy in short]
+    return tuple(_identified(space, identity, replace(cell, phase="control", arrangement="grouped")) for cell in cells)
 
 
 def time_cells(
@@ -202,29 +194,16 @@ def time_cells(
     budgets_tokens: Mapping[str, float],
     total_seeds: int | None = None,
 ) -> tuple[Cell, ...]:
-    """The time view on the confirm seeds: each arm named in ``budgets_tokens`` with that budget of its own.
+    """The time view on the confirm seeds: each arm named in ``budgets_tokens`` with its own budget.
 
     A budget is rounded to the nearest whole number of the arm's steps, and is at least one step.
     """
-    cells = confirm_cells(space, identity, chosen, total_seeds)
+    budgets = {name: _whole_steps(space.strategy(name), tokens) for name, tokens in budgets_tokens.items()}
+    cells = [cell for cell in confirm_cells(space, None, chosen, total_seeds) if cell.strategy in budgets]
     return tuple(
-        cell_at(
-            space,
-            identity,
-            phase="time",
-            strategy=cell.strategy,
-            rate=cell.rate,
-            seed=cell.seed,
-            budget_tokens=whole_steps(space.strategy(cell.strategy), budgets_tokens[cell.strategy]),
-        )
+        _identified(space, identity, replace(cell, phase="time", budget_tokens=budgets[cell.strategy]))
         for cell in cells
-        if cell.strategy in budgets_tokens
     )
-
-
-def whole_steps(strategy: Strategy, tokens: float) -> int:
-    """``tokens`` rounded to the nearest whole number of the strategy's optimizer steps, at least one."""
-    return max(1, round(tokens / strategy.tokens_per_step)) * strategy.tokens_per_step
 
 
 def planned_cells(space: Space, identity: Identity | None = None) -> tuple[Cell, ...]:
@@ -232,35 +211,19 @@ def planned_cells(space: Space, identity: Identity | None = None) -> tuple[Cell,
     return (*explore_cells(space, identity), *confirm_cells(space, identity), *control_cells(space, identity))
 
 
-def _judged(
-    space: Space,
-    identity: Identity | None,
-    *,
-    phase: Phase,
-    arrangement: Arrangement,
-    names: Sequence[str],
-    chosen: Mapping[str, Rate] | None,
-    total_seeds: int | None,
-) -> tuple[Cell, ...]:
-    rates = chosen or {}
-    return tuple(
-        cell_at(space, identity, phase=phase, strategy=name, rate=rates.get(name), seed=seed, arrangement=arrangement)
-        for seed in confirm_seeds(space.seeds.confirm if total_seeds is None else total_seeds)
-        for name in names
-    )
+def _whole_steps(strategy: Strategy, tokens: float) -> int:
+    return max(1, round(tokens / strategy.tokens_per_step)) * strategy.tokens_per_step
 
 
-def deciding_values(space: Space, identity: Identity, cell: Cell) -> dict[str, Any]:
-    """All that decides a cell's numbers, JSON-able. Names, paths, resources, rungs and verdict rules are not in it."""
+def _cell_id(space: Space, identity: Identity, cell: Cell) -> str:
+    """A hash of all that decides the cell's numbers. Names, paths, resources, rungs and verdict rules do not."""
     resolved = space.resolved()
-    strategy = _shape_of(space.strategy(cell.strategy))
     point = cell.as_dict()
-    for key in ("cell_id", "strategy"):
-        del point[key]
-    return {
+    del point["cell_id"], point["strategy"]
+    deciding = {
         "schema": 1,
         "point": point,
-        "strategy": strategy,
+        "strategy": space.strategy(cell.strategy).model_dump(exclude={"name"}),
         "block_len": space.block_len,
         "precision": space.precision,
         "model": resolved["model"],
@@ -268,14 +231,5 @@ def deciding_values(space: Space, identity: Identity, cell: Cell) -> dict[str, A
         "schedule": resolved["schedule"],
         "identity": asdict(identity),
     }
-
-
-def _shape_of(strategy: Strategy) -> dict[str, int]:
-    """A strategy's shape without its name."""
-    micro_batch_size, seq_len, grad_accum_steps = strategy.shape
-    return {"micro_batch_size": micro_batch_size, "seq_len": seq_len, "grad_accum_steps": grad_accum_steps}
-
-
-def _cell_id(space: Space, identity: Identity, cell: Cell) -> str:
-    text = json.dumps(deciding_values(space, identity, cell), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,17 +1,17 @@
-"""The second round of problems: what can be seen only once the corpus has been read."""
+"""The problems of a space that show only once its corpus has been read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from search_spaces.problems import Problem
+from search_spaces.problems import Problem, problem_at
 from search_spaces.space import Space
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFacts:
-    """What a space must know about its corpus, in tokens of its tokenizer."""
+    """What the check of a space needs from its corpus, in tokens of its tokenizer."""
 
     longest_document_tokens: int
     train_tokens: int
@@ -39,14 +39,11 @@ def corpus_warnings(space: Space, facts: CorpusFacts) -> list[str]:
 
 def _lengths(space: Space, facts: CorpusFacts) -> Iterator[Problem]:
     longest = facts.longest_document_tokens
-    for strategy in space.strategies:
-        if strategy.seq_len > longest and space.corpus.longer_windows == "refuse":
-            yield Problem(
-                where=f"strategies.{strategy.name}.seq_len",
-                value=str(strategy.seq_len),
-                rule=f"exceeds the longest document ({longest} tokens)",
-                remedy=f'choose seq_len <= {longest}, another corpus, or corpus.longer_windows = "warn"',
-            )
+    for arm in space.strategies:
+        if arm.seq_len > longest and space.corpus.longer_windows == "refuse":
+            remedy = f'choose seq_len <= {longest}, another corpus, or corpus.longer_windows = "warn"'
+            rule = f"exceeds the longest document ({longest} tokens)"
+            yield problem_at(f"strategies.{arm.name}.seq_len", arm.seq_len, rule, remedy)
 
 
 def _splits(space: Space, facts: CorpusFacts) -> Iterator[Problem]:
@@ -55,29 +52,25 @@ def _splits(space: Space, facts: CorpusFacts) -> Iterator[Problem]:
         yield Problem(
             where="corpus",
             value=f"{facts.train_tokens} train tokens",
-            rule=f"holds not one block of {row} tokens",
+            rule=f"is less than one block of {row} tokens",
             remedy="choose a larger corpus or shorter arms",
         )
-    rows = {"validation": space.exam.rows_validation, "test": space.exam.rows_test}
-    available = {"validation": facts.validation_tokens, "test": facts.test_tokens}
-    for split, wanted in rows.items():
-        possible = available[split] // row
-        if possible < wanted:
-            few = f"choose rows_{split} <= {possible}, " if possible else ""
-            yield Problem(
-                where=f"exam.rows_{split}",
-                value=str(wanted),
-                rule=f"asks for {wanted * row} tokens, and the {split} split has {available[split]}",
-                remedy=f"{few}raise corpus.{split}_share or choose a larger corpus",
-            )
+    splits = {
+        "validation": (space.exam.rows_validation, facts.validation_tokens),
+        "test": (space.exam.rows_test, facts.test_tokens),
+    }
+    for split, (rows, tokens) in splits.items():
+        if rows * row > tokens:
+            rule = f"needs {rows * row} tokens, and the {split} split has {tokens}"
+            fewer = f"choose rows_{split} <= {tokens // row}, " if tokens >= row else ""
+            remedy = f"{fewer}raise corpus.{split}_share or choose a larger corpus"
+            yield problem_at(f"exam.rows_{split}", rows, rule, remedy)
 
 
 def _vocabulary(space: Space, facts: CorpusFacts) -> Iterator[Problem]:
-    wanted = space.tokenizer.vocab_size
-    if space.tokenizer.kind == "bpe" and wanted is not None and facts.vocab_size < wanted:
-        yield Problem(
-            where="tokenizer.vocab_size",
-            value=str(wanted),
-            rule=f"is more than the train split yields ({facts.vocab_size} tokens)",
-            remedy=f"choose vocab_size <= {facts.vocab_size} or a larger corpus",
+    size = space.tokenizer.vocab_size
+    if space.tokenizer.kind == "bpe" and size is not None and facts.vocab_size < size:
+        rule = f"is more than the train split yields ({facts.vocab_size} tokens)"
+        yield problem_at(
+            "tokenizer.vocab_size", size, rule, f"choose vocab_size <= {facts.vocab_size} or a larger corpus"
         )

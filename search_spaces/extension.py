@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, Literal
 
-from search_spaces.arithmetic import nearest_multiples
-from search_spaces.problems import Problem, SpaceErrors, as_toml
+from search_spaces.fields import MAX_RATE, MIN_RATE, is_rate
+from search_spaces.problems import Problem, SpaceErrors, as_toml, nearest_multiples, problem_at
 from search_spaces.sections import OptunaSearch, Strategy
 from search_spaces.space import Space
 
 # Nothing under these keys decides a cell's numbers or what is compared with what.
 CHANGEABLE_KEYS = ("description", "keep", "resources")
-# The number of threads decides the last bits of sums, so a cell must end on as many as it began on.
+# The number of threads decides the last bits of sums, so a cell must end on as many as it started on.
 FROZEN_RESOURCES = ("resources.threads_per_trial",)
 
 
@@ -42,30 +43,29 @@ def extended_space(
 ) -> Space:
     """``space`` with more rates, more arms, or a larger total of confirm seeds; what it has already stays as it is.
 
-    A rate that the grid has already is no problem and adds nothing. The exam and the blocks rest on the longest and
-    the shortest length and on the budget, so these are frozen: an arm that does not fit them is refused.
+    A rate that the grid has already adds nothing. The exam and the blocks depend on the longest and the shortest
+    length and on the budget, so these are frozen: an arm that does not fit them is refused.
 
     Raises:
-        SpaceErrors: every reason why the extension cannot be.
+        SpaceErrors: every reason why the sweep cannot be extended so.
     """
     arms = [arm.model_dump() if isinstance(arm, Strategy) else dict(arm) for arm in strategies]
-    problems = [*_lr_problems(space, lr), *_adamw_problems(space, adamw_lr), *_seed_problems(space, confirm_seeds)]
-    for arm in arms:
-        problems += _arm_problems(space, arm)
+    problems = _option_problems(space, lr, adamw_lr, confirm_seeds)
+    problems += [problem for arm in arms for problem in _arm_problems(space, arm)]
     table = space.resolved()
     table["strategies"] = [*table["strategies"], *arms]
     if not isinstance(space.search, OptunaSearch):
-        added = dict.fromkeys(rate for rate in lr if _is_rate(rate) and rate not in space.rates.lr)
+        added = dict.fromkeys(rate for rate in lr if is_rate(rate) and rate not in space.rates.lr)
         table["rates"]["lr"] = [*table["rates"]["lr"], *added]
     if space.rates.adamw_grid is not None:
         grid = space.rates.adamw_grid
-        table["rates"]["adamw_grid"] = [*grid, *dict.fromkeys(r for r in adamw_lr if _is_rate(r) and r not in grid)]
+        table["rates"]["adamw_grid"] = [*grid, *dict.fromkeys(r for r in adamw_lr if is_rate(r) and r not in grid)]
     if confirm_seeds is not None:
         table["seeds"]["confirm"] = confirm_seeds
     try:
         extended = Space.from_resolved(table)
     except SpaceErrors as error:
-        raise SpaceErrors([*problems, *_not_yet_told(error.problems, problems)], source="the extension") from error
+        problems += _not_reported_yet(error.problems, problems)
     if problems:
         raise SpaceErrors(problems, source="the extension")
     return extended
@@ -78,103 +78,69 @@ def frozen_differences(before: Space, after: Space) -> list[Problem]:
         Problem(
             where=key,
             value=as_toml(new.get(key)),
-            rule=f"was {as_toml(old.get(key))} when the sweep began, and decides what its cells are",
-            remedy="leave it, extend the sweep, or start one under another name",
+            rule=f"was {as_toml(old.get(key))} when the sweep started, and decides what its cells are",
+            remedy="leave it, extend the sweep, or start another one",
         )
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and (key.partition(".")[0] not in CHANGEABLE_KEYS or key in FROZEN_RESOURCES)
     ]
 
 
-def _not_yet_told(general: Sequence[Problem], told: Sequence[Problem]) -> list[Problem]:
-    """The problems of the extended space that do not repeat, in other words, those of the extension itself."""
-    keys = {problem.where.rpartition(".")[2] for problem in told}
+def _not_reported_yet(general: Sequence[Problem], reported: Sequence[Problem]) -> list[Problem]:
+    """The problems of the extended space that do not say again what those of the extension say."""
+    keys = {problem.where.rpartition(".")[2] for problem in reported}
     frozen = ("budget_tokens", "rungs_tokens", *(("seq_len",) if "seq_len" in keys else ()))
     return [
         problem
         for problem in general
-        if not told or not problem.where.rpartition(".")[2].partition("[")[0].startswith(frozen)
+        if not reported or not problem.where.rpartition(".")[2].partition("[")[0].startswith(frozen)
     ]
 
 
-def _is_rate(value: float) -> bool:
-    return 0 < value < float("inf")
-
-
-def _rate_problems(option: str, rates: Sequence[float], homeless: tuple[str, str] | None) -> list[Problem]:
-    """What keeps rates out of a sweep; ``homeless`` is rule and remedy where it has no place for any."""
+def _option_problems(space: Space, lr: Sequence[float], adamw_lr: Sequence[float], seeds: int | None) -> list[Problem]:
+    """What keeps the rates and the total of confirm seeds out of the sweep."""
+    rule = f"must be a rate from {MIN_RATE:g} to {MAX_RATE:g}"
     problems = [
-        Problem(where=option, value=str(rate), rule="must be a positive finite rate", remedy="choose a rate like 0.02")
+        problem_at(option, rate, rule, "choose a rate like 0.02")
+        for option, rates in (("--lr", lr), ("--adamw-lr", adamw_lr))
         for rate in rates
-        if not _is_rate(rate)
+        if not is_rate(rate)
     ]
-    if rates and homeless is not None:
-        rule, remedy = homeless
-        problems.append(Problem(where=option, value=as_toml(rates), rule=rule, remedy=remedy))
+    if lr and isinstance(space.search, OptunaSearch) and space.search.searches_adamw_ratio:
+        rule = "has no AdamW rate to go with, since the search draws the ratio of the two"
+        remedy = "start another sweep with wider search.lr_low and search.lr_high"
+        problems.append(problem_at("--lr", lr, rule, remedy))
+    if adamw_lr and space.rates.adamw_grid is None:
+        rule = "has no grid to join, since AdamW's rate follows Muon's in this sweep"
+        remedy = "start another sweep with rates.adamw_grid"
+        problems.append(problem_at("--adamw-lr", adamw_lr, rule, remedy))
+    if seeds is not None and seeds < space.seeds.confirm:
+        rule = f"is the total of confirm seeds, and the sweep has {space.seeds.confirm} already"
+        remedy = f"choose more than {space.seeds.confirm}"
+        problems.append(problem_at("--seeds", seeds, rule, remedy))
     return problems
 
 
-def _lr_problems(space: Space, lr: Sequence[float]) -> list[Problem]:
-    is_drawn = isinstance(space.search, OptunaSearch) and space.search.searches_adamw_ratio
-    homeless = (
-        "has no AdamW rate to go with, since the search draws the ratio of the two",
-        "start a sweep under another name with wider search.lr_low and search.lr_high",
-    )
-    return _rate_problems("--lr", lr, homeless if is_drawn else None)
-
-
-def _adamw_problems(space: Space, adamw_lr: Sequence[float]) -> list[Problem]:
-    homeless = (
-        "has no grid to join, since AdamW's rate follows Muon's in this sweep",
-        "start a sweep under another name with rates.adamw_grid",
-    )
-    return _rate_problems("--adamw-lr", adamw_lr, homeless if space.rates.adamw_grid is None else None)
-
-
-def _seed_problems(space: Space, total: int | None) -> list[Problem]:
-    if total is None or total >= space.seeds.confirm:
-        return []
-    return [
-        Problem(
-            where="--seeds",
-            value=str(total),
-            rule=f"is the total of confirm seeds, and the sweep has {space.seeds.confirm} already",
-            remedy=f"choose more than {space.seeds.confirm}",
-        )
-    ]
-
-
-def _arm_problems(space: Space, arm: Mapping[str, Any]) -> list[Problem]:
-    where = f"strategies.{arm.get('name')}"
-    problems: list[Problem] = []
-    seq_len = arm.get("seq_len")
+def _arm_problems(space: Space, arm: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the frozen exam, blocks and budget say against an arm whose values are sound by themselves."""
+    where, seq_len = f"strategies.{arm.get('name')}", arm.get("seq_len")
+    shape = [arm.get("micro_batch_size"), seq_len, arm.get("grad_accum_steps", 1)]
     if isinstance(seq_len, int) and not space.common_len <= seq_len <= space.block_len:
-        side = "longer than the longest" if seq_len > space.block_len else "shorter than the shortest"
-        fixed = "blocks and the exam's rows were" if seq_len > space.block_len else "the exam's common context was"
-        limit = space.block_len if seq_len > space.block_len else space.common_len
-        problems.append(
-            Problem(
-                where=f"{where}.seq_len",
-                value=str(seq_len),
-                rule=f"is {side} arm ({limit} tokens), by which {fixed} fixed when the sweep began",
-                remedy=f"choose {space.common_len} <= seq_len <= {space.block_len} or start a sweep under another name",
-            )
-        )
-    numbers = [arm.get("micro_batch_size"), seq_len, arm.get("grad_accum_steps", 1)]
-    if all(type(number) is int and number >= 1 for number in numbers):
-        step = numbers[0] * numbers[1] * numbers[2]
+        if seq_len > space.block_len:
+            rule, fixed = f"is longer than the longest arm ({space.block_len} tokens)", "blocks and the exam's rows"
+        else:
+            rule, fixed = f"is shorter than the shortest arm ({space.common_len} tokens)", "the exam's common context"
+        rule = f"{rule}, by which the sweep fixed {fixed} when it started"
+        remedy = f"choose {space.common_len} <= seq_len <= {space.block_len} or start another sweep"
+        yield problem_at(f"{where}.seq_len", seq_len, rule, remedy)
+    if all(type(number) is int and number >= 1 for number in shape):
+        step = prod(shape)
         missed = [point for point in (*space.rungs_tokens, space.budget_tokens) if point % step]
         if missed:
             nearest = ", ".join(f"{point}: {nearest_multiples(point, step)}" for point in missed)
-            problems.append(
-                Problem(
-                    where=where,
-                    value=f"{step} tokens per step",
-                    rule=f"does not hit the sweep's frozen rungs and budget exactly (nearest to {nearest})",
-                    remedy=f"choose a shape whose tokens per step divide {', '.join(map(str, missed))}",
-                )
-            )
-    return problems
+            rule = f"does not hit the sweep's frozen rungs and budget exactly (nearest to {nearest})"
+            remedy = f"choose a shape whose tokens per step divide {', '.join(map(str, missed))}"
+            yield Problem(where=where, value=f"{step} tokens per step", rule=rule, remedy=remedy)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

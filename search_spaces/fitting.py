@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd, lcm
 
-from search_spaces.arithmetic import divisors
 from search_spaces.caveats import FEW_UPDATES
-from search_spaces.problems import Problem, SpaceErrors
+from search_spaces.problems import SpaceErrors, divisors, problem_at
 from search_spaces.space import Space
 
 
@@ -30,19 +29,11 @@ def fitted_space(space: Space, largest_micro_batches: Mapping[str, int]) -> Spac
         SpaceErrors: an arm has room for no window, or no common step divides the budget and the rungs.
     """
     assert space.needs_fitting, "only a space with fit_memory_gib that is not yet fitted can be fitted"
-    homeless = [arm for arm in space.strategies if largest_micro_batches[arm.name] < 1]
-    if homeless:
-        raise SpaceErrors(
-            [
-                Problem(
-                    where=f"strategies.{arm.name}.seq_len",
-                    value=str(arm.seq_len),
-                    rule=f"leaves no room for one window in fit_memory_gib={space.fit_memory_gib}",
-                    remedy="choose a shorter seq_len, a smaller model or more memory",
-                )
-                for arm in homeless
-            ]
-        )
+    too_long = [arm for arm in space.strategies if largest_micro_batches[arm.name] < 1]
+    if too_long:
+        rule = f"leaves no room for one window in fit_memory_gib={space.fit_memory_gib}"
+        remedy = "choose a shorter seq_len, a smaller model or more memory"
+        raise SpaceErrors([problem_at(f"strategies.{arm.name}.seq_len", arm.seq_len, rule, remedy) for arm in too_long])
     candidates = list(_candidates(space, largest_micro_batches))
     best = max(candidates, key=lambda found: (found.least_filled, -found.tokens_per_step))
     table = space.resolved()
@@ -55,7 +46,7 @@ def fitted_space(space: Space, largest_micro_batches: Mapping[str, int]) -> Spac
 def _candidates(space: Space, largest: Mapping[str, int]) -> Iterator[_Candidate]:
     lengths = lcm(*(arm.seq_len for arm in space.strategies))
     whole = gcd(space.budget_tokens, *space.rungs_tokens)
-    assert whole % lengths == 0, "the rules of a space see to it that budget and rungs are multiples of every length"
+    assert whole % lengths == 0, "the rules of a space make budget and rungs multiples of every length"
     steps = [lengths * factor for factor in divisors(whole // lengths)]
     affordable = [step for step in steps if space.budget_tokens // step >= FEW_UPDATES] or steps[:1]
     for step in affordable:

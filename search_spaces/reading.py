@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import Any
 
 from search_spaces.overrides import apply_overrides
 from search_spaces.presets import preset_text
 from search_spaces.problems import Problem, SpaceErrors
-from search_spaces.space import Space, in_file_order
+from search_spaces.space import Space
+
+# A space is a few kilobytes; a file of this size was named by mistake, and TOML is slow to parse.
+MAX_FILE_BYTES = 16 * 2**20
 
 
 def load_space(*, preset: str | None = None, path: Path | None = None, overrides: Sequence[str] = ()) -> Space:
@@ -19,17 +24,16 @@ def load_space(*, preset: str | None = None, path: Path | None = None, overrides
     Raises:
         SpaceErrors: every problem of the space, or why it could not be read.
     """
-    if (preset is None) == (path is None):
-        given = "both were given" if preset is not None else "neither was given"
-        problem = Problem(where="space", rule=f"is a preset or a file, and {given}", remedy="name exactly one")
-        raise SpaceErrors([problem], source="the command line")
-    if preset is not None:
+    if preset is not None and path is None:
         return parse_space(preset_text(preset), overrides, source=f"preset {preset}")
-    assert path is not None
-    return parse_space(_read(path), overrides, source=str(path))
+    if path is not None and preset is None:
+        return parse_space(_read(path), overrides, source=str(path))
+    given = "neither was given" if preset is None else "both were given"
+    problem = Problem(where="space", rule=f"is a preset or a file, and {given}", remedy="name exactly one")
+    raise SpaceErrors([problem], source="the command line")
 
 
-def parse_space(text: str, overrides: Sequence[str] = (), *, source: str = "") -> Space:
+def parse_space(text: str, overrides: Sequence[str] = (), *, source: str = "the space") -> Space:
     """The space that TOML ``text`` describes, with ``--set`` overrides applied.
 
     Raises:
@@ -37,17 +41,12 @@ def parse_space(text: str, overrides: Sequence[str] = (), *, source: str = "") -
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        problem = Problem(where=source or "the space", rule=f"is not valid TOML: {error}", remedy="correct that line")
+    except RecursionError as error:
+        raise _too_deep(source) from error
+    except ValueError as error:
+        problem = Problem(where=source, rule=f"is not valid TOML: {error}", remedy="correct that line")
         raise SpaceErrors([problem], source=source) from error
-    changed, problems = apply_overrides(table, overrides)
-    try:
-        space = Space.from_resolved(changed, source=source)
-    except SpaceErrors as error:
-        raise SpaceErrors([*problems, *error.problems], source=source) from error
-    if problems:
-        raise SpaceErrors(in_file_order(problems), source=source)
-    return space
+    return _changed_space(table, overrides, source)
 
 
 def with_overrides(space: Space, overrides: Sequence[str]) -> Space:
@@ -56,14 +55,7 @@ def with_overrides(space: Space, overrides: Sequence[str]) -> Space:
     Raises:
         SpaceErrors: every problem of the outcome.
     """
-    changed, problems = apply_overrides(space.resolved(), overrides)
-    try:
-        outcome = Space.from_resolved(changed)
-    except SpaceErrors as error:
-        raise SpaceErrors([*problems, *error.problems]) from error
-    if problems:
-        raise SpaceErrors(problems)
-    return outcome
+    return _changed_space(space.resolved(), overrides, "the space")
 
 
 def template_text() -> str:
@@ -71,15 +63,42 @@ def template_text() -> str:
     return files("search_spaces").joinpath("template.toml").read_text(encoding="utf-8")
 
 
-def _read(path: Path) -> str:
-    def unreadable(rule: str, remedy: str) -> SpaceErrors:
-        return SpaceErrors([Problem(where=str(path), rule=rule, remedy=remedy)], source="the command line")
-
+def _changed_space(table: Mapping[str, Any], overrides: Sequence[str], source: str) -> Space:
+    problems: list[Problem] = []
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise unreadable("does not exist", "check the path, or write a space with `sweeps new`") from error
-    except UnicodeDecodeError as error:
-        raise unreadable("is not UTF-8 text", "save it as UTF-8") from error
+        changed, problems = apply_overrides(table, overrides)
+        space = Space.from_resolved(changed)
+    except SpaceErrors as error:
+        problems += error.problems
+    except RecursionError as error:
+        raise _too_deep(source) from error
+    if problems:
+        raise SpaceErrors(problems, source=source)
+    return space
+
+
+def _too_deep(source: str) -> SpaceErrors:
+    remedy = "write tables and lists as in the template that `sweeps new` writes"
+    return SpaceErrors([Problem(where=source, rule="is nested too deeply", remedy=remedy)], source=source)
+
+
+def _read(path: Path) -> str:
+    try:
+        status = path.stat()
+        if not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):
+            rule, remedy = "is not a regular file", "save the space in a file and name that"
+        elif status.st_size > MAX_FILE_BYTES:
+            rule, remedy = f"is larger than {MAX_FILE_BYTES // 2**20} MiB", "name a space, which is a few kilobytes"
+        else:
+            return path.read_text(encoding="utf-8-sig")  # some editors put a byte-order mark first
+    except FileNotFoundError:
+        is_link = path.is_symlink()
+        rule = f"is a link to {path.readlink()}, which does not exist" if is_link else "does not exist"
+        remedy = "check the path, or write a space with `sweeps new`"
+    except UnicodeDecodeError:
+        rule, remedy = "is not UTF-8 text", "save it as UTF-8"
     except OSError as error:
-        raise unreadable(f"cannot be read ({error.strerror})", "name a readable TOML file") from error
+        rule, remedy = f"cannot be read ({error.strerror})", "name a readable TOML file"
+    except ValueError as error:
+        rule, remedy = f"cannot be read ({error})", "name a readable TOML file"
+    raise SpaceErrors([Problem(where=str(path), rule=rule, remedy=remedy)], source="the command line")

@@ -1,67 +1,383 @@
-"""Which rule reads which values of a space. A rule runs when all that it reads is sound by itself."""
+"""The rules between the values of a space. What a value must be by itself is in ``sections``.
+
+A rule is a function of the values that ``RULES`` lists beside it, and yields a ``Problem`` per breach. It runs where
+all of them are sound by themselves, so that one wrong value hides no other problem. An arm is a table of its sound
+values, with ``where`` as ``--set`` addresses it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import lcm, prod
 from typing import Any
 
-from search_spaces import arm_rules, section_rules
-from search_spaces.problems import Problem
+from search_spaces.problems import Problem, as_toml, did_you_mean, nearest_divisors, nearest_multiples, problem_at
+from search_spaces.sections import keep_counts
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """``check`` is called with the values at the dotted paths of ``reads``, in their order."""
-
-    check: Callable[..., Iterator[Problem]]
-    reads: tuple[str, ...]
+Problems = Iterator[Problem]
+Arm = Mapping[str, Any]
+Arms = Sequence[Arm]
+SHAPE = ("micro_batch_size", "seq_len", "grad_accum_steps")
+# Each cell has a folder in the ledger, a run in MLflow and a row in the report.
+MAX_CELLS = 10_000
+# A trial trains on one GPU, and training takes 12 bytes per parameter or more: over a terabyte.
+MAX_PARAMETERS = 100_000_000_000
 
 
 def broken_rules(values: Mapping[str, Any]) -> list[Problem]:
-    """Every breach of a rule whose values are all among ``values`` (dotted path to value)."""
-    known = dict(values)
-    if {"search", "rates.lr", "rates.adamw_grid"} <= known.keys():
-        n_adamw = len(known["rates.adamw_grid"] or (None,))
-        known["n_candidates"] = arm_rules.candidates_per_arm(known["search"], len(known["rates.lr"]), n_adamw)
+    """Every breach of a rule whose values are all among ``values`` (dotted path to sound value)."""
+    known = {**values, **_derived(values)}
     return [
         problem
-        for rule in RULES
-        if all(path in known for path in rule.reads)
-        for problem in rule.check(*(known[path] for path in rule.reads))
+        for rule, reads in RULES
+        if all(path in known for path in reads)
+        for problem in rule(*(known[path] for path in reads))
     ]
 
 
-_FIT = ("fit_memory_gib", "fitted")
-_ADAMW = ("rates.adamw_ratio", "rates.adamw_fixed", "rates.adamw_grid")
-_KEEP = ("early_stopping.kind", "early_stopping.keep")
+def _derived(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What several rules need and no key says: how many rates compete, what every arm's steps divide."""
+    derived: dict[str, Any] = {}
+    if values.get("search.kind") == "optuna":
+        if "search.trials_per_arm" in values:
+            derived["n_rates"] = values["search.trials_per_arm"]
+        if all(bound in values for bound in _RATIO_BOUNDS):
+            derived["ratio_is_searched"] = all(values[bound] is not None for bound in _RATIO_BOUNDS)
+    elif "search.kind" in values:
+        derived["ratio_is_searched"] = False
+        if "rates.lr" in values and "rates.adamw_grid" in values:
+            derived["n_rates"] = len(values["rates.lr"]) * len(values["rates.adamw_grid"] or (None,))
+    if all(path in values for path in ("strategies", "fit_memory_gib", "fitted")):
+        derived["needs_fitting"] = values["fit_memory_gib"] is not None and not values["fitted"]
+        derived["multiple"] = _common_multiple(values["strategies"], derived["needs_fitting"])
+    return derived
 
-RULES = (
-    Rule(check=arm_rules.budget_is_whole, reads=("budget_tokens", "strategies", *_FIT)),
-    Rule(check=arm_rules.rungs_are_whole, reads=("rungs_tokens", "strategies", *_FIT)),
-    Rule(check=arm_rules.rungs_below_budget, reads=("rungs_tokens", "budget_tokens")),
-    Rule(check=arm_rules.rungs_increase, reads=("rungs_tokens",)),
-    Rule(check=arm_rules.controls_have_a_subject, reads=("controls", "strategies")),
-    Rule(check=section_rules.fitting_is_asked_for, reads=_FIT),
-    Rule(check=arm_rules.keep_fits_rungs, reads=(*_KEEP, "rungs_tokens")),
-    Rule(check=arm_rules.keep_never_grows, reads=(*_KEEP, "n_candidates")),
-    Rule(check=section_rules.search_bounds_are_ordered, reads=("search",)),
-    Rule(check=arm_rules.two_arms, reads=("strategies",)),
-    Rule(check=arm_rules.distinct_arms, reads=("strategies", *_FIT)),
-    Rule(check=arm_rules.lengths_nest, reads=("strategies",)),
-    Rule(check=section_rules.grid_has_rates, reads=("search", "rates.lr")),
-    Rule(check=section_rules.rates_differ, reads=("rates.lr", "rates.adamw_grid")),
-    Rule(check=section_rules.one_adamw_choice, reads=("search", *_ADAMW)),
-    Rule(check=section_rules.grid_has_a_ratio, reads=("search", "rates.lr", "rates.max_widenings")),
-    Rule(check=section_rules.experts_suffice, reads=("model.top_k", "model.n_experts")),
-    Rule(check=section_rules.heads_divide_width, reads=("model.d_model", "model.n_heads")),
-    Rule(check=section_rules.groups_divide_heads, reads=("model.n_heads", "model.n_kv_heads")),
-    Rule(check=section_rules.corpus_is_named, reads=("corpus.kind", "corpus.paths", "corpus.dataset")),
-    Rule(check=section_rules.train_split_remains, reads=("corpus.validation_share", "corpus.test_share")),
-    Rule(
-        check=section_rules.tokenizer_is_named,
-        reads=("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.path", "tokenizer.id"),
-    ),
-    Rule(check=section_rules.shares_fit_budget, reads=("schedule.warmup_share", "schedule.decay_share")),
-    Rule(check=arm_rules.gpu_table_names_arms, reads=("resources.gpu_per_trial", "strategies")),
+
+def _common_multiple(arms: Arms, needs_fitting: bool) -> tuple[int, str]:
+    """What budget and rungs must be a multiple of, and why. Arms with unsound numbers are left out."""
+    if needs_fitting:
+        return lcm(*(arm["seq_len"] for arm in arms if "seq_len" in arm)), "every arm's seq_len"
+    steps = [prod(arm[key] for key in SHAPE) for arm in arms if _has_shape(arm)]
+    return lcm(*steps), f"every arm's tokens per step ({', '.join(map(str, dict.fromkeys(steps)))})"
+
+
+def _has_shape(arm: Arm) -> bool:
+    return all(key in arm for key in SHAPE)
+
+
+# Budget, rungs and early stopping
+
+
+def budget_is_whole(budget_tokens: int, multiple: tuple[int, str]) -> Problems:
+    """Every arm must hit the budget exactly."""
+    yield from _whole("budget_tokens", budget_tokens, multiple)
+
+
+def rungs_are_whole(rungs_tokens: Sequence[int], multiple: tuple[int, str]) -> Problems:
+    """Every arm must hit every rung exactly."""
+    for index, rung in enumerate(rungs_tokens):
+        yield from _whole(f"rungs_tokens[{index}]", rung, multiple)
+
+
+def _whole(where: str, tokens: int, multiple: tuple[int, str]) -> Problems:
+    number, of_what = multiple
+    if tokens % number:
+        rule = f"must be a multiple of {number}, the least common multiple of {of_what}"
+        yield problem_at(where, tokens, rule, f"choose {nearest_multiples(tokens, number)}")
+
+
+def rungs_below_budget(rungs_tokens: Sequence[int], budget_tokens: int) -> Problems:
+    """A rung is a point on the way."""
+    for index, rung in enumerate(rungs_tokens):
+        if rung >= budget_tokens:
+            rule = f"must lie below the budget ({budget_tokens} tokens)"
+            yield problem_at(
+                f"rungs_tokens[{index}]", rung, rule, f"choose a rung below {budget_tokens} or leave it out"
+            )
+
+
+def rungs_increase(rungs_tokens: Sequence[int]) -> Problems:
+    """Rungs are reached in order."""
+    if any(later <= earlier for earlier, later in pairwise(rungs_tokens)):
+        remedy = f"write {as_toml(sorted(set(rungs_tokens)))}"
+        yield problem_at("rungs_tokens", rungs_tokens, "must increase strictly", remedy)
+
+
+def keep_fits_rungs(kind: str, keep: Sequence[int | float], rungs_tokens: Sequence[int]) -> Problems:
+    """One entry of ``keep`` per rung, and none without early stopping."""
+    if kind == "none" and keep:
+        rule = 'has no meaning with early_stopping.kind="none"'
+        yield problem_at("early_stopping.keep", keep, rule, 'leave keep out or set kind = "asha"')
+    if kind == "asha" and not rungs_tokens:
+        rule = "must name at least one rung for early stopping to decide at"
+        yield problem_at("rungs_tokens", rungs_tokens, rule, 'add rungs or set early_stopping = "none"')
+    elif kind == "asha" and len(keep) != len(rungs_tokens):
+        rule = f"must have one entry per rung ({len(rungs_tokens)} in rungs_tokens)"
+        yield problem_at("early_stopping.keep", keep, rule, f"write {len(rungs_tokens)} counts or fractions")
+
+
+def keep_never_grows(keep: Sequence[int | float], n_rates: int) -> Problems:
+    """A later rung cannot keep more than an earlier one let through."""
+    counts = keep_counts(keep, n_rates)
+    if any(later > earlier for earlier, later in pairwise(counts)):
+        rule = f"must not increase (of {n_rates} it keeps {as_toml(counts)})"
+        yield problem_at("early_stopping.keep", keep, rule, "keep at a later rung at most as many as at the one before")
+
+
+# Arms
+
+
+def two_arms(arms: Arms) -> Problems:
+    """A comparison needs two."""
+    if len(arms) < 2:
+        yield Problem(
+            where="strategies",
+            value=f"{len(arms)} given",
+            rule="must hold at least two arms, since a comparison needs two",
+            remedy="add a [[strategies]] table",
+        )
+
+
+def names_differ(arms: Arms) -> Problems:
+    """An arm is found by its name."""
+    for name, first, repeated in _repeated((arm["name"], arm) for arm in arms if "name" in arm):
+        rule = f"is already the name of {first['where']}"
+        yield problem_at(f"{repeated['where']}.name", name, rule, "give every arm its own name")
+
+
+def shapes_differ(arms: Arms, needs_fitting: bool) -> Problems:
+    """Arms of one shape would be the same cells."""
+    if needs_fitting:
+        shapes = [
+            (f"seq_len {arm['seq_len']} (fit_memory_gib decides the rest)", arm) for arm in arms if "seq_len" in arm
+        ]
+    else:
+        words = "shape {micro_batch_size} x {seq_len}, accumulate {grad_accum_steps}"
+        shapes = [(words.format_map(arm), arm) for arm in arms if _has_shape(arm)]
+    for shape, first, repeated in _repeated(shapes):
+        rule = f"has the same {shape} as {first['where']}, so both would be the same cells"
+        yield problem_at(repeated["where"], None, rule, "change one of them or leave it out")
+
+
+def _repeated(keyed: Iterable[tuple[str, Arm]]) -> Iterator[tuple[str, Arm, Arm]]:
+    """Every key that occurs again, with the first arm that has it and the one that repeats it."""
+    groups: dict[str, list[Arm]] = defaultdict(list)
+    for key, arm in keyed:
+        groups[key].append(arm)
+    return ((key, arms[0], repeated) for key, arms in groups.items() for repeated in arms[1:])
+
+
+def lengths_nest(arms: Arms) -> Problems:
+    """Every arm's windows are cut from blocks of the longest arm's length."""
+    longest = max((arm["seq_len"] for arm in arms if "seq_len" in arm), default=0)
+    for arm in arms:
+        if "seq_len" in arm and longest % arm["seq_len"]:
+            rule = f"must divide the longest seq_len ({longest}), from whose blocks every arm's windows are cut"
+            remedy = f"choose {nearest_divisors(arm['seq_len'], longest)}"
+            yield problem_at(f"{arm['where']}.seq_len", arm["seq_len"], rule, remedy)
+
+
+def controls_have_a_subject(controls: bool, arms: Arms) -> Problems:
+    """The control regroups the windows of arms shorter than the longest."""
+    lengths = {arm.get("seq_len") for arm in arms}
+    if controls and None not in lengths and len(arms) > 1 and len(lengths) == 1:
+        rule = "needs an arm shorter than the longest, and all arms have the same seq_len"
+        yield problem_at("controls", controls, rule, "set controls = false")
+
+
+def gpu_table_names_arms(gpu_per_trial: object, arms: Arms) -> Problems:
+    """A table of GPU shares has one entry per arm."""
+    if not isinstance(gpu_per_trial, dict):
+        return
+    names = [arm["name"] for arm in arms if "name" in arm]
+    for name, share in gpu_per_trial.items():
+        if name not in names:
+            remedy = did_you_mean(name, names) or f"the arms are {', '.join(names)}"
+            yield problem_at(f"resources.gpu_per_trial.{name}", share, "names no arm", remedy)
+    for name in names:
+        if name not in gpu_per_trial:
+            where = f"resources.gpu_per_trial.{name}"
+            yield problem_at(where, None, "is missing from the table", "give every arm its share")
+
+
+def cells_are_bounded(arms: Arms, n_rates: int, explore: int, confirm: int, controls: bool) -> Problems:
+    """A sweep keeps track of every cell."""
+    n_cells = len(arms) * (n_rates * explore + confirm) * (2 if controls else 1)
+    if n_cells > MAX_CELLS:
+        rule = f"has about {n_cells} cells (arms x (rates x explore seeds + confirm seeds)), and may have {MAX_CELLS}"
+        yield problem_at("the space", None, rule, "leave out arms, rates or seeds")
+
+
+# Rates and search
+
+
+def rates_differ(lr: Sequence[float], adamw_grid: Sequence[float] | None) -> Problems:
+    """A rate that is named twice would be the same cell twice."""
+    for where, grid in (("rates.lr", lr), ("rates.adamw_grid", adamw_grid or ())):
+        if len(set(grid)) < len(grid):
+            yield problem_at(where, grid, "names a rate twice", f"write {as_toml(list(dict.fromkeys(grid)))}")
+
+
+def grid_has_rates(kind: str, lr: Sequence[float]) -> Problems:
+    """A grid is searched at its rates."""
+    if kind == "grid" and not lr:
+        remedy = "add lr = [0.005, 0.01, 0.02] under [rates] or search with optuna"
+        yield problem_at("rates.lr", None, "must name at least one learning rate for a grid", remedy)
+
+
+def grid_has_a_ratio(kind: str, lr: Sequence[float], max_widenings: int) -> Problems:
+    """A grid is widened by its own ratio, which takes two rates."""
+    if kind == "grid" and len(lr) == 1 and max_widenings > 0:
+        rule = "needs two rates in rates.lr, since a grid is widened by the ratio between its rates"
+        yield problem_at("rates.max_widenings", max_widenings, rule, "add a rate or set max_widenings = 0")
+
+
+def one_adamw_choice(
+    kind: str, ratio: float | None, fixed: float | None, grid: Sequence[float] | None, ratio_is_searched: bool
+) -> Problems:
+    """AdamW's rate is decided in exactly one way."""
+    choices = {"rates.adamw_ratio": ratio, "rates.adamw_fixed": fixed, "rates.adamw_grid": grid}
+    given = [where for where, value in choices.items() if value is not None]
+    given += ["search.adamw_ratio_low and adamw_ratio_high"] if ratio_is_searched else []
+    if len(given) > 1:
+        yield problem_at("rates", None, f"decides AdamW's rate more than once: {', '.join(given)}", "keep one of them")
+    elif not given:
+        remedy = "add exactly one of adamw_ratio = 0.3, adamw_fixed = 0.001, adamw_grid = [0.001, 0.003]"
+        yield problem_at("rates", None, "does not say what AdamW's rate is", remedy)
+    elif kind == "optuna" and grid is not None:
+        remedy = "set search.adamw_ratio_low and search.adamw_ratio_high, or adamw_ratio"
+        yield problem_at("rates.adamw_grid", grid, "is a grid, and search.kind is optuna", remedy)
+
+
+def lr_bounds_are_ordered(low: float, high: float) -> Problems:
+    """A range has a lower and a higher end."""
+    if low >= high:
+        yield problem_at("search.lr_low", low, f"must be less than search.lr_high ({high})", "swap or spread them")
+
+
+def ratio_bounds_are_ordered(low: float | None, high: float | None) -> Problems:
+    """A range has a lower and a higher end, and both of them."""
+    if low is not None and high is not None:
+        if low >= high:
+            rule = f"must be less than search.adamw_ratio_high ({high})"
+            yield problem_at("search.adamw_ratio_low", low, rule, "swap or spread them")
+    elif low is not high:
+        missing = "search.adamw_ratio_low" if low is None else "search.adamw_ratio_high"
+        yield problem_at(missing, None, "is missing beside the other bound", "give both bounds or neither")
+
+
+# Model, schedule, corpus, tokenizer, fitting
+
+
+def experts_suffice(top_k: int, n_experts: int) -> Problems:
+    """A token cannot go to more experts than there are."""
+    if top_k > n_experts:
+        yield problem_at("model.top_k", top_k, f"exceeds model.n_experts ({n_experts})", f"choose top_k <= {n_experts}")
+
+
+def heads_divide_width(d_model: int, n_heads: int) -> Problems:
+    """Heads share the width equally, and RoPE turns pairs of its channels."""
+    if d_model % n_heads:
+        remedy = f"choose {nearest_divisors(n_heads, d_model)}, or another d_model"
+        yield problem_at("model.n_heads", n_heads, f"must divide model.d_model ({d_model})", remedy)
+    elif d_model // n_heads % 2:
+        rule = f"makes heads of {d_model // n_heads} channels, and RoPE needs an even number"
+        yield problem_at("model.n_heads", n_heads, rule, "choose n_heads so that d_model / n_heads is even")
+
+
+def groups_divide_heads(n_heads: int, n_kv_heads: int) -> Problems:
+    """Every key-value head serves the same number of query heads."""
+    if n_heads % n_kv_heads:
+        remedy = f"choose {nearest_divisors(n_kv_heads, n_heads)}"
+        yield problem_at("model.n_kv_heads", n_kv_heads, f"must divide model.n_heads ({n_heads})", remedy)
+
+
+def model_fits_a_device(d_model: int, n_layers: int, n_experts: int, d_expert: int) -> Problems:
+    """A trial holds the whole model: experts of three matrices each, and attention's four."""
+    parameters = n_layers * (3 * n_experts * d_expert + 4 * d_model) * d_model
+    if parameters > MAX_PARAMETERS:
+        rule = f"has about {parameters / 1e9:,.0f} billion parameters, and may have {MAX_PARAMETERS // 10**9}"
+        yield problem_at("model", None, rule, "choose a smaller d_model, n_layers, n_experts or d_expert")
+
+
+def shares_fit_budget(warmup_share: float, decay_share: float) -> Problems:
+    """Warm-up ends before decay starts."""
+    if warmup_share + decay_share > 1 + 1e-12:
+        rule = f"leaves no room for schedule.warmup_share ({warmup_share}): together they exceed the budget"
+        yield problem_at("schedule.decay_share", decay_share, rule, f"choose decay_share <= {1 - warmup_share:.6g}")
+
+
+def corpus_is_named(kind: str, paths: Sequence[str], dataset: str | None) -> Problems:
+    """Files are found by their paths, a data set of the hub by its id."""
+    given = {"files": ("paths", paths or None), "hub": ("dataset", dataset)}
+    examples = {"files": ('paths = ["texts/*.txt"]', "texts/*.txt"), "hub": ('dataset = "OWNER/ID"', "OWNER/ID")}
+    if kind in given and given[kind][1] is None:
+        line, rest = examples[kind]
+        yield _missing("corpus", kind, given[kind][0], f'add {line} or write corpus = "{kind}:{rest}"')
+    yield from _out_of_place("corpus", kind, given, "embedded")
+
+
+def tokenizer_is_named(kind: str, vocab_size: int | None, path: str | None, repository: str | None) -> Problems:
+    """A tokenizer is trained to a size, or found by a path or an id."""
+    given = {"bpe": ("vocab_size", vocab_size), "directory": ("path", path), "hub": ("id", repository)}
+    examples = {"bpe": "2048", "directory": "PATH", "hub": "OWNER/ID"}
+    if kind in given and given[kind][1] is None:
+        remedy = f'add it or write tokenizer = "{kind}:{examples[kind]}"'
+        yield _missing("tokenizer", kind, given[kind][0], remedy)
+    yield from _out_of_place("tokenizer", kind, given, "bytes")
+
+
+def _missing(section: str, kind: str, key: str, remedy: str) -> Problem:
+    return problem_at(f"{section}.{key}", None, f"is missing, and a {section} of kind {kind!r} needs it", remedy)
+
+
+def _out_of_place(section: str, kind: str, given: Mapping[str, tuple[str, object]], plain: str) -> Problems:
+    """Values that only another kind than ``kind`` uses."""
+    for owner, (key, value) in given.items():
+        if owner != kind and value is not None:
+            rule = f"has no meaning for a {section} of kind {kind!r}"
+            remedy = f'leave it out, set kind = "{owner}", or replace the whole table as --set {section}={plain} does'
+            yield problem_at(f"{section}.{key}", value, rule, remedy)
+
+
+def fitting_is_requested(fit_memory_gib: float | None, fitted: bool) -> Problems:
+    """``fitted`` is the planner's mark."""
+    if fitted and fit_memory_gib is None:
+        rule = "is set by the planner after it has fitted the arms to fit_memory_gib, which is missing"
+        yield problem_at("fitted", fitted, rule, "leave it out")
+
+
+_RATIO_BOUNDS = ("search.adamw_ratio_low", "search.adamw_ratio_high")
+_ADAMW = ("rates.adamw_ratio", "rates.adamw_fixed", "rates.adamw_grid", "ratio_is_searched")
+
+RULES: Sequence[tuple[Callable[..., Problems], tuple[str, ...]]] = (
+    (budget_is_whole, ("budget_tokens", "multiple")),
+    (rungs_are_whole, ("rungs_tokens", "multiple")),
+    (rungs_below_budget, ("rungs_tokens", "budget_tokens")),
+    (rungs_increase, ("rungs_tokens",)),
+    (keep_fits_rungs, ("early_stopping.kind", "early_stopping.keep", "rungs_tokens")),
+    (keep_never_grows, ("early_stopping.keep", "n_rates")),
+    (two_arms, ("strategies",)),
+    (names_differ, ("strategies",)),
+    (shapes_differ, ("strategies", "needs_fitting")),
+    (lengths_nest, ("strategies",)),
+    (controls_have_a_subject, ("controls", "strategies")),
+    (gpu_table_names_arms, ("resources.gpu_per_trial", "strategies")),
+    (cells_are_bounded, ("strategies", "n_rates", "seeds.explore", "seeds.confirm", "controls")),
+    (grid_has_rates, ("search.kind", "rates.lr")),
+    (rates_differ, ("rates.lr", "rates.adamw_grid")),
+    (grid_has_a_ratio, ("search.kind", "rates.lr", "rates.max_widenings")),
+    (one_adamw_choice, ("search.kind", *_ADAMW)),
+    (lr_bounds_are_ordered, ("search.lr_low", "search.lr_high")),
+    (ratio_bounds_are_ordered, _RATIO_BOUNDS),
+    (experts_suffice, ("model.top_k", "model.n_experts")),
+    (heads_divide_width, ("model.d_model", "model.n_heads")),
+    (groups_divide_heads, ("model.n_heads", "model.n_kv_heads")),
+    (model_fits_a_device, ("model.d_model", "model.n_layers", "model.n_experts", "model.d_expert")),
+    (shares_fit_budget, ("schedule.warmup_share", "schedule.decay_share")),
+    (corpus_is_named, ("corpus.kind", "corpus.paths", "corpus.dataset")),
+    (tokenizer_is_named, ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.path", "tokenizer.id")),
+    (fitting_is_requested, ("fit_memory_gib", "fitted")),
 )

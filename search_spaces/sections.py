@@ -1,30 +1,34 @@
-"""The sections of a space: what each table of its TOML file may hold.
+"""The tables of a space's TOML file: their keys, their defaults, and what each value must be by itself.
 
-A section knows its own values. Rules between values, of one section or of several, stand in ``rules``.
+What values must be together stands in ``rules``. Every count has an upper bound, so that a typing error is refused
+before anything of that size is allocated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from math import floor
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from search_spaces.values import (
+from search_spaces.fields import (
     ArmName,
-    AutoOrCount,
     AutoOrPositive,
+    AutoOrWorkers,
     Count,
-    Decay,
+    CountOrZero,
+    Fraction,
+    FractionBelowOne,
     GpuShare,
     KeepShare,
-    NonEmptyText,
     NonNegative,
     Positive,
+    Rate,
+    RateGrid,
     Section,
-    Share,
     Switch,
+    Word,
 )
 
 
@@ -32,9 +36,9 @@ class Strategy(Section):
     """A shape: what one optimizer step of an arm is made of."""
 
     name: ArmName
-    micro_batch_size: Count
-    seq_len: Count
-    grad_accum_steps: Count = 1
+    micro_batch_size: Count = Field(le=65_536)
+    seq_len: Count = Field(le=1_048_576)  # the longest contexts of today's models
+    grad_accum_steps: Count = Field(default=1, le=65_536)
 
     @property
     def tokens_per_step(self) -> int:
@@ -43,40 +47,44 @@ class Strategy(Section):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """What makes two strategies the same one: ``(micro_batch_size, seq_len, grad_accum_steps)``."""
+        """``(micro_batch_size, seq_len, grad_accum_steps)``: two strategies of one shape would be the same."""
         return (self.micro_batch_size, self.seq_len, self.grad_accum_steps)
 
 
 class Rates(Section):
     """The learning rates that every arm is tried at.
 
-    ``lr`` is Muon's rate. AdamW's is exactly one of: a ratio to ``lr``, a fixed number, or a grid of absolute rates
-    of its own, crossed with ``lr``. ``max_widenings`` is how often an arm's grid may grow past its edge.
+    ``lr`` is Muon's rate. AdamW's is exactly one of: a ratio to ``lr``, a fixed number, or its own grid of absolute
+    rates, crossed with ``lr``. ``max_widenings`` is how often an arm's grid may grow past its edge.
     """
 
-    lr: tuple[Positive, ...] = ()
-    adamw_ratio: Positive | None = None
-    adamw_fixed: Positive | None = None
-    adamw_grid: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
-    max_widenings: Annotated[int, Field(strict=True, ge=0)] = 1
+    lr: RateGrid = ()
+    adamw_ratio: Rate | None = None
+    adamw_fixed: Rate | None = None
+    adamw_grid: Annotated[RateGrid, Field(min_length=1)] | None = None
+    max_widenings: CountOrZero = Field(default=1, le=10)  # ten steps past the edge: the grid was in the wrong place
 
 
 class Seeds(Section):
     """How many seeds each phase runs. Explore seeds are numbered from 1, confirm seeds from 101."""
 
-    explore: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
-    confirm: Count = 5
+    explore: Count = Field(default=1, le=100)  # the numbers below those of the confirm seeds
+    confirm: Count = Field(default=5, le=1_000)  # beyond a hundred an interval hardly narrows
 
 
 class Model(Section):
-    """The shape of the Mixture-of-Experts model that every cell trains; the vocabulary comes from the tokenizer."""
+    """The shape of the Mixture-of-Experts model that every cell trains; the vocabulary comes from the tokenizer.
 
-    d_model: Count
-    n_layers: Count
-    n_heads: Count
-    n_kv_heads: Count
-    d_expert: Count
-    n_experts: Count
+    The bounds are several times those of the largest published models. ``n_kv_heads`` is ``n_heads`` where it is not
+    given.
+    """
+
+    d_model: Count = Field(le=65_536)
+    n_layers: Count = Field(le=512)
+    n_heads: Count = Field(le=65_536)
+    n_kv_heads: Count = Field(le=65_536)
+    d_expert: Count = Field(le=262_144)
+    n_experts: Count = Field(le=1_024)
     top_k: Count
     lb_loss_coef: NonNegative = 0.01
     z_loss_coef: NonNegative = 0.0
@@ -85,20 +93,13 @@ class Model(Section):
     init_std: Positive = 0.02
     document_attention: Switch = False
 
-    @classmethod
-    def expand(cls, raw: Any) -> Any:
-        """``n_kv_heads`` is ``n_heads`` unless it is given: no grouped-query attention."""
-        if isinstance(raw, Mapping) and "n_heads" in raw:
-            return {"n_kv_heads": raw["n_heads"], **raw}
-        return raw
-
 
 class Optimizer(Section):
     """What Muon and AdamW share across all cells; their rates are the search's."""
 
-    muon_momentum: Decay = 0.95
+    muon_momentum: FractionBelowOne = 0.95
     muon_weight_decay: NonNegative = 0.0
-    adamw_betas: tuple[Decay, Decay] = (0.9, 0.95)
+    adamw_betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.95)
     adamw_eps: Positive = 1e-8
     adamw_weight_decay: NonNegative = 0.0
     clip_grad_norm: Positive = 1.0
@@ -107,8 +108,8 @@ class Optimizer(Section):
 class Schedule(Section):
     """Linear warm-up, plateau, linear decay to zero, as shares of the budget."""
 
-    warmup_share: Share = 0.05
-    decay_share: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0.2
+    warmup_share: FractionBelowOne = 0.05
+    decay_share: Fraction = 0.2
 
 
 class GridSearch(Section):
@@ -118,18 +119,18 @@ class GridSearch(Section):
 
 
 class OptunaSearch(Section):
-    """Every arm has a study of its own with the same number of trials, ``lr`` drawn log-uniformly between bounds.
+    """Every arm has its own study with the same number of trials; ``lr`` is drawn log-uniformly between bounds.
 
-    With both ratio bounds the ratio of AdamW's rate to ``lr`` is searched as well, and ``rates`` names none.
+    With both ratio bounds the ratio of AdamW's rate to ``lr`` is searched too, and ``rates`` names none.
     """
 
     kind: Literal["optuna"]
-    trials_per_arm: Count = 8
-    seed: Annotated[int, Field(strict=True, ge=0)] = 0
-    lr_low: Positive
-    lr_high: Positive
-    adamw_ratio_low: Positive | None = None
-    adamw_ratio_high: Positive | None = None
+    trials_per_arm: Count = Field(default=8, le=1_000)  # each suggestion fits a model to all results before it
+    seed: CountOrZero = Field(default=0, le=2**63 - 1)
+    lr_low: Rate
+    lr_high: Rate
+    adamw_ratio_low: Rate | None = None
+    adamw_ratio_high: Rate | None = None
 
     @property
     def searches_adamw_ratio(self) -> bool:
@@ -146,58 +147,42 @@ class EarlyStopping(Section):
     kind: Literal["asha", "none"]
     keep: tuple[KeepShare, ...] = ()
 
-    @classmethod
-    def expand(cls, raw: Any) -> Any:
-        """``"none"`` is ``{ kind = "none" }``."""
-        return {"kind": raw} if isinstance(raw, str) else raw
-
     def keep_counts(self, n_cells: int) -> tuple[int, ...]:
-        """How many of ``n_cells`` pass each rung: at least one, a fraction rounded down."""
-        # 0.29 * 100 is 28.999...: the small number undoes what binary fractions lose
-        counts = (share if isinstance(share, int) else floor(share * n_cells + 1e-9) for share in self.keep)
-        return tuple(max(1, min(n_cells, count)) for count in counts)
+        """How many of ``n_cells`` pass each rung."""
+        return keep_counts(self.keep, n_cells)
+
+
+def keep_counts(keep: Sequence[int | float], n_cells: int) -> tuple[int, ...]:
+    """How many of ``n_cells`` pass each rung: at least one, a fraction rounded down."""
+    # 0.29 * 100 is 28.999...: the small number undoes what binary fractions lose
+    counts = (share if isinstance(share, int) else floor(share * n_cells + 1e-9) for share in keep)
+    return tuple(max(1, min(n_cells, count)) for count in counts)
 
 
 class Corpus(Section):
     """The text. In TOML a table, or shorthand: ``"embedded"``, ``"files:GLOB"``, ``"hub:ID"``, ``"hub:OWNER/ID/NAME"``.
 
     ``split_column`` is ``"auto"`` (a column named ``split``, when its values are names of splits), ``"none"`` or the
-    name of a column. ``longer_windows`` says what happens to an arm whose windows are longer than any document:
-    ``"refuse"``, or ``"warn"`` and pack documents into them. The three limits are the audit's: beyond them it refuses
-    the share of the exam's 64-token runs that also stand in train, the longest common run, and the number of times
-    that the budget may repeat the corpus.
+    name of a column. ``longer_windows`` decides about an arm whose windows are longer than any document: ``"refuse"``
+    it, or ``"warn"`` and pack documents into them. The three limits are the audit's: the share of the exam's 64-token
+    runs that may also occur in train, the longest common run, and how often the budget may repeat the corpus.
     """
 
     kind: Literal["embedded", "files", "hub"]
-    paths: tuple[NonEmptyText, ...] = ()
-    text_column: NonEmptyText = "text"
-    split_column: NonEmptyText = "auto"
-    group_column: NonEmptyText | None = None
-    dataset: NonEmptyText | None = None
-    name: NonEmptyText | None = None
-    split: NonEmptyText = "train"
-    revision: NonEmptyText | None = None
-    validation_share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.06
-    test_share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.06
+    paths: tuple[Word, ...] = ()
+    text_column: Word = "text"
+    split_column: Word = "auto"
+    group_column: Word | None = None
+    dataset: Word | None = None
+    name: Word | None = None
+    split: Word = "train"
+    revision: Word | None = None
+    validation_share: Annotated[float, Field(strict=True, gt=0, lt=0.5)] = 0.06
+    test_share: Annotated[float, Field(strict=True, gt=0, lt=0.5)] = 0.06
     longer_windows: Literal["refuse", "warn"] = "refuse"
-    max_overlap_share: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.02
+    max_overlap_share: Fraction = 0.02
     max_common_run_tokens: Annotated[int, Field(strict=True, ge=64)] = 128
     max_epochs: Positive = 4.0
-
-    @classmethod
-    def expand(cls, raw: Any) -> Any:
-        """Shorthand written out as a table."""
-        if not isinstance(raw, str):
-            return raw
-        kind, _, rest = raw.partition(":")
-        if not rest:
-            return {"kind": kind}
-        if kind == "files":
-            return {"kind": kind, "paths": [rest]}
-        owner, _, tail = rest.partition("/")
-        dataset, _, name = tail.partition("/")
-        table = {"kind": kind, "dataset": f"{owner}/{dataset}" if dataset else owner}
-        return {**table, "name": name} if name else table
 
 
 class Tokenizer(Section):
@@ -207,38 +192,27 @@ class Tokenizer(Section):
     """
 
     kind: Literal["bpe", "bytes", "directory", "hub"]
-    vocab_size: Annotated[int, Field(strict=True, ge=257)] | None = None
-    path: NonEmptyText | None = None
-    id: NonEmptyText | None = None
-    revision: NonEmptyText | None = None
-
-    @classmethod
-    def expand(cls, raw: Any) -> Any:
-        """Shorthand written out as a table."""
-        if not isinstance(raw, str):
-            return raw
-        kind, _, rest = raw.partition(":")
-        key = {"bpe": "vocab_size", "directory": "path", "hub": "id"}.get(kind)
-        if not rest or key is None:
-            return {"kind": kind}
-        is_size = kind == "bpe" and rest.replace("_", "").isdigit()
-        return {"kind": kind, key: int(rest) if is_size else rest}
+    # at least 256 bytes and the separator; at most four times the largest vocabulary in use
+    vocab_size: Annotated[int, Field(strict=True, ge=257, le=1_048_576)] | None = None
+    path: Word | None = None
+    id: Word | None = None
+    revision: Word | None = None
 
 
 class Exam(Section):
     """How many rows of S+1 tokens the exam has, S being the longest arm's ``seq_len``."""
 
-    rows_validation: Count = 32
-    rows_test: Count = 64
+    rows_validation: Count = Field(default=32, le=1_000_000)  # more would cost more than the training
+    rows_test: Count = Field(default=64, le=1_000_000)
 
 
 class Resources(Section):
     """What a trial takes and how many run at once. Nothing here decides a number."""
 
-    workers: AutoOrCount = "auto"
-    threads_per_trial: Count = 1
+    workers: AutoOrWorkers = "auto"
+    threads_per_trial: Count = Field(default=1, le=1_024)  # a trial runs on one machine
     gpu_per_trial: GpuShare = "auto"
-    declared_gpus: Annotated[int, Field(strict=True, ge=0)] | None = None
+    declared_gpus: Annotated[int, Field(strict=True, ge=0, le=1_024)] | None = None
 
 
 class VerdictRules(Section):
@@ -246,4 +220,4 @@ class VerdictRules(Section):
 
     alpha: Annotated[float, Field(strict=True, gt=0, lt=0.5)] = 0.05
     margin: AutoOrPositive = "auto"
-    looks: Count = 1
+    looks: Count = Field(default=1, le=1_000)

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from search_spaces import sections
 from search_spaces.caveats import caveats
-from search_spaces.problems import Problem, SpaceErrors
+from search_spaces.fields import Count, Positive, Section, Switch, Text
+from search_spaces.problems import Problem, SpaceErrors, first_problems
 from search_spaces.rules import broken_rules
-from search_spaces.sections import (
-    Corpus,
-    EarlyStopping,
-    Exam,
-    GridSearch,
-    Model,
-    Optimizer,
-    OptunaSearch,
-    Rates,
-    Resources,
-    Schedule,
-    Seeds,
-    Strategy,
-    Tokenizer,
-    VerdictRules,
-)
-from search_spaces.validation import field_problems, valid_values
-from search_spaces.values import Count, Positive, Section, Switch, Text
+from search_spaces.shorthand import written_out
+from search_spaces.validation import field_problems, sound_values
 
 
 class Space(Section):
@@ -39,63 +25,55 @@ class Space(Section):
     """
 
     description: Text = ""
-    budget_tokens: Count
-    rungs_tokens: tuple[Count, ...] = ()
+    budget_tokens: Count = Field(le=10**12)  # eleven days of a GPU at a million tokens per second
+    rungs_tokens: Annotated[tuple[Count, ...], Field(max_length=100)] = ()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     controls: Switch = False
     time_view: Switch = False
     keep: Literal["best", "all"] = "best"
     fit_memory_gib: Positive | None = None
     fitted: Switch = False
-    early_stopping: EarlyStopping = EarlyStopping(kind="none")
-    search: Annotated[GridSearch | OptunaSearch, Field(discriminator="kind")] = GridSearch()
-    strategies: tuple[Strategy, ...]
-    rates: Rates
-    seeds: Seeds = Seeds()
-    model: Model
-    optimizer: Optimizer = Optimizer()
-    corpus: Corpus
-    tokenizer: Tokenizer
-    schedule: Schedule = Schedule()
-    exam: Exam = Exam()
-    resources: Resources = Resources()
-    verdict: VerdictRules = VerdictRules()
+    early_stopping: sections.EarlyStopping = sections.EarlyStopping(kind="none")
+    search: Annotated[sections.GridSearch | sections.OptunaSearch, Field(discriminator="kind")] = sections.GridSearch()
+    strategies: Annotated[tuple[sections.Strategy, ...], Field(max_length=32)]  # they are compared pair by pair
+    rates: sections.Rates
+    seeds: sections.Seeds = sections.Seeds()
+    model: sections.Model
+    optimizer: sections.Optimizer = sections.Optimizer()
+    corpus: sections.Corpus
+    tokenizer: sections.Tokenizer
+    schedule: sections.Schedule = sections.Schedule()
+    exam: sections.Exam = sections.Exam()
+    resources: sections.Resources = sections.Resources()
+    verdict: sections.VerdictRules = sections.VerdictRules()
 
+    @model_validator(mode="wrap")
     @classmethod
-    def expand(cls, raw: Any) -> Any:
-        """Shorthand of ``search`` written out, and the bounds of an optuna search taken from the grid it replaces."""
-        if not isinstance(raw, Mapping):
-            return raw
-        table = dict(raw)
-        if isinstance(table.get("search"), str):
-            table["search"] = {"kind": table["search"]}
-        search = table.get("search")
-        if isinstance(search, Mapping):
-            is_optuna = search.get("kind") == "optuna"
-            table["search"] = {"kind": "grid", **(_bounds_from_grid(table) if is_optuna else {}), **search}
-        if table.get("fit_memory_gib") is not None and table.get("fitted") is not True:
-            table["strategies"] = _with_placeholders(table.get("strategies"))
-        return table
-
-    @model_validator(mode="after")
-    def _keeps_the_rules(self) -> Self:
-        problems = broken_rules(valid_values(type(self), self.model_dump()))
+    def _every_problem_at_once(cls, raw: Any, validate: ModelWrapValidatorHandler[Space]) -> Space:
+        """Check every value, then the rules between those that are sound."""
+        table = written_out(raw) if isinstance(raw, Mapping) else raw
+        try:
+            space = validate(table)
+        except ValidationError as error:
+            problems, n_more = field_problems(cls, table, error)
+            problems += broken_rules(sound_values(cls, table, error))
+            raise SpaceErrors(_in_file_order(problems, n_more)) from error
+        problems = broken_rules(sound_values(cls, space.model_dump()))
         if problems:
-            raise SpaceErrors(problems)
-        return self
+            raise SpaceErrors(_in_file_order(problems))
+        return space
 
     @classmethod
-    def from_resolved(cls, resolved: Mapping[str, Any], *, source: str = "") -> Space:
+    def from_resolved(cls, resolved: Mapping[str, Any], *, source: str = "the space") -> Space:
         """The space that ``resolved`` (or any table of the TOML layout) describes.
 
         Raises:
             SpaceErrors: every problem of it, under the name ``source``.
         """
-        expanded = cls.expand(resolved)
-        problems = field_problems(cls, expanded) + broken_rules(valid_values(cls, expanded))
-        if problems:
-            raise SpaceErrors(in_file_order(problems), source=source)
-        return cls.model_validate(expanded)
+        try:
+            return cls.model_validate(resolved)
+        except ValidationError as error:
+            raise SpaceErrors(error.errors()[0]["ctx"]["error"].problems, source=source) from error
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults and all, as a JSON-able dict that ``from_resolved`` reads back."""
@@ -116,7 +94,7 @@ class Space(Section):
         """Whether the planner still has to choose micro-batches for ``fit_memory_gib``."""
         return self.fit_memory_gib is not None and not self.fitted
 
-    def strategy(self, name: str) -> Strategy:
+    def strategy(self, name: str) -> sections.Strategy:
         """The strategy called ``name``; ``KeyError`` when there is none."""
         for strategy in self.strategies:
             if strategy.name == name:
@@ -128,27 +106,12 @@ class Space(Section):
         return caveats(self)
 
 
-def in_file_order(problems: list[Problem]) -> list[Problem]:
-    """Problems in the order of the keys of a space, those of unknown keys last, each once."""
+def _in_file_order(problems: list[Problem], n_more: int = 0) -> list[Problem]:
+    """Problems in the order of the keys of a space, those of unknown keys last, and how many there are besides."""
     keys = list(Space.model_fields)
 
     def position(problem: Problem) -> int:
         key = problem.where.partition(".")[0].partition("[")[0]
         return keys.index(key) if key in keys else len(keys)
 
-    return sorted(dict.fromkeys(problems), key=position)
-
-
-def _bounds_from_grid(table: Mapping[str, Any]) -> dict[str, float]:
-    rates = table.get("rates")
-    grid = rates.get("lr") if isinstance(rates, Mapping) else None
-    if not isinstance(grid, list | tuple) or not grid or not all(type(rate) in (int, float) for rate in grid):
-        return {}
-    return {"lr_low": min(grid), "lr_high": max(grid)}
-
-
-def _with_placeholders(strategies: object) -> object:
-    if not isinstance(strategies, list | tuple):
-        return strategies
-    unknown = {"micro_batch_size": 1, "grad_accum_steps": 1}
-    return [{**unknown, **arm} if isinstance(arm, Mapping) else arm for arm in strategies]
+    return first_problems(sorted(problems, key=position), n_more)

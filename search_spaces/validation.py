@@ -1,23 +1,22 @@
-"""From pydantic's errors to problems in our words, and to the values that are sound although others are not.
-
-Rules between values (see ``rules``) run on ``valid_values``, so that one wrong key hides no other problem.
-"""
+"""From pydantic's errors to problems in our words, and to the values that are sound although others are not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, get_args
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
+from typing import Any, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from search_spaces.problems import Problem, SpaceErrors, as_toml, did_you_mean
-from search_spaces.values import Section
+from search_spaces.fields import ONE_LINE, Section
+from search_spaces.problems import MAX_PROBLEMS, Problem, SpaceErrors, as_toml, did_you_mean, shortened
+from search_spaces.sections import GridSearch, OptunaSearch, Strategy
 
 Location = tuple[str | int, ...]
+Detail = Mapping[str, Any]
+_SEARCHES: Mapping[object, type[Section]] = {"grid": GridSearch, "optuna": OptunaSearch}
 # What other tools call a key of ours.
-_SAME_THING = {
+_SYNONYMS = {
     "learning_rate": "rates.lr",
     "learning_rates": "rates.lr",
     "batch_size": "micro_batch_size",
@@ -25,245 +24,202 @@ _SAME_THING = {
     "gradient_accumulation_steps": "grad_accum_steps",
     "vocabulary_size": "tokenizer.vocab_size",
 }
-NAME_RULE = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartialArm:
-    """A strategy of which some values may be unsound: those are None."""
+def checked_strategy(table: Mapping[str, Any], *, source: str) -> Strategy:
+    """The strategy that ``table`` describes.
 
-    where: str
-    name: str | None
-    micro_batch_size: int | None
-    seq_len: int | None
-    grad_accum_steps: int | None
-
-    @property
-    def tokens_per_step(self) -> int | None:
-        """Target tokens of one optimizer step, where all three numbers are sound."""
-        if self.micro_batch_size is None or self.seq_len is None or self.grad_accum_steps is None:
-            return None
-        return self.micro_batch_size * self.seq_len * self.grad_accum_steps
-
-
-def field_problems(section: type[Section], raw: object) -> list[Problem]:
-    """Every value of ``raw`` that is wrong by itself, every missing and every unknown key."""
-    try:
-        section.model_validate(raw)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        return [_problem(section, raw, detail) for detail in details if not _is_from_rules(detail)]
-    return []
-
-
-def valid_values(section: type[Section], raw: object, prefix: str = "") -> dict[str, Any]:
-    """The values of ``raw`` that are sound by themselves, by dotted path, with the defaults of absent keys.
-
-    ``strategies`` is a list of ``PartialArm``.
+    Raises:
+        SpaceErrors: every problem of it, under the name ``source``.
     """
-    table = section.expand(raw)
-    if not isinstance(table, Mapping):
-        return {}
-    values: dict[str, Any] = {}
-    for key, field in section.model_fields.items():
-        path = prefix + key
-        nested = field.annotation
-        if key == "strategies":
-            values[path] = partial_arms(table.get(key))
-        elif isinstance(nested, type) and issubclass(nested, Section):
-            if key in table or not field.is_required():
-                part = table[key] if key in table else field.get_default().model_dump()
-                values.update(valid_values(nested, part, path + "."))
-        elif key not in table:
-            if not field.is_required():
-                values[path] = field.get_default()
-        else:
-            values.update(_validated(section, key, path, table[key]))
-    return values
-
-
-def _validated(section: type[Section], key: str, path: str, value: object) -> dict[str, Any]:
     try:
-        return {path: _adapter(section, key).validate_python(value)}
-    except ValidationError:
-        return {}
+        return Strategy.model_validate(table)
+    except ValidationError as error:
+        raise SpaceErrors(field_problems(Strategy, table, error)[0], source=source) from error
 
 
-@cache
-def _adapter(section: type[Section], key: str) -> TypeAdapter[Any]:
-    field = section.model_fields[key]
-    declared: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    return TypeAdapter(declared)
+def field_problems(section: type[Section], table: object, error: ValidationError) -> tuple[list[Problem], int]:
+    """Every value of ``table`` that is wrong by itself, every missing and last every unknown key; how many more."""
+    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] == "extra_forbidden")
+    return [_problem(section, table, detail) for detail in details[:MAX_PROBLEMS]], len(details[MAX_PROBLEMS:])
 
 
-def partial_arms(raw: object) -> list[PartialArm]:
-    """The arms of a space's ``strategies`` as far as they are sound; where an arm's ``where`` names it if it can."""
-    items = enumerate(raw) if isinstance(raw, list | tuple) else ()
-    tables = [(index, item) for index, item in items if isinstance(item, Mapping)]
+def sound_values(space: type[Section], table: object, error: ValidationError | None = None) -> dict[str, Any]:
+    """The values of a space's ``table`` to which ``error`` does not object, by dotted path, with the defaults.
 
-    def whole(table: Mapping[str, Any], key: str, default: int | None = None) -> int | None:
-        value = table.get(key, default)
-        return value if type(value) is int and value >= 1 else None
+    ``strategies`` is a list of tables with the sound values of each arm, and with its place under ``where``.
+    """
+    wrong = {_location(detail) for detail in error.errors(include_url=False)} if error is not None else set()
+    holders = {place[:length] for place in wrong for length in range(len(place))}
+    return dict(_sound(space, table, wrong, holders))
 
+
+def _sound(
+    section: type[Section], table: object, wrong: Set[Location], holders: Set[Location], prefix: Location = ()
+) -> Iterator[tuple[str, Any]]:
+    """``holders`` are the places inside of which something is ``wrong``."""
+    if not isinstance(table, Mapping):
+        return
+    for key, field in section.model_fields.items():
+        place = (*prefix, key)
+        if place in wrong or (key not in table and field.is_required()):
+            continue
+        value = table[key] if key in table else field.get_default()
+        value = value.model_dump() if isinstance(value, BaseModel) else value
+        if place == ("strategies",):
+            wheres = _arm_places(value)
+            arms = [dict(_sound(Strategy, arm, wrong, holders, (*place, index))) for index, arm in enumerate(value)]
+            yield key, [{**arm, "where": where} for arm, where in zip(arms, wheres, strict=True)]
+        elif (inner := _section_of(field.annotation, value)) is not None:
+            yield from ((f"{key}.{path}", found) for path, found in _sound(inner, value, wrong, holders, place))
+        elif place not in holders:
+            yield key, value
+
+
+def _section_of(annotation: Any, value: object) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    is_search = GridSearch in get_args(annotation) and isinstance(value, Mapping)
+    return _SEARCHES[value["kind"]] if is_search else None  # type: ignore[index]
+
+
+def _arm_places(strategies: Any) -> list[str]:
+    """``strategies.NAME`` where the name is unique, else ``strategies.INDEX``; ``--set`` understands both."""
+    names = [arm.get("name") if isinstance(arm, Mapping) else None for arm in strategies]
+    counts = Counter(name for name in names if isinstance(name, str) and name)
     return [
-        PartialArm(
-            where=arm_where(raw, index),
-            name=table["name"] if isinstance(table.get("name"), str) else None,
-            micro_batch_size=whole(table, "micro_batch_size"),
-            seq_len=whole(table, "seq_len"),
-            grad_accum_steps=whole(table, "grad_accum_steps", 1),
-        )
-        for index, table in tables
+        f"strategies.{shortened(name) if isinstance(name, str) and counts[name] == 1 else index}"
+        for index, name in enumerate(names)
     ]
 
 
-def arm_where(strategies: object, index: int) -> str:
-    """``strategies.NAME`` where the name is unique, else ``strategies.INDEX``; ``--set`` understands both."""
-    tables = strategies if isinstance(strategies, list | tuple) else []
-    names = [item.get("name") if isinstance(item, Mapping) else None for item in tables]
-    name = names[index] if index < len(names) else None
-    return f"strategies.{name}" if isinstance(name, str) and name and names.count(name) == 1 else f"strategies.{index}"
+def _location(detail: Detail) -> Location:
+    location: Location = detail["loc"]
+    if location[:1] == ("search",) and location[1:2] and location[1] in _SEARCHES:
+        return (location[0], *location[2:])  # pydantic puts the kind of search into the path
+    return location
 
 
-def where_of(location: Location, raw: object) -> str:
+def _where(location: Location, table: object) -> str:
     """A location inside a space as ``--set`` would write it: ``model.top_k``, ``strategies.balanced.seq_len``."""
     text = ""
     for position, part in enumerate(location):
         if isinstance(part, str):
-            text = f"{text}.{part}" if text else part
-        elif position == 1 and location[0] == "strategies" and isinstance(raw, Mapping):
-            text = arm_where(raw.get("strategies"), part)
+            text += f".{shortened(part)}" if text else shortened(part)
+        elif position == 1 and location[0] == "strategies" and isinstance(table, Mapping):
+            text = _arm_places(table["strategies"])[part]
         else:
-            text = f"{text}[{part}]"
-    return text
+            text += f"[{part}]"
+    return text or "the space"
 
 
-def _is_from_rules(detail: Mapping[str, Any]) -> bool:
-    return isinstance(detail.get("ctx", {}).get("error"), SpaceErrors)
-
-
-def _problem(section: type[Section], raw: object, detail: Mapping[str, Any]) -> Problem:
-    location: Location = detail["loc"]
-    if location[:1] == ("search",) and len(location) > 1 and location[1] in ("grid", "optuna"):
-        location = (location[0], *location[2:])  # pydantic puts the kind of search into the path
-    kind: str = detail["type"]
-    where = where_of(location, raw)
-    if kind == "extra_forbidden":
-        return _unknown_key(section, location, where, detail["input"])
+def _problem(section: type[Section], table: object, detail: Detail) -> Problem:
+    location, kind, value = _location(detail), detail["type"], detail["input"]
+    where = _where(location, table)
     if kind == "missing":
-        return _missing(location, where)
-    value = detail["input"]
-    if kind == "union_tag_invalid":
-        where, value = f"{where}.kind", detail["ctx"]["tag"]
-    rule, remedy = _words(kind, value, detail)
+        return Problem(where=where, rule="is missing", remedy=_how_to_add(location))
+    if kind == "extra_forbidden":
+        rule, remedy = _unknown_key(section, location, where)
+    else:
+        if kind == "union_tag_invalid":
+            where, value = f"{where}.kind", detail["ctx"]["tag"]
+        rule, remedy = _rule_and_remedy(kind, value, detail)
     return Problem(where=where, value=as_toml(value), rule=rule, remedy=remedy)
 
 
-def _missing(location: Location, where: str) -> Problem:
+def _how_to_add(location: Location) -> str:
     if len(location) == 1:
-        remedy = f"add '{where}' (the template that `sweeps new` writes shows how)"
-    elif isinstance(location[-1], int):
-        remedy = "write the whole list"
-    elif location[0] == "strategies":
-        remedy = f"add '{location[-1]}' to this [[strategies]] table"
-    else:
-        table = ".".join(str(part) for part in location[:-1])
-        remedy = f"add '{location[-1]}' under [{table}]"
-    return Problem(where=where, rule="is missing", remedy=remedy)
+        return f"add '{location[0]}' (the template that `sweeps new` writes shows how)"
+    if isinstance(location[-1], int):
+        return "write the whole list"
+    if location[0] == "strategies":
+        return f"add '{location[-1]}' to this [[strategies]] table"
+    return f"add '{location[-1]}' under [{'.'.join(map(str, location[:-1]))}]"
 
 
-def _unknown_key(section: type[Section], location: Location, where: str, value: object) -> Problem:
-    key = str(location[-1])
-    known = _keys_at(section, location[:-1])
-    if location[0] == "search" and key in known:
-        rule, remedy = "belongs to the search of kind 'optuna'", "leave it out or set search.kind to optuna"
-    else:
-        rule = "is not a key of a space" if len(location) == 1 else f"is not a key of {where.rpartition('.')[0]}"
-        homes = [path for path in _all_keys(section) if path.rpartition(".")[2] == key]
-        home = homes[0] if homes else _SAME_THING.get(key)
-        elsewhere = f"did you mean '{home}'?" if home else ""
-        remedy = elsewhere or did_you_mean(key, known) or f"leave it out; known keys: {', '.join(known)}"
-    return Problem(where=where, value=as_toml(value), rule=rule, remedy=remedy)
+def _unknown_key(section: type[Section], location: Location, where: str) -> tuple[str, str]:
+    *parents, key = [part for part in location if isinstance(part, str)]
+    paths = list(dict.fromkeys(_paths(section)))
+    known = [path.rpartition(".")[2] for path in paths if path.split(".")[:-1] == parents]
+    if parents == ["search"] and key in known:
+        return "belongs to the search of kind 'optuna'", "leave it out or set search.kind to optuna"
+    rule = "is not a key of a space" if len(location) == 1 else f"is not a key of {where.rpartition('.')[0]}"
+    places = [path for path in paths if path.rpartition(".")[2] == key]
+    place = places[0] if len(places) == 1 else _SYNONYMS.get(key)  # of several, none is more likely than the others
+    remedy = f"did you mean '{place}'?" if place else did_you_mean(key, known)
+    return rule, remedy or f"leave it out; known keys: {', '.join(known)}"
 
 
-def _keys_at(section: type[Section], location: Location) -> list[str]:
-    here = [section]
-    for part in location:
-        if isinstance(part, str):
-            fields = [one.model_fields[part] for one in here if part in one.model_fields]
-            here = [found for field in fields for found in _sections_in(field.annotation)]
-    return list(dict.fromkeys(key for one in here for key in one.model_fields))
-
-
-def _all_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    for key, field in section.model_fields.items():
-        yield prefix + key
-        for nested in _sections_in(field.annotation):
-            yield from _all_keys(nested, f"{prefix}{key}.")
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
+def _paths(annotation: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted path of every key of a section, or of the sections inside a type such as a union or a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [found for argument in get_args(annotation) for found in _sections_in(argument)]
+        for key, field in annotation.model_fields.items():
+            yield prefix + key
+            yield from _paths(field.annotation, f"{prefix}{key}.")
+    for argument in get_args(annotation):
+        yield from _paths(argument, prefix)
 
 
-def _words(kind: str, value: object, detail: Mapping[str, Any]) -> tuple[str, str]:
-    context: Mapping[str, Any] = detail.get("ctx", {})
+def _rule_and_remedy(kind: str, value: object, detail: Detail) -> tuple[str, str]:
+    context: Detail = detail.get("ctx", {})
     if kind == "rule_broken":
         return context["rule"], context["remedy"]
-    bound = _BOUNDS.get(kind)
-    if bound is not None:
-        name, sentence = bound
-        limit = context[name]
-        return sentence.format(f"{limit:g}"), f"choose a value {_SIGNS[name]} {limit:g}"
-    words = _WORDS.get(kind)
-    if words is None:
-        message: str = detail["msg"]
-        return f"is not allowed: {message[0].lower()}{message[1:]}", "correct it"
-    return words(value, context)
+    if kind in _BOUNDS:
+        name, words, sign = _BOUNDS[kind]
+        limit = str(context[name]) if isinstance(context[name], int) else f"{context[name]:g}"
+        return f"must be {words} {limit}", f"choose a value {sign} {limit}"
+    if kind in _WORDS:
+        return _WORDS[kind](value, context)
+    message: str = detail["msg"]
+    return f"is not allowed: {message[0].lower()}{message[1:]}", "correct it"
 
 
-_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-_BOUNDS = {
-    "greater_than": ("gt", "must be greater than {}"),
-    "greater_than_equal": ("ge", "must be at least {}"),
-    "less_than": ("lt", "must be less than {}"),
-    "less_than_equal": ("le", "must be at most {}"),
-}
-
-_Words = Callable[[object, Mapping[str, Any]], tuple[str, str]]
+def _whole_number(value: object, _: Detail) -> tuple[str, str]:
+    is_whole = isinstance(value, float) and value.is_integer()
+    return "must be a whole number", f"write {value:.0f}" if is_whole else "write it like 4 or 65_536"
 
 
-def _whole_number(value: object, _: Mapping[str, Any]) -> tuple[str, str]:
-    integral = isinstance(value, float) and value.is_integer()
-    return "must be a whole number", f"write {int(value)}" if integral else "write it like 4 or 65_536"  # type: ignore[call-overload]
-
-
-def _one_of(value: object, context: Mapping[str, Any]) -> tuple[str, str]:
+def _one_of(value: object, context: Detail) -> tuple[str, str]:
     expected = str(context.get("expected") or context.get("expected_tags"))
     choices = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
     return f"must be one of {', '.join(choices)}", did_you_mean(str(value), choices) or f"write {choices[0]!r}"
 
 
-def _fixed(rule: str, remedy: str) -> _Words:
+def _pattern(_: object, context: Detail) -> tuple[str, str]:
+    if context["pattern"] == ONE_LINE:
+        return "must not hold control characters", "write it in one line of plain text"
+    rule = f"must match {context['pattern'].strip('^').removesuffix(chr(92) + 'z')}"
+    return rule, "use letters, digits, '.', '_' and '-', and start with a letter or a digit"
+
+
+def _fixed(rule: str, remedy: str) -> Callable[[object, Detail], tuple[str, str]]:
     return lambda _value, _context: (rule, remedy)
 
 
-_WORDS: dict[str, _Words] = {
+def _at_most(things: str) -> Callable[[object, Detail], tuple[str, str]]:
+    return lambda _, context: (f"must have at most {context['max_length']} {things}", "shorten it")
+
+
+_BOUNDS = {
+    "greater_than": ("gt", "greater than", ">"),
+    "greater_than_equal": ("ge", "at least", ">="),
+    "less_than": ("lt", "less than", "<"),
+    "less_than_equal": ("le", "at most", "<="),
+}
+_WORDS: Mapping[str, Callable[[object, Detail], tuple[str, str]]] = {
     "int_type": _whole_number,
     "float_type": _fixed("must be a number", "write it without quotes, like 0.01"),
     "finite_number": _fixed("must be a finite number", "choose a finite value"),
     "string_type": _fixed("must be text", "write it in quotes"),
     "bool_type": _fixed("must be true or false", "write true or false without quotes"),
     "string_too_short": _fixed("must not be empty", "write a name"),
+    "string_too_long": _at_most("characters"),
     "tuple_type": _fixed("must be a list", "write it in brackets, like [1, 2]"),
     "too_short": _fixed("must not be empty", "write at least one value"),
+    "too_long": _at_most("entries"),
     "model_type": _fixed("must be a table", "write it as a [table] with its keys"),
     "model_attributes_type": _fixed("must be a table", "write it as a [table] with its keys"),
     "literal_error": _one_of,
     "union_tag_invalid": _one_of,
-    "string_pattern_mismatch": _fixed(
-        f"must match {NAME_RULE}", "use letters, digits, '.', '_' and '-', and start with a letter or a digit"
-    ),
+    "string_pattern_mismatch": _pattern,
 }

@@ -1,7 +1,8 @@
-"""The command line. Heavy imports wait inside the commands, so that ``--help`` answers at once."""
+"""The command line. Heavy imports are inside the commands, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -20,16 +21,23 @@ from sweeps.commands.arguments import (
     Quiet,
     RunsDir,
     SpaceFile,
-    begun_ledger,
     chosen_space,
+    existing_ledger,
     name_or_newest,
-    sitting_of,
+    session_options,
 )
-from sweeps.commands.console import agreed, console, print_json
+from sweeps.commands.console import (
+    close_output,
+    confirmed,
+    console,
+    print_json,
+    require_usable_environment,
+)
 from sweeps.commands.job import flags_of, is_job, run_there, words_of
 from sweeps.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, SweepError
 
 if TYPE_CHECKING:
+    from search_spaces import Space
     from sweeps.ledger.sweep_folder import Ledger
 
 app = typer.Typer(
@@ -51,8 +59,6 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep to its verdict. Without a choice: `matched` where there is a GPU, else `laptop`."""
-    from sweeps.ledger.names import fresh_name, require_name
-    from sweeps.ledger.storage import Storage
     from sweeps.running.session import run_new
 
     if is_job():
@@ -60,11 +66,8 @@ def run(
             ("--preset", preset), ("--space", space), ("--name", name), *(("--set", v) for v in overrides or ())
         )
         raise typer.Exit(run_there(["run", *words, *flags_of(exclusive=exclusive)], runs_dir, name))
-    chosen, label = chosen_space(preset, space, overrides)
-    if name is None:
-        name = fresh_name(Storage(runs_dir), label)
-    require_name(name)
-    raise typer.Exit(run_new(chosen, name, sitting_of(runs_dir, quiet=quiet, exclusive=exclusive), console()))
+    options = session_options(runs_dir, quiet=quiet, exclusive=exclusive)
+    raise typer.Exit(run_new(chosen_space(preset, space, overrides), name, options))
 
 
 @app.command()
@@ -80,7 +83,7 @@ def resume(
     exclusive: Exclusive = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a sweep that was interrupted. A finished one is left as it is."""
+    """Resume a sweep that was interrupted. A finished one is left as it is."""
     if is_job():
         flags = flags_of(exclusive=exclusive, retry_failed=retry_failed, allow_code_change=allow_code_change)
         name = name_or_newest(runs_dir, name)
@@ -88,7 +91,7 @@ def resume(
         raise typer.Exit(run_there(["resume", name, *flags, *words], runs_dir, name))
     from sweeps.running.session import resume as resume_sweep
 
-    sitting = sitting_of(
+    options = session_options(
         runs_dir,
         quiet=quiet,
         exclusive=exclusive,
@@ -96,7 +99,7 @@ def resume(
         allow_code_change=allow_code_change,
         overrides=tuple(overrides or ()),
     )
-    raise typer.Exit(resume_sweep(name_or_newest(runs_dir, name), sitting, console()))
+    raise typer.Exit(resume_sweep(name_or_newest(runs_dir, name), options))
 
 
 @app.command()
@@ -124,11 +127,11 @@ def extend(
 
     arms = [parse_strategy(text) for text in strategy or ()]
 
-    def more(ledger: Ledger) -> None:
-        extend_plan(ledger, lr=lr or (), adamw_lr=adamw_lr or (), strategies=arms, confirm_seeds=seeds)
+    def more(ledger: Ledger, space: Space) -> Space:
+        return extend_plan(ledger, space, lr=lr or (), adamw_lr=adamw_lr or (), strategies=arms, confirm_seeds=seeds)
 
-    sitting = sitting_of(runs_dir, quiet=quiet, exclusive=exclusive, allow_code_change=allow_code_change)
-    raise typer.Exit(resume_sweep(name, sitting, console(), extend=more))
+    options = session_options(runs_dir, quiet=quiet, exclusive=exclusive, allow_code_change=allow_code_change)
+    raise typer.Exit(resume_sweep(name, options, extend=more))
 
 
 @app.command()
@@ -143,10 +146,16 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: cells, tokens, memory and GPU fraction per arm, hours, smallest detectable difference."""
+    from sweeps.cluster.machines import machines_at_hand
     from sweeps.commands.plan import make_plan, render
+    from sweeps.errors import BadInputError, WorldError
 
-    chosen, _ = chosen_space(preset, space, overrides)
-    found = make_plan(chosen, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
+    try:
+        with machines_at_hand() as machines:
+            chosen, _ = chosen_space(preset, space, overrides).load(machines)
+            found = make_plan(chosen, machines, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
+    except WorldError as error:  # nothing has begun that could be resumed
+        raise BadInputError(str(error)) from error
     if as_json:
         print_json(found.as_dict())
     else:
@@ -163,7 +172,7 @@ def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = F
         found = list_of_sweeps(Storage(runs_dir))
         print_json(found) if as_json else console().print(render_list(found, runs_dir))
         return
-    ledger = begun_ledger(runs_dir, name)
+    ledger = existing_ledger(runs_dir, name)
     if as_json:
         print_json(status_of(ledger))
     else:
@@ -176,6 +185,9 @@ def verdict(
     records: Annotated[Path | None, typer.Option(help="Decide from a CSV file instead of a sweep.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Significance level of a CSV file's verdict; 0.05.")] = None,
     margin: Annotated[float | None, typer.Option(help="Nats below which its differences count for nothing.")] = None,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Equal seeds in a CSV file have nothing in common: Welch's test.")
+    ] = False,
     runs_dir: RunsDir = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -187,15 +199,18 @@ def verdict(
 
     if (name is None) == (records is None):
         raise BadInputError("name one sweep, or one file with --records")
-    if records is None and (alpha, margin) != (None, None):
-        raise BadInputError("--alpha and --margin go with --records; a sweep's were fixed before it began")
+    if records is None and (alpha, margin, unpaired) != (None, None, False):
+        raise BadInputError(
+            "--alpha, --margin and --unpaired go with --records; a sweep's rules were fixed at its start"
+        )
     if records is not None:
         from sweeps.verdict.records_csv import decide_file
 
-        found = decide_file(records, alpha=0.05 if alpha is None else alpha, margin=margin)
+        level = 0.05 if alpha is None else alpha
+        found = decide_file(records, alpha=level, margin=margin, unpaired=unpaired)
     else:
         assert name is not None
-        ledger = begun_ledger(runs_dir, name)
+        ledger = existing_ledger(runs_dir, name)
         found = decide_and_write(ledger, LedgerReader(ledger).results())
     if as_json:
         print_json(found.as_dict())
@@ -217,7 +232,7 @@ def report(
     from sweeps.ledger.reading import LedgerReader
     from sweeps.running.finish import decide_and_write, write_reports
 
-    ledgers = [begun_ledger(runs_dir, name) for name in names or [name_or_newest(runs_dir, None)]]
+    ledgers = [existing_ledger(runs_dir, name) for name in names or [name_or_newest(runs_dir, None)]]
     if len(ledgers) > 1:
         from sweeps.report.compare import compare_report, comparison_folder
 
@@ -244,7 +259,7 @@ def export(
     """Write the winner as a checkpoint that stock `transformers` loads."""
     from sweeps.running.winner import export as export_checkpoint
 
-    result, why = export_checkpoint(begun_ledger(runs_dir, name), out, cell)
+    result, why = export_checkpoint(existing_ledger(runs_dir, name), out, cell)
     point = f"{result.cell.strategy} lr={result.cell.lr:g} seed={result.cell.seed} ({result.cell.cell_id})"
     print(f"{out}: {point}, {why}")
 
@@ -256,7 +271,7 @@ def exam(
     """Write the exam's tokens, so that anyone can score a model on it."""
     from sweeps.running.winner import write_exam
 
-    write_exam(begun_ledger(runs_dir, name), out)
+    write_exam(existing_ledger(runs_dir, name), out)
     print(f"{out}: test and validation, int32 [rows, S+1]")
 
 
@@ -269,8 +284,8 @@ def rm(
     """Delete a sweep: its folder, its runs in MLflow and its registered model."""
     from sweeps.commands.remove import remove
 
-    ledger = begun_ledger(runs_dir, name)
-    if not yes and not agreed(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?"):
+    ledger = existing_ledger(runs_dir, name)
+    if not yes and not confirmed(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?"):
         print("Nothing was deleted.")
         return
     print(remove(ledger, runs_dir))
@@ -300,7 +315,7 @@ def sync(
     from sweeps.tracking.projector import sync as sync_view
     from sweeps.tracking.store import tracking_store
 
-    ledger = begun_ledger(runs_dir, name)
+    ledger = existing_ledger(runs_dir, name)
     require_unheld(ledger)
     store = tracking_store(runs_dir)
     sync_view(view_of(ledger, lambda: None)(), store)
@@ -320,13 +335,13 @@ def ui(
     from sweeps.tracking.ui import run_ui
 
     if name is not None:
-        begun_ledger(runs_dir, name)
+        existing_ledger(runs_dir, name)
     run_ui(tracking_store(runs_dir), lambda line: print(line, flush=True), sweep=name, port=port)
 
 
 @app.command()
 def doctor(runs_dir: RunsDir = "runs") -> None:
-    """Say what this machine, cluster, hub and tracking server can do, and what to mend."""
+    """Show what this machine, cluster, hub and tracking server can do, and what to fix."""
     from sweeps.cluster.connection import cluster_address
     from sweeps.commands.doctor import examine, render
     from sweeps.tracking.store import tracking_store
@@ -351,20 +366,31 @@ def new(path: Annotated[Path, typer.Argument(help="The file to write.")]) -> Non
 def main() -> NoReturn:
     """The console script: runs a command and turns errors into one message and an exit code."""
     from search_spaces import SpaceErrors
+    from sweeps.formatting import with_shown_commands
 
+    code: int = 0
     try:
-        app()
-        code: int = 0
+        require_usable_environment()
+        try:
+            app()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else EXIT_BAD_INPUT
+        close_output()
     except (SweepError, SpaceErrors) as error:
         code = getattr(error, "exit_code", EXIT_BAD_INPUT)
-        print(f"sweeps: {error}", file=sys.stderr)
+        print(f"sweeps: {with_shown_commands(str(error))}", file=sys.stderr)
     except ValueError as error:
-        code = _known_user_error(error)
+        code = _code_of_known_error(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        code = EXIT_BAD_INPUT
+        print(f"sweeps: {error}; free some space", file=sys.stderr)
     sys.exit(code)
 
 
-def _known_user_error(error: ValueError) -> int:
-    """Errors of ``moe`` and of record files are the user's to mend; any other ValueError is ours."""
+def _code_of_known_error(error: ValueError) -> int:
+    """Errors of ``moe`` and of record files are the user's to fix; any other ValueError is a bug of this program."""
     from moe.errors import DeviceMissing, MoeError
     from sweeps.verdict.records_csv import RecordsError
 

@@ -1,4 +1,4 @@
-"""The only bridge from what is asked (``search_spaces``) to how one model is trained (``moe``)."""
+"""The only bridge from a space (``search_spaces``) to the configuration of one training (``moe``)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 REPORTS_PER_CELL = 64  # a report every second or two at laptop scale, and a checkpoint can be made at any of them
 
 
-def at_home_anywhere(space: Space) -> Space:
-    """The space with absolute paths of corpus and tokenizer: a worker, or a resume, may stand in another folder."""
+def with_absolute_paths(space: Space) -> Space:
+    """The space with absolute paths of corpus and tokenizer: a worker, or a resume, may run in another folder."""
     corpus = space.corpus.model_copy(update={"paths": tuple(_absolute(path) for path in space.corpus.paths)})
     tokenizer = space.tokenizer
     if tokenizer.path is not None:
@@ -76,14 +76,15 @@ def train_config(space: Space, cell: Cell, *, vocab_size: int) -> TrainConfig:
     assert cell.adamw_lr is not None, "AdamW's rate is decided with Muon's"
     batch = batch_configs(space)[cell.strategy]
     budget = cell.budget_tokens
+    warmup_tokens = round(budget * space.schedule.warmup_share)
     return TrainConfig(
         model=model_config(space, vocab_size=vocab_size),
         batch=batch,
         optimizer=OptimizerConfig(lr=cell.lr, adamw_lr=cell.adamw_lr, **space.optimizer.model_dump()),
         schedule=ScheduleConfig(
             budget_tokens=budget,
-            warmup_tokens=round(budget * space.schedule.warmup_share),
-            decay_tokens=round(budget * space.schedule.decay_share),
+            warmup_tokens=warmup_tokens,
+            decay_tokens=min(round(budget * space.schedule.decay_share), budget - warmup_tokens),  # both may round up
         ),
         seed=cell.seed,
         block_len=space.block_len,
@@ -96,7 +97,7 @@ def train_config(space: Space, cell: Cell, *, vocab_size: int) -> TrainConfig:
 
 
 def any_cell(space: Space, strategy: str) -> Cell:
-    """A cell of an arm for a dry run or a probe, where rates and seed decide nothing that is asked."""
+    """A cell of an arm for a prediction or a probe, which do not depend on rates and seed."""
     return Cell(
         cell_id=None,
         phase="confirm",

@@ -1,4 +1,4 @@
-"""What every cell of a sweep is trained and examined on: tokens and exam, built once per process."""
+"""What every cell of a sweep is trained and evaluated on: tokens and exam, built once per process."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from sweeps.errors import BadInputError, StorageError
 from sweeps.training_config import corpus_config, tokenizer_config
 
 if TYPE_CHECKING:
+    from moe.config import TrainConfig
     from moe.corpus import CorpusConfig
     from moe.exam import Exam
     from moe.token_build import OnProgress
     from moe.token_cache import TokenizedCorpus
     from moe.tokenizer import TokenizerConfig
+    from moe.trainer import Trainer
 
 POOL_BUDGETS: Final = 4
-"""A streamed corpus is read until it holds this many budgets of train tokens: fresh seeds shall draw other blocks."""
+"""A streamed corpus is read until it holds this many budgets of train tokens: fresh seeds must draw other blocks."""
 HELD_OUT_ROWS: Final = 4
 """Tokens of a streamed held-out split, in exams: rows are drawn from more documents than the exam has rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class TrainingData:
     """Token files and the exam cut from them."""
 
     tokens: TokenizedCorpus
@@ -51,6 +53,13 @@ class Material:
             "exam": self.identity.exam_fingerprint,
         }
 
+    def trainer(self, config: TrainConfig) -> Trainer:
+        """A trainer of one cell, at zero tokens."""
+        from moe.exam import training_data
+        from moe.trainer import Trainer
+
+        return Trainer(config, training_data(self.tokens, config, self.exam))
+
 
 def corpus_facts(tokens: TokenizedCorpus) -> CorpusFacts:
     """What the rules of a space need to know of its corpus."""
@@ -69,18 +78,18 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SWEEPS_CACHE_DIR", default)).expanduser()
 
 
-def material_for(
+def load_training_data(
     space: Space,
     *,
     expected: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
-) -> Material:
+) -> TrainingData:
     """Tokens and exam of a space, from the cache where they are there.
 
     Raises:
-        CorpusError: the corpus or the tokenizer cannot be had.
+        CorpusError: the corpus or the tokenizer cannot be read.
         SpaceErrors: every problem of a new space (nothing ``expected``) with its corpus, before the exam is cut.
-        BadInputError: the cache's folder cannot be one, the exam cannot be cut, or fingerprints differ from the
+        BadInputError: the cache's folder cannot be used, the exam cannot be cut, or fingerprints differ from the
             ``expected`` ones of a sweep that is resumed (both are named).
         StorageError: the cache cannot be written.
     """
@@ -96,14 +105,14 @@ def material_for(
         problems = check_against_corpus(space, corpus_facts(_tokens(tokens)))
         if problems:
             raise SpaceErrors(problems, source="the space with its corpus")
-    material = _material(tokens, space.block_len, space.common_len, space.exam.rows_validation, space.exam.rows_test)
-    for name, found in material.fingerprints.items():
+    data = _training_data(tokens, space.block_len, space.common_len, space.exam.rows_validation, space.exam.rows_test)
+    for name, found in data.fingerprints.items():
         if expected is not None and expected[name] != found:
             raise BadInputError(
                 f"the {name} changed since the sweep began: its fingerprint was {expected[name]}, now it is {found}; "
-                "bring the old one back, or start a new sweep under another name"
+                "restore the old one, or start a new sweep under another name"
             )
-    return material
+    return data
 
 
 class _Progress:
@@ -154,9 +163,9 @@ def _tokens(request: _TokenRequest) -> TokenizedCorpus:
 
 
 @lru_cache(maxsize=2)
-def _material(
+def _training_data(
     request: _TokenRequest, block_len: int, common_len: int, rows_validation: int, rows_test: int
-) -> Material:
+) -> TrainingData:
     from moe.errors import CorpusError
     from moe.exam import build_exam
 
@@ -171,4 +180,4 @@ def _material(
         )
     except CorpusError as error:
         raise BadInputError(str(error)) from error
-    return Material(tokens=tokens, exam=exam)
+    return TrainingData(tokens=tokens, exam=exam)

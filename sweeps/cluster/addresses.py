@@ -7,13 +7,13 @@ from importlib.metadata import entry_points
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 
-# User and password, whatever signs the password holds, and a password among the parameters of a database's address.
+# User and password, whatever characters the password holds; and a password among the parameters of an address.
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/@:\s]*:\S*|[^/\s]*)@")
 _SECRET_PARAMETERS = re.compile(r"(?i)(?<=[?&])(\w*(?:password|token|secret)\w*=)[^&\s]+")
 
 
 def impossible_store(uri: str) -> str | None:
-    """Why MLflow can never use a store at ``uri``, with what to do; None where it may, if it answers."""
+    """Return why MLflow can never use a store at ``uri``, and what to do; None where it may, if it answers."""
     head, colon, _ = uri.partition(":")
     scheme = head.partition("+")[0] if colon or uri in _SCHEMES else ""
     remedy = "use sqlite:///FILE or a server's http address in MLFLOW_TRACKING_URI"

@@ -1,4 +1,4 @@
-"""The one way to a Ray cluster that is there already: quietly, with this project's sources on every node."""
+"""Connections to Ray: to a cluster that runs already, with this project's sources on every node, and a private one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a segment says only how it ended
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver handles signals
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # a slow clean-up must not abort the next trial
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -27,8 +27,15 @@ _SETTINGS = {
 }
 
 
+def live_nodes() -> list[dict[str, Any]]:
+    """Ray's entries of the live nodes, ordered by address. Ray must be connected."""
+    import ray
+
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeManagerAddress"]))
+
+
 def cluster_address() -> str | None:
-    """``RAY_ADDRESS``: the cluster or job server that is asked for, None for this machine alone."""
+    """``RAY_ADDRESS``: the cluster or job server to use, None for this machine alone."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
@@ -42,11 +49,11 @@ _CLOSED_PORTS = {
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
 }
-"""Ray serves its metrics on all interfaces and to everyone; a Ray of our own serves none."""
+"""Ray serves its metrics on all interfaces and to everyone; a private Ray serves none."""
 
 
 @cache
-def _own_token() -> str:
+def _private_token() -> str:
     return secrets.token_hex(32)
 
 
@@ -57,12 +64,16 @@ def private_ray() -> Any:
     service run anyone's program, so a random token is set, whatever the user's environment says. It lives in the
     environment of this process and of Ray's own processes, never in a file.
     """
-    os.environ.update(_CLOSED_PORTS, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_own_token())
-    return quiet_ray()
+    os.environ.update(_CLOSED_PORTS, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_private_token())
+    ray = quiet_ray()
+    from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
+
+    Config.initialize("")  # what was read from the environment when ray was first imported, as Ray's own set-up does it
+    return ray
 
 
 def quiet_ray() -> Any:
-    """The module ``ray``, imported under this project's settings; what the user has set stays."""
+    """The module ``ray``, imported under this project's settings; variables that the user has set stay."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -71,13 +82,21 @@ def quiet_ray() -> Any:
     return ray
 
 
+def choose_auth_mode() -> None:
+    """Where the user has set no RAY_AUTH_MODE: token mode with a RAY_AUTH_TOKEN, else none.
+
+    Ray itself would switch to token mode for any ``~/.ray/auth_token``, whatever the cluster is in.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if os.environ.get("RAY_AUTH_TOKEN") else "disabled")
+
+
 @contextmanager
 def joined_ray(address: str) -> Iterator[None]:
     """The cluster at ``address`` until the block ends; a block inside another one uses the connection that is there.
 
-    Raises BadInputError for what is no address, WorldError where no cluster answers.
+    Raises BadInputError for an impossible address, WorldError where no cluster answers.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a stray token file would switch to token mode
+    choose_auth_mode()
     ray = quiet_ray()
     if ray.is_initialized():
         yield

@@ -17,7 +17,7 @@ def matmul_flops_per_s() -> float:
     torch.set_num_threads(1)
     try:
         left = torch.randn(MATMUL_SIZE, MATMUL_SIZE, generator=torch.Generator().manual_seed(0))
-        torch.mm(left, left)  # the first call loads kernels
+        torch.mm(left, left)  # the first call sets up the library
         best_s = float("inf")
         for _ in range(MATMUL_REPEATS):
             started_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What one node of a cluster says of itself: versions, storage, token cache, GPUs; one pinned Ray task per node."""
+"""The state of one node of a cluster: versions, storage, token cache, GPUs, asked by one pinned Ray task per node."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from sweeps.cluster.connection import live_nodes
 from sweeps.cluster.shipping import JOB_MARKER, SHIPPED_PACKAGES
 from sweeps.ledger.storage import Storage
 
@@ -22,14 +23,15 @@ INSTALL_DEADLINE_S = 1_800.0
 
 OK = "ok"
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeAnswer:
-    """What one node said. ``error`` is set, and little else, where its task failed or did not answer in time.
+    """What one node answered. ``error`` is set, and little else, where its task failed or did not answer in time.
 
-    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``kernels`` are those that trials on its CPU would
-    use; none are named where there is a GPU. ``clock_skew_s`` is how far its clock is outside the interval between
-    question and answer by the driver's.
+    ``storage`` and ``token_cache`` are ``ok``, or what is wrong. ``clock_skew_s`` is how far its clock is outside the
+    interval between question and answer by the driver's.
     """
 
     node_id: str
@@ -43,26 +45,23 @@ class NodeAnswer:
     ray: str = ""
     torch: str = ""
     code: str = ""
-    kernels: str = ""
     storage: str = ""
     token_cache: str = ""
     clock_skew_s: float = 0.0
 
 
 def node_deadline_s(environment: Mapping[str, str]) -> float:
-    """How long a node may take to answer: longer within a job for which packages are installed."""
+    """Return how long a node may take to answer: longer within a job for which packages are installed."""
     job_config = json.loads(environment.get(JOB_MARKER) or "{}")
     return INSTALL_DEADLINE_S if (job_config.get("runtime_env") or {}).get("pip") else NODE_DEADLINE_S
 
 
 def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) -> tuple[NodeAnswer, ...]:
-    """The answers of all live nodes, asked at once by one pinned task each.
+    """Return the answers of all live nodes, asked at once by one pinned task each.
 
-    A node that is silent past ``deadline_s`` is reported, not awaited. Ray must be connected.
+    A node that does not answer within ``deadline_s`` is reported, not awaited. Ray must be connected.
     """
     import ray
-
-    from sweeps.cluster.machines import live_nodes
 
     nodes = live_nodes()
     asked_s = time.time()
@@ -72,31 +71,47 @@ def ask_nodes(storage_uri: str, token_cache_dir: str | None, deadline_s: float) 
     answers = {pending[ref]["NodeID"]: _answer(pending[ref], ref, here, asked_s) for ref in done}
     for ref in late:
         ray.cancel(ref, force=True)
-        silent = f"did not answer within {deadline_s:.0f} s; look at its raylet, or end it with `ray stop` there"
-        answers[pending[ref]["NodeID"]] = NodeAnswer(**_known(pending[ref], here), error=silent)
+        problem = f"did not answer within {deadline_s:.0f} s; look at its raylet, or end it with `ray stop` there"
+        answers[pending[ref]["NodeID"]] = NodeAnswer(**_known(pending[ref], here), error=problem)
     return tuple(answers[node["NodeID"]] for node in nodes)
 
 
-def ask_gpu_memories(deadline_s: float = NODE_DEADLINE_S) -> dict[str, float]:
-    """GiB of the smallest GPU by node id, of the nodes that have GPUs and answer in time. Ray must be connected."""
+@dataclass(frozen=True, kw_only=True)
+class NodeGpus:
+    """Of one node's GPUs the smallest memory and the lowest compute capability, None where it is not known."""
+
+    memory_gib: float
+    compute_capability: tuple[int, int] | None
+
+
+def ask_gpus(deadline_s: float) -> dict[str, NodeGpus]:
+    """The GPUs by node id, of the nodes that have some and answer in time. Ray must be connected."""
     import ray
 
-    from sweeps.cluster.machines import gpu_memories_gib, live_nodes
-
     nodes = [node for node in live_nodes() if node["Resources"].get("GPU", 0)]
-    pending = {_on_node(node, gpu_memories_gib): node["NodeID"] for node in nodes}
+    pending = {_on_node(node, inspect_gpus): node["NodeID"] for node in nodes}
     done, late = ray.wait(list(pending), num_returns=len(pending), timeout=deadline_s) if pending else ([], [])
     for ref in late:
         ray.cancel(ref, force=True)
     found = {}
     for ref in done:
         try:
-            memories_gib = ray.get(ref)
+            gpus = ray.get(ref)
         except ray.exceptions.RayError:
-            continue  # a node that cannot say is one whose GPUs are of unknown size, which the plan tells
-        if memories_gib:
-            found[pending[ref]] = min(memories_gib)
+            continue  # a node that cannot answer is one whose GPUs are unknown, which the plan says
+        if gpus is not None:
+            found[pending[ref]] = gpus
     return found
+
+
+def inspect_gpus() -> NodeGpus | None:
+    """What ``nvidia-smi`` says of the GPUs of the node that this runs on; None where it lists none."""
+    from sweeps.cluster.gpus import gpu_memories_gib, lowest_compute_capability
+
+    memories_gib = gpu_memories_gib()
+    if not memories_gib:
+        return None
+    return NodeGpus(memory_gib=min(memories_gib), compute_capability=lowest_compute_capability())
 
 
 def _on_node(node: Mapping[str, Any], function: Callable[..., Any], *arguments: object) -> Any:
@@ -124,16 +139,16 @@ def _answer(node: Mapping[str, Any], ref: Any, driver_node_id: str, asked_s: flo
 
     known = _known(node, driver_node_id)
     try:
-        said = ray.get(ref)
+        answer = ray.get(ref)
     except Exception as error:  # noqa: BLE001 - whatever a node raises is that node's row, never the table's end
         reason = str(error).strip().splitlines()[-1]
         return NodeAnswer(**known, error=f"its probe failed: {reason}; are the project's packages installed there?")
-    now_s = said.pop("now_s")
-    return NodeAnswer(**known, **said, clock_skew_s=max(asked_s - now_s, now_s - time.time(), 0.0))
+    now_s = answer.pop("now_s")
+    return NodeAnswer(**known, **answer, clock_skew_s=max(asked_s - now_s, now_s - time.time(), 0.0))
 
 
 def sources_fingerprint(packages: Sequence[str] = SHIPPED_PACKAGES) -> str:
-    """Eight hex digits of a hash over the Python sources of these packages, as this process would import them."""
+    """Return eight hex digits of a hash over the Python sources of these packages as this process imports them."""
     from importlib.util import find_spec
 
     digest = hashlib.sha256()
@@ -149,11 +164,11 @@ def sources_fingerprint(packages: Sequence[str] = SHIPPED_PACKAGES) -> str:
 
 
 def inspect_node(storage_uri: str, node_id: str, token_cache_dir: str | None = None) -> dict[str, Any]:
-    """What the node that this runs on has to say: the fields of a ``NodeAnswer`` that only it knows."""
+    """Return the fields of a ``NodeAnswer`` that only the node on which this runs knows."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from sweeps.cluster.machines import gpu_memories_gib
+    from sweeps.cluster.gpus import gpu_memories_gib
     from sweeps.training_data import cache_dir
 
     def installed(package: str) -> str:
@@ -168,20 +183,11 @@ def inspect_node(storage_uri: str, node_id: str, token_cache_dir: str | None = N
         "ray": installed("ray"),
         "torch": installed("torch"),
         "code": sources_fingerprint(),
-        "kernels": "" if gpus_gib else _kernels(),
         "storage": _storage_state(Storage(storage_uri), node_id),
         "token_cache": _token_cache_state(Path(token_cache_dir) if token_cache_dir else cache_dir()),
         "gpu_gib": min(gpus_gib, default=None),
         "now_s": time.time(),
     }
-
-
-def _kernels() -> str:
-    try:
-        from moe import kernels
-    except ImportError:
-        return ""  # without torch, which is a problem of its own
-    return kernels.load().found
 
 
 def _storage_state(storage: Storage, node_id: str) -> str:
@@ -190,7 +196,7 @@ def _storage_state(storage: Storage, node_id: str) -> str:
     try:
         if not storage.exists("driver"):
             return (
-                "what the driver wrote is not to be seen there, so it is not shared; "
+                "what the driver wrote is not visible there, so it is not shared; "
                 "give --runs-dir a mount that all nodes have, or s3:// or gs://"
             )
         storage.write_bytes(node_id, b"node")
@@ -200,7 +206,7 @@ def _storage_state(storage: Storage, node_id: str) -> str:
 
 
 def _token_cache_state(folder: Path) -> str:
-    """Whether the token file can be made in ``folder``; every node keeps its own."""
+    """Whether token files can be made in ``folder``; every node keeps its own."""
     probe = folder / f".preflight-{secrets.token_hex(6)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

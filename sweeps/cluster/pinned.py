@@ -1,7 +1,7 @@
-"""Pinned packages: what the project needs of ``constraints.txt``, and what a machine lacks of it.
+"""Pinned packages: the versions in ``constraints.txt``, and which of them a machine lacks.
 
-``python -m sweeps.cluster.pinned torch==2.13.0 ...`` prints what is missing or of another version where it runs, as one
-line of JSON. It needs nothing but the standard library: it runs as a job on clusters that have nothing else yet.
+``python -m sweeps.cluster.pinned torch==2.13.0 ...`` prints those that are missing or of another version where it runs,
+as one line of JSON. It needs only the standard library: it runs as a job on clusters that have nothing else yet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LACKING = "lacking: "
 
 
 def read_constraints(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The ``name==version`` pairs of a constraints file; comments, markers and options are left out."""
+    """Yield the ``name==version`` pairs of a constraints file, without comments, markers and options."""
     for line in lines:
         requirement = line.partition("#")[0].partition(";")[0].strip()
         name, separator, pinned = requirement.partition("==")
@@ -28,7 +28,7 @@ def read_constraints(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def installed_version(package: str) -> str | None:
-    """What is installed here under that name."""
+    """Return the version of ``package`` that is installed here, None without one."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -36,63 +36,32 @@ def installed_version(package: str) -> str | None:
 
 
 def public(number: str) -> str:
-    """A version without its local part: 2.13.0+cpu is 2.13.0."""
+    """Return a version without its local part: 2.13.0+cpu is 2.13.0."""
     return number.partition("+")[0]
 
 
-def pins_of_project(constraints: Path) -> list[str]:
-    """The pins of all that the project needs to run, its needs' needs included, as ``name==version``.
+def project_pins(constraints: Path) -> list[str]:
+    """Return the pins of the packages that the project itself names, but not Ray's, which a cluster is made of."""
+    from packaging.requirements import Requirement
 
-    Ray is left out, which a cluster is made of, and so are the tools for tests and checks.
-    """
-    return _pins(constraints, _needed(PROJECT))
-
-
-def pins_of_first_rank(constraints: Path) -> list[str]:
-    """The pins of the packages that the project itself names, without Ray: by these an environment is judged."""
-    return _pins(constraints, {_normal(name) for name, _ in _requirements(PROJECT)})
+    try:
+        requirements = [Requirement(line) for line in requires(PROJECT) or ()]
+    except PackageNotFoundError:
+        return []
+    markers = {_normal(each.name): each.marker for each in requirements}
+    names = {name for name, marker in markers.items() if marker is None or marker.evaluate({"extra": ""})} - {"ray"}
+    pinned = read_constraints(constraints.read_text(encoding="utf-8").splitlines())
+    return [f"{name}=={number}" for name, number in pinned if _normal(name) in names]
 
 
 def lacking(pins: Sequence[str]) -> list[str]:
-    """Those of the pins, as ``name==version``, that are not installed here in that version."""
+    """Return those of the pins, as ``name==version``, that are not installed here in that version."""
     wanted = [(pin, *pin.split("==", 1)) for pin in pins]
     return [pin for pin, name, number in wanted if public(installed_version(name) or "") != public(number)]
 
 
-def _pins(constraints: Path, names: set[str]) -> list[str]:
-    pinned = read_constraints(constraints.read_text(encoding="utf-8").splitlines())
-    return [f"{name}=={number}" for name, number in pinned if _normal(name) in names - {"ray"}]
-
-
-def _needed(root: str) -> set[str]:
-    """Normalised names of all that ``root`` needs here, by the metadata of what is installed."""
-    found: set[tuple[str, str]] = set()
-    ahead = [(root, "")]
-    while ahead:
-        name, extra = ahead.pop()
-        for needed, extras in _requirements(name, extra):
-            fresh = {(_normal(needed), wish) for wish in ("", *extras)} - found
-            found |= fresh
-            ahead += sorted(fresh)
-    return {name for name, _ in found}
-
-
-def _requirements(package: str, extra: str = "") -> Iterator[tuple[str, set[str]]]:
-    """Names and extras of what a package, or one of its extras, needs here; nothing where it is not installed."""
-    from packaging.requirements import Requirement
-
-    try:
-        lines = requires(package) or ()
-    except PackageNotFoundError:
-        return
-    for line in lines:
-        needed = Requirement(line)
-        if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-            yield needed.name, needed.extras
-
-
 def _normal(name: str) -> str:
-    """As PEP 503 has it: ``typing_extensions`` and ``typing-extensions`` are one package."""
+    """Return a name as PEP 503 has it: ``typing_extensions`` and ``typing-extensions`` are one package."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

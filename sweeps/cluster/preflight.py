@@ -1,19 +1,21 @@
-"""Before the first trial of a cluster: does every node have what a trial needs? One table, every problem at once.
+"""Before the first trial on a cluster: does every node have what a trial needs? One table, every problem at once.
 
-One Ray task per node, pinned to it, says what is there. What follows from the answers is decided by ``judge``, a pure
-function. A trial that meets these problems one by one would fail on some nodes, in the middle of the night.
+One pinned Ray task per node reports its state; ``judge``, a pure function, decides what follows. Without this, trials
+would meet these problems one by one, in the middle of the night.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cluster.node_probe import OK, NodeAnswer, ask_nodes, node_deadline_s
+from sweeps.errors import SweepError
 from sweeps.ledger.storage import Storage
 
 if TYPE_CHECKING:
@@ -27,16 +29,11 @@ PROBE_FOLDER = "preflight"
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """The answers of all nodes, what must be mended before a sweep starts, and what is only said."""
+    """The answers of all nodes, the problems to fix before a sweep starts, and warnings."""
 
     answers: tuple[NodeAnswer, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-
-    @property
-    def gpu_gib_by_node(self) -> dict[str, float]:
-        """Memory of a GPU by node id, for ``cluster_facts``."""
-        return {answer.node_id: answer.gpu_gib for answer in self.answers if answer.gpu_gib is not None}
 
 
 def preflight(
@@ -46,37 +43,35 @@ def preflight(
     tracking_uri: str | None = None,
     deadline_s: float | None = None,
 ) -> Preflight:
-    """Ask every live node of the cluster that Ray is connected to.
+    """Examine every live node of the cluster that Ray is connected to; leave nothing on the storage.
 
-    ``token_cache_dir`` is looked at on every node; None for the one that each node would use by itself.
-    ``tracking_uri`` is asked from here, the driver: trials never talk to it. ``deadline_s`` is how long a node may take
-    to answer (by itself, 90 s, or the time that an installation needs).
-    Leaves nothing behind on the storage.
+    ``token_cache_dir`` is checked on every node; None for each node's own default. ``tracking_uri`` is checked from
+    here, the driver, because trials never use it. ``deadline_s`` is how long a node may take to answer; by default
+    90 s, or the time that an installation needs.
     """
     from sweeps.cluster.reachability import tracking_problem
 
     token = secrets.token_hex(6)
     storage = Storage(storage_uri).child(PROBE_FOLDER).child(token)
     try:
-        storage_problem = _write_mark(storage, "driver")
-        patience_s = node_deadline_s(os.environ) if deadline_s is None else deadline_s
-        answers = ask_nodes(storage.uri, None if token_cache_dir is None else str(token_cache_dir), patience_s)
+        storage_problem = _write_mark(storage)
+        timeout_s = node_deadline_s(os.environ) if deadline_s is None else deadline_s
+        answers = ask_nodes(storage.uri, None if token_cache_dir is None else str(token_cache_dir), timeout_s)
         answers = tuple(_with_mark_seen(storage, answer) for answer in answers)
     finally:
         _clean(Storage(storage_uri), token)
     problems, warnings = judge(answers, storage_uri=storage_uri)
-    first = [storage_problem] if storage_problem else []
+    # the ledger is the sweep and MLflow a view of it: a server that is down delays the view and nothing else
     tracking = tracking_problem(tracking_uri) if tracking_uri else None
     return Preflight(
         answers=answers,
-        problems=(*first, *problems),
-        # the ledger is the sweep and MLflow a view of it: a server that is down delays the view and nothing else
-        warnings=(*warnings, *([tracking] if tracking else [])),
+        problems=tuple(filter(None, (storage_problem, *problems))),
+        warnings=tuple(filter(None, (*warnings, tracking))),
     )
 
 
 def judge(answers: Sequence[NodeAnswer], *, storage_uri: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Problems and warnings that follow from what the nodes said; the driver's own node is the measure of versions."""
+    """Return the problems and warnings that follow from the answers; versions must be those of the driver's node."""
     problems: list[str] = []
     warnings: list[str] = []
     if not answers:
@@ -95,11 +90,6 @@ def judge(answers: Sequence[NodeAnswer], *, storage_uri: str) -> tuple[tuple[str
                 f"node {answer.address}: its clock is {answer.clock_skew_s:.0f} s away from the driver's, and leases "
                 "compare clocks; set it by NTP"
             )
-        if answer.kernels and measures[0].kernels and answer.kernels != measures[0].kernels:
-            warnings.append(
-                f"node {answer.address}: kernels '{answer.kernels}', and on {measures[0].address} "
-                f"'{measures[0].kernels}': on their CPUs, last digits of losses differ between the two"
-            )
         if answer.gpus and answer.gpu_gib is None:
             warnings.append(
                 f"node {answer.address}: Ray counts {answer.gpus} GPU there and nvidia-smi shows none; "
@@ -109,7 +99,7 @@ def judge(answers: Sequence[NodeAnswer], *, storage_uri: str) -> tuple[tuple[str
 
 
 def render(result: Preflight) -> Table:
-    """One row per node, for a rich console."""
+    """Return a table with one row per node, for a rich console."""
     from rich.table import Table
 
     table = Table(title="Preflight", title_justify="left")
@@ -117,22 +107,13 @@ def render(result: Preflight) -> Table:
         table.add_column(column, justify="right" if column in ("CPU", "GPU", "GPU GiB") else "left")
     for answer in result.answers:
         name = f"{answer.address} (driver)" if answer.is_driver else answer.address
+        facts = [name, str(answer.cpus), str(answer.gpus)]
         if answer.error is not None:
-            table.add_row(name, str(answer.cpus), str(answer.gpus), "", *["?"] * 6, style="red")
+            table.add_row(*facts, "", *["?"] * 6, style="red")
             continue
         gpu_gib = "" if answer.gpu_gib is None else f"{answer.gpu_gib:.1f}"
         states = ("ok" if state == OK else "[red]no[/red]" for state in (answer.storage, answer.token_cache))
-        table.add_row(
-            name,
-            str(answer.cpus),
-            str(answer.gpus),
-            gpu_gib,
-            answer.python,
-            answer.ray,
-            answer.torch,
-            answer.code,
-            *states,
-        )
+        table.add_row(*facts, gpu_gib, answer.python, answer.ray, answer.torch, answer.code, *states)
     return table
 
 
@@ -151,37 +132,27 @@ def _version_problems(answer: NodeAnswer, measure: NodeAnswer) -> list[str]:
     ]
 
 
-def _write_mark(storage: Storage, name: str) -> str | None:
-    from sweeps.errors import SweepError
-
+def _write_mark(storage: Storage) -> str | None:
     try:
-        storage.write_bytes(name, b"driver")
+        storage.write_bytes("driver", b"driver")
     except SweepError as error:
         return f"driver: storage: {error}"
     return None
 
 
 def _with_mark_seen(storage: Storage, answer: NodeAnswer) -> NodeAnswer:
-    """A node that says it wrote must have written where the driver reads."""
-    from dataclasses import replace
-
-    from sweeps.errors import SweepError
-
+    """The answer, with a problem where the node has not written what it says where the driver reads."""
     if answer.storage != OK:
         return answer
     try:
-        if storage.exists(answer.node_id):
-            return answer
+        seen = storage.exists(answer.node_id)
     except SweepError as error:
         return replace(answer, storage=str(error))
-    return replace(answer, storage="what it wrote cannot be seen by the driver, so it is not shared")
+    unseen = "what it wrote is not visible to the driver, so it is not shared"
+    return answer if seen else replace(answer, storage=unseen)
 
 
 def _clean(runs: Storage, token: str) -> None:
-    import contextlib
-
-    from sweeps.errors import SweepError
-
     with contextlib.suppress(SweepError):  # a storage that cannot be written has been reported already
         runs.delete(f"{PROBE_FOLDER}/{token}")
         if not runs.names(PROBE_FOLDER):

@@ -1,6 +1,6 @@
-"""Whether a server on which a sweep relies answers: the tracking server, and the hub of data sets.
+"""Whether the servers of a sweep answer: the tracking server, and the hub of data sets.
 
-Each question has its own short deadline, because the libraries' own retries last up to 47 seconds without a network.
+Each request has a short deadline, because the libraries' own retries last up to 47 seconds without a network.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def tracking_problem(uri: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
-    """Why MLflow cannot use the store at ``uri``, with what to do; None where it can.
+    """Return why MLflow cannot use the store at ``uri``, and what to do; None where it can.
 
-    A server is asked for ``/health``, the port of a database on a named host is opened, and a sqlite file's folder must
-    be writable.
+    A server must answer on ``/health``, a database on a named host on its port, and a sqlite file's folder must be
+    writable.
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
@@ -41,7 +41,7 @@ def tracking_problem(uri: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | N
 
 
 def hub_problem(dataset_id: str | None = None, *, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
-    """Why the Hugging Face hub cannot be used (or this data set on it), with what to do; None where it can."""
+    """Return why the Hugging Face hub (or this data set on it) cannot be used, and what to do; None where it can."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE is set, so only what is in the local cache can be used; unset it to reach the hub"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
@@ -98,12 +98,15 @@ def _port_problem(scheme: str, host: str, port: int, timeout_s: float) -> str | 
 
 
 def _folder_problem(uri: str, folder: Path) -> str | None:
-    standing = folder
-    while not standing.exists():
-        standing = standing.parent
-    if standing.is_dir() and os.access(standing, os.W_OK | os.X_OK):
+    existing = existing_folder(folder)
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return None
-    return f"tracking store {uri} cannot be written ({standing} is not writable); choose another --runs-dir"
+    return f"tracking store {uri} cannot be written ({existing} is not writable); choose another --runs-dir"
+
+
+def existing_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest one above that exists."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def _reason(error: Exception) -> str:

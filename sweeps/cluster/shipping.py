@@ -14,6 +14,7 @@ from typing import Any
 from sweeps.cluster.addresses import without_credentials
 from sweeps.errors import BadInputError
 
+CONSTRAINTS = "constraints.txt"
 SHIPPED_PACKAGES = ("search_spaces", "moe", "sweeps")
 
 FORWARDED_PREFIXES = ("SWEEPS_", "MLFLOW_", "HF_", "AWS_", "GOOGLE_")
@@ -29,7 +30,7 @@ JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def cluster_runtime_env(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """The ``runtime_env`` for ``ray.init`` on a cluster whose nodes shall run this very code; None inside a job.
+    """Return the ``runtime_env`` for ``ray.init`` that runs this very code on every node; None inside a job.
 
     The sources go to every node as ``py_modules``, so that only the driver's machine needs the project; packages such
     as torch must be there already, and preflight compares their versions.
@@ -44,15 +45,17 @@ def cluster_runtime_env(environment: Mapping[str, str]) -> dict[str, Any] | None
 
 
 def stage(folder: Path, arguments: Sequence[str], constraints: Path) -> tuple[str, ...]:
-    """Copy what a job needs into ``folder``; returns the arguments as they read there.
+    """Copy what a job needs into ``folder``; return the arguments as they read there.
 
-    The three packages, the pinned versions where they are found, and a ``--space`` file.
-    Raises BadInputError where the space file is not there.
+    That is the three packages, the pinned versions where they are found, and a ``--space`` file.
+
+    Raises:
+        BadInputError: the space file is not there.
     """
     for package in SHIPPED_PACKAGES:
         shutil.copytree(str(files(package)), folder / package, ignore=shutil.ignore_patterns(*UPLOAD_EXCLUDES))
     if constraints.is_file():
-        shutil.copy(constraints, folder / "constraints.txt")
+        shutil.copy(constraints, folder / CONSTRAINTS)
     staged: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -69,11 +72,11 @@ def stage(folder: Path, arguments: Sequence[str], constraints: Path) -> tuple[st
 
 
 def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that travel.
+    """Return the variables that travel.
 
-    Settings of this project, of MLflow, the hub and the storage, without secrets, and addresses without user and
-    password; ``SWEEPS_JOB_ENV`` names those that travel as they are (``AWS_SECRET_ACCESS_KEY,HF_TOKEN``), which the
-    Ray dashboard then shows.
+    These are settings of this project, of MLflow, the hub and the storage, without secrets, and addresses without user
+    and password. ``SWEEPS_JOB_ENV`` names those that travel as they are (``AWS_SECRET_ACCESS_KEY,HF_TOKEN``), which
+    Ray's dashboard then shows.
     """
     named = [name.strip() for name in environment.get("SWEEPS_JOB_ENV", "").split(",") if name.strip()]
     found = {

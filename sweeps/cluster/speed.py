@@ -19,9 +19,9 @@ from typing import Final
 from search_spaces import Space
 
 MOST_PROCESSES: Final = 8
-"""Enough for trials to feel each other's caches and memory bus; more would only make a plan wait."""
+"""Enough for trials to compete for caches and memory bus; more would only delay a plan."""
 UNTIMED_STEPS: Final = 3
-"""Kernels are loaded in the first, and on a CPU every tensor of the first two is watched (``moe.trainer``)."""
+"""CUDA code is loaded in the first, and on a CPU every tensor of the first two is watched (``moe.trainer``)."""
 TIMED_S: Final = 0.7
 DEADLINE_S: Final = 120.0
 
@@ -29,7 +29,7 @@ DEADLINE_S: Final = 120.0
 def seconds_per_token(space: Space, *, processes: int) -> dict[str, float] | None:
     """Seconds of training per token of each arm while ``processes`` trials run at once; None where that failed.
 
-    The material is in the token cache already. Exams are not timed.
+    The token files are in the cache already. Exams are not timed.
     """
     with TemporaryDirectory(prefix="moe-sweeps-speed-") as folder:
         order = Path(folder) / "space.json"
@@ -68,21 +68,18 @@ def _means(answers: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
 def timed_arms(space: Space) -> dict[str, float]:
     """Seconds of training per token of each arm, measured in this process one arm after another."""
     from moe.device import set_threads
-    from moe.exam import training_data
-    from moe.trainer import Trainer
     from sweeps.training_config import any_cell, train_config
-    from sweeps.training_data import material_for
+    from sweeps.training_data import load_training_data
 
     set_threads(space.resources.threads_per_trial)
-    material = material_for(space)
+    data = load_training_data(space)
     found = {}
     for arm in space.strategies:
-        config = train_config(space, any_cell(space, arm.name), vocab_size=material.tokens.vocab_size)
+        config = train_config(space, any_cell(space, arm.name), vocab_size=data.tokens.vocab_size)
         config = replace(config, exam_at_tokens=(), report_every_tokens=arm.tokens_per_step)
-        trainer = Trainer(config, training_data(material.tokens, config, material.exam))
         spent_s: list[float] = []
         started_s = time.perf_counter()
-        for report in trainer.run():
+        for report in data.trainer(config).run():
             spent_s.append(arm.tokens_per_step / report.tokens_per_s)
             if report.step == UNTIMED_STEPS:
                 started_s = time.perf_counter()

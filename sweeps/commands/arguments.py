@@ -1,4 +1,4 @@
-"""Words that several commands take, and what they stand for: a space, a ledger, a sitting."""
+"""Options and arguments that several commands take, and what they stand for: a space, a ledger, a session."""
 
 from __future__ import annotations
 
@@ -9,17 +9,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeps.commands.console import console
+
 if TYPE_CHECKING:
-    from search_spaces import Space
     from sweeps.ledger.sweep_folder import Ledger
-    from sweeps.running.session import Sitting
+    from sweeps.running.begin import SpaceChoice
+    from sweeps.running.session import SessionOptions
+
+
+def _possible_runs_dir(value: str) -> str:
+    from sweeps.ledger.destinations import require_possible
+
+    if "://" not in value:
+        require_possible(value, "--runs-dir")
+    return value
+
 
 RunsDir = Annotated[
     str,
-    typer.Option("--runs-dir", envvar="SWEEPS_RUNS_DIR", help="Where sweeps live: a path, s3://... or gs://..."),
+    typer.Option(
+        "--runs-dir",
+        envvar="SWEEPS_RUNS_DIR",
+        help="Where sweeps are kept: a path, s3://... or gs://...",
+        callback=_possible_runs_dir,
+    ),
 ]
 Preset = Annotated[str | None, typer.Option(help="smoke, laptop, tutorial, published or matched.")]
-SpaceFile = Annotated[Path | None, typer.Option("--space", help="A space of your own (start with `sweeps new`).")]
+SpaceFile = Annotated[Path | None, typer.Option("--space", help="A TOML file with a space (start with `sweeps new`).")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -27,44 +43,35 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")]
 Exclusive = Annotated[
-    bool, typer.Option("--exclusive", help="Run every judged cell alone, so that its speed can be compared.")
+    bool, typer.Option("--exclusive", help="Run every confirm cell alone, so that its speed can be compared.")
 ]
-AllowCodeChange = Annotated[bool, typer.Option(help="Go on although the training code changed.")]
+AllowCodeChange = Annotated[bool, typer.Option(help="Continue although the training code changed.")]
 Name = Annotated[str, typer.Argument(help="Name of the sweep.")]
 AnyName = Annotated[str | None, typer.Argument(help="Name of the sweep; the newest one without it.")]
 
 
-def chosen_space(preset: str | None, path: Path | None, overrides: list[str] | None) -> tuple[Space, str]:
-    """The space that was asked for and a word to number its sweeps by.
+def chosen_space(preset: str | None, path: Path | None, overrides: list[str] | None) -> SpaceChoice:
+    """The space that these options choose."""
+    from sweeps.running.begin import SpaceChoice
 
-    Without a choice it is the preset ``matched`` where there is a GPU, else ``laptop``.
-    """
-    from search_spaces import load_space
-
-    if preset is None and path is None:
-        from sweeps.cluster.machines import cluster_has_gpu
-
-        preset = "matched" if cluster_has_gpu() else "laptop"
-    label = preset if path is None else path.stem
-    assert label is not None
-    return load_space(preset=preset, path=path, overrides=overrides or ()), label
+    return SpaceChoice(preset=preset, path=path, overrides=tuple(overrides or ()))
 
 
-def sitting_of(runs_dir: str, **wishes: Any) -> Sitting:
-    """A sitting on the sweeps of ``runs_dir``; ``wishes`` are its other fields."""
+def session_options(runs_dir: str, **options: Any) -> SessionOptions:
+    """A session on the sweeps of ``runs_dir``; ``options`` are the other fields."""
     from sweeps.ledger.storage import Storage
-    from sweeps.running.session import Sitting
+    from sweeps.running.session import SessionOptions
     from sweeps.tracking.store import tracking_store
 
-    tracking_store(runs_dir)  # one that cannot be is said before anything is spent
+    tracking_store(runs_dir)  # an impossible one is reported before anything is spent
     command = shlex.join(["sweeps", *sys.argv[1:]])
-    return Sitting(runs_uri=Storage(runs_dir).uri, command=command, **wishes)
+    return SessionOptions(runs_uri=Storage(runs_dir).uri, console=console(), command=command, **options)
 
 
-def begun_ledger(runs_dir: str, name: str) -> Ledger:
-    """The ledger of a sweep; raises BadInputError where it was never begun."""
+def existing_ledger(runs_dir: str, name: str) -> Ledger:
+    """The ledger of a sweep; raises BadInputError where there is none."""
     from sweeps.ledger.storage import Storage
     from sweeps.ledger.sweep_folder import Ledger
 

@@ -1,7 +1,4 @@
-"""``sweeps doctor``: what this machine, cluster, hub and tracking server can do, and what to do where they cannot.
-
-Every check is a function that returns rows and raises nothing a user should see; ``render`` shows them.
-"""
+"""``sweeps doctor``: what this machine, cluster, hub and tracking server can do, and what to do where they cannot."""
 
 from __future__ import annotations
 
@@ -9,14 +6,15 @@ import contextlib
 import os
 import platform
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
-from sweeps.cluster.matmul_rate import matmul_flops_per_s
 from sweeps.cluster.pinned import installed_version, public, read_constraints
 
 if TYPE_CHECKING:
@@ -27,7 +25,8 @@ LOW_DISK_GIB = 2.0
 """A laptop sweep writes some hundred MB; checkpoints of the published size are about 1 GiB each."""
 
 LOW_SHARED_MEMORY_GIB = 0.2
-RAY_TEMPORARY_DIR = Path("/tmp/ray")  # noqa: S108 - Ray's own place, looked at and not written
+RAY_TEMPORARY_DIR = Path("/tmp/ray")  # noqa: S108 - Ray's own folder, which is only read
+RAY_DAEMONS = ("gcs_server", "raylet")
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -37,8 +36,8 @@ class Row:
     """One finding: ``what`` was looked at, what was ``found``, and the ``remedy`` where the level is not ok."""
 
     what: str
-    level: Level
     found: str
+    level: Level = "ok"
     remedy: str = ""
 
 
@@ -50,13 +49,11 @@ def examine(
     constraints: Path = Path("constraints.txt"),
     hub: bool = True,
 ) -> tuple[Row, ...]:
-    """Every check, in the order of the table. Takes about 10 s; ``hub`` off leaves out the network."""
+    """Return the findings of every check, in the order of the table. Takes about 10 s; without ``hub`` no network."""
     checks: list[Callable[[], Sequence[Row]]] = [
         check_python,
         lambda: check_versions(constraints),
         check_devices,
-        check_matmul,
-        check_kernels,
         lambda: check_ray(ray_address),
         lambda: check_storage(runs_dir),
         lambda: check_disk(runs_dir),
@@ -68,7 +65,7 @@ def examine(
 
 
 def render(rows: Sequence[Row]) -> Table:
-    """The rows for a rich console."""
+    """Return the rows for a rich console."""
     from rich.table import Table
     from rich.text import Text
 
@@ -82,40 +79,33 @@ def render(rows: Sequence[Row]) -> Table:
 
 
 def check_python() -> list[Row]:
-    """The interpreter and the machine's cores and memory."""
+    """Check the interpreter; report the machine's cores and memory."""
     import psutil
 
     from sweeps.cluster.machines import usable_cpus
 
-    level: Level = "ok" if sys.version_info >= (3, 11) else "bad"
+    is_new = sys.version_info >= (3, 11)
     memory = psutil.virtual_memory()
     return [
         Row(
             what="Python",
-            level=level,
+            level="ok" if is_new else "bad",
             found=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-            remedy="" if level == "ok" else "install Python 3.11 or newer",
+            remedy="" if is_new else "install Python 3.11 or newer",
         ),
         Row(
             what="CPU and memory",
-            level="ok",
             found=f"{usable_cpus()} CPU, {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free",
         ),
     ]
 
 
 def check_versions(constraints: Path) -> list[Row]:
-    """Installed packages against the pinned ones, where ``constraints`` is found."""
+    """Compare installed packages with the pinned ones, where ``constraints`` is found."""
     if not constraints.is_file():
         shown = ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in ("torch", "ray", "mlflow"))
-        return [
-            Row(
-                what="versions",
-                level="warn",
-                found=f"{shown}; no {constraints.name} here to compare with",
-                remedy="run in the project's folder",
-            )
-        ]
+        found = f"{shown}; no {constraints.name} here to compare with"
+        return [Row(what="versions", level="warn", found=found, remedy="run in the project's folder")]
     pinned = dict(read_constraints(constraints.read_text().splitlines()))
     wrong = [
         f"{name} {there} instead of {wanted}"
@@ -125,59 +115,45 @@ def check_versions(constraints: Path) -> list[Row]:
     if wrong:
         found = f"{len(wrong)} of {len(pinned)} differ: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
         return [Row(what="versions", level="warn", found=found, remedy="`make clean` and any target, or pip -c")]
-    return [Row(what="versions", level="ok", found=f"as pinned in {constraints.name} ({len(pinned)} packages)")]
+    return [Row(what="versions", found=f"as pinned in {constraints.name} ({len(pinned)} packages)")]
 
 
 def check_devices() -> list[Row]:
-    """torch, the device a trial would train on, and its precision."""
+    """Report torch, the device a trial would train on, and its precision."""
     import torch
 
     from moe.device import Device
     from moe.precision import resolve_precision
-    from sweeps.cluster.machines import gpu_memories_gib
+    from sweeps.cluster.gpus import gpu_memories_gib
 
     device = Device.resolve("auto")
     precision = resolve_precision("auto", device)
     memories_gib = gpu_memories_gib()
-    rows = [Row(what="torch", level="ok", found=f"{torch.__version__}, {torch.get_num_threads()} threads")]
+    rows = [Row(what="torch", found=f"{torch.__version__}, {torch.get_num_threads()} threads")]
     if device.kind == "cpu" and (memories_gib or shutil.which("nvidia-smi")):
         seen = f"nvidia-smi shows {len(memories_gib)} GPU, torch sees none"
-        remedy = "install a CUDA build of torch, or mend the driver (`nvidia-smi` must list the GPU)"
+        remedy = "install a CUDA build of torch, or repair the driver (`nvidia-smi` must list the GPU)"
         return [*rows, Row(what="device", level="warn", found=seen, remedy=remedy)]
     sizes = ", ".join(f"{memory_gib:.1f} GiB" for memory_gib in memories_gib)
     named = f"{device.name} ({sizes})" if sizes else device.name
-    return [*rows, Row(what="device", level="ok", found=f"{named}; training in {precision.reason}")]
-
-
-def check_matmul() -> list[Row]:
-    """How fast one thread of this CPU multiplies fp32 matrices: what hours in a plan rest on."""
-    rate = matmul_flops_per_s() / 1e9
-    return [Row(what="matmul", level="ok", found=f"{rate:.0f} GFLOP/s in fp32 on one CPU thread")]
-
-
-def check_kernels() -> list[Row]:
-    """Whether training on this CPU has its compiled kernels."""
-    from moe import kernels
-
-    loaded = kernels.load()
-    if loaded.functions:
-        return [Row(what="kernels", level="ok", found=f"compiled, for fp32 tensors on a CPU with {loaded.found}")]
-    remedy = "install GCC, `make clean`, and any target; training on a CPU is slower without"
-    return [Row(what="kernels", level="warn", found=loaded.found, remedy=remedy)]
+    return [*rows, Row(what="device", found=f"{named}; training in {precision.reason}")]
 
 
 def check_ray(address: str | None) -> list[Row]:
-    """Ray's version, the cluster that would be used, and what earlier ones left behind."""
+    """Report Ray's version and the cluster to use; check that it answers, and for what earlier ones left behind."""
+    import psutil
+
     found = f"{installed_version('ray')}, {f'cluster at {address}' if address else 'a private one per sweep'}"
-    rows = [Row(what="Ray", level="ok", found=found)]
+    rows = [Row(what="Ray", found=found)]
     if address and address != "auto":
-        rows += _ray_address_rows(address)
+        rows.append(_cluster_row(address))
+    processes = [(each.info["pid"], each.info["name"]) for each in psutil.process_iter(["pid", "name"])]
     rows += leftover_rows(
-        processes=_ray_processes(),
+        daemons=[(pid, name) for pid, name in processes if name in RAY_DAEMONS],
         current_cluster=(RAY_TEMPORARY_DIR / "ray_current_cluster").is_file(),
         auth_token=(Path.home() / ".ray" / "auth_token").is_file(),
         environment=os.environ,
-        wants_running_cluster=address is not None,
+        uses_cluster=address is not None,
     )
     shared_memory = Path("/dev/shm")  # noqa: S108 - looked at and not written
     if shared_memory.is_dir() and (free_gib := shutil.disk_usage(shared_memory).free / GIB) < LOW_SHARED_MEMORY_GIB:
@@ -188,26 +164,25 @@ def check_ray(address: str | None) -> list[Row]:
 
 def leftover_rows(
     *,
-    processes: Sequence[tuple[int, str]],
+    daemons: Sequence[tuple[int, str]],
     current_cluster: bool,
     auth_token: bool,
     environment: Mapping[str, str],
-    wants_running_cluster: bool,
+    uses_cluster: bool,
 ) -> list[Row]:
-    """What an earlier Ray left on this machine that can mislead the next one (see the Ray notes in docs/cluster.md)."""
+    """Return what an earlier Ray left on this machine that can mislead the next one (docs/cluster.md, at its end)."""
     rows = []
-    if processes and not wants_running_cluster:
-        shown = ", ".join(f"{name} (pid {pid})" for pid, name in processes[:4])
+    if daemons and not uses_cluster:
+        found = "running: " + ", ".join(f"{name} (pid {pid})" for pid, name in daemons[:4])
         remedy = "if no sweep runs here: end them by pid, or `ray stop` where nobody else uses Ray"
-        rows.append(Row(what="Ray leftovers", level="warn", found=f"running: {shown}", remedy=remedy))
-    if current_cluster and not processes:
+        rows.append(Row(what="Ray leftovers", level="warn", found=found, remedy=remedy))
+    if current_cluster and not daemons:
         found = f"{RAY_TEMPORARY_DIR}/ray_current_cluster names a cluster that is gone"
         rows.append(Row(what="Ray leftovers", level="warn", found=found, remedy="delete that file"))
-    if auth_token and "RAY_AUTH_MODE" not in environment:
-        found = "~/.ray/auth_token is there and RAY_AUTH_MODE is not set: a head may ask for a token that workers lack"
-        rows.append(
-            Row(what="Ray", level="warn", found=found, remedy="export RAY_AUTH_MODE=disabled, or =token on all")
-        )
+    if auth_token and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & environment.keys():
+        found = "~/.ray/auth_token exists and RAY_AUTH_MODE is not set: a head may require a token that workers lack"
+        remedy = "export RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on all nodes, or RAY_AUTH_MODE=disabled on all"
+        rows.append(Row(what="Ray", level="warn", found=found, remedy=remedy))
     return rows
 
 
@@ -223,28 +198,32 @@ def check_storage(runs_dir: str) -> list[Row]:
     storage = Storage(runs_dir)
     existed = not storage.is_local or storage.path.exists()
     try:
-        took_s = _timed_s(lambda: storage.write_bytes(name, data))
+        started_s = time.perf_counter()
+        storage.write_bytes(name, data)
+        took_s = time.perf_counter() - started_s
         intact = storage.read_bytes(name) == data
         storage.delete(name)
         if not existed:
-            with contextlib.suppress(OSError):  # a sweep may have begun there meanwhile
+            with contextlib.suppress(OSError):  # a sweep may have started there meanwhile
                 storage.path.rmdir()
     except (SweepError, FileNotFoundError) as error:
         remedy = "check the path and its permissions" if storage.is_local else "check bucket, region and credentials"
         return [Row(what="storage", level="bad", found=str(error), remedy=f"{remedy}, or choose another --runs-dir")]
     if not intact:
-        found = f"{storage.uri} gave back other bytes than were written"
+        found = f"{storage.uri} returned other bytes than were written"
         return [Row(what="storage", level="bad", found=found, remedy="choose another --runs-dir")]
-    return [Row(what="storage", level="ok", found=f"{storage.uri}: written and read, {took_s * 1000:.0f} ms a write")]
+    return [Row(what="storage", found=f"{storage.uri}: written and read, {took_s * 1000:.0f} ms a write")]
 
 
 def check_disk(runs_dir: str) -> list[Row]:
-    """Free space where sweeps are kept, when that is a disk of this machine, and where Ray works."""
+    """Check the free space where sweeps are kept, when that is a disk of this machine, and where Ray works."""
     from tempfile import gettempdir
+
+    from sweeps.cluster.reachability import existing_folder
 
     places = {"disk for Ray": Path(gettempdir())}
     if "://" not in runs_dir:
-        places = {"disk for runs": _standing(Path(runs_dir).expanduser().absolute()), **places}
+        places = {"disk for runs": existing_folder(Path(runs_dir).expanduser().absolute()), **places}
     rows = []
     for what, folder in places.items():
         free_gib = shutil.disk_usage(folder).free / GIB
@@ -255,63 +234,33 @@ def check_disk(runs_dir: str) -> list[Row]:
 
 
 def check_tracking(uri: str) -> list[Row]:
-    """Whether MLflow can use its store. A sweep runs without it, and is shown later."""
+    """Check whether MLflow can use its store. A sweep runs without it, and is shown later."""
     from sweeps.cluster.addresses import without_credentials
     from sweeps.cluster.reachability import tracking_problem
 
-    problem = tracking_problem(uri)
-    if problem is not None:
-        found, _, remedy = problem.partition("; ")
-        return [Row(what="tracking", level="warn", found=found, remedy=remedy)]
-    return [Row(what="tracking", level="ok", found=f"{without_credentials(uri)} answers or can be made")]
+    return [_server_row("tracking", tracking_problem(uri), f"{without_credentials(uri)} answers or can be made")]
 
 
 def check_hub() -> list[Row]:
-    """Whether the Hugging Face hub answers within 3 s; only spaces with a hub corpus or tokenizer need it."""
+    """Check whether the Hugging Face hub answers within 3 s; only hub corpora and tokenizers need it."""
     from sweeps.cluster.reachability import hub_problem
 
-    problem = hub_problem()
-    if problem is not None:
-        found, _, remedy = problem.partition("; ")
-        return [Row(what="hub", level="warn", found=found, remedy=remedy)]
-    return [Row(what="hub", level="ok", found="answers")]
+    return [_server_row("hub", hub_problem(), "answers")]
 
 
-def _ray_address_rows(address: str) -> list[Row]:
-    import socket
-    from urllib.parse import urlsplit
+def _server_row(what: str, problem: str | None, well: str) -> Row:
+    if problem is None:
+        return Row(what=what, found=well)
+    found, _, remedy = problem.partition("; ")
+    return Row(what=what, level="warn", found=found, remedy=remedy)
 
+
+def _cluster_row(address: str) -> Row:
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     host, port = parts.hostname or "localhost", parts.port or {"http": 80, "https": 443}.get(parts.scheme, 6379)
     try:
         socket.create_connection((host, port), timeout=3.0).close()
     except OSError as error:
         remedy = "start the cluster, open that port, or unset RAY_ADDRESS to use this machine"
-        found = f"{host}:{port} does not answer ({error})"
-        return [Row(what="Ray cluster", level="bad", found=found, remedy=remedy)]
-    return [Row(what="Ray cluster", level="ok", found=f"{host}:{port} answers")]
-
-
-def _ray_processes() -> list[tuple[int, str]]:
-    """Daemons of any Ray cluster on this machine: (pid, name)."""
-    import psutil
-
-    daemons = ("gcs_server", "raylet")
-    return [
-        (process.info["pid"], process.info["name"])
-        for process in psutil.process_iter(["pid", "name"])
-        if process.info["name"] in daemons
-    ]
-
-
-def _standing(folder: Path) -> Path:
-    """The nearest folder upward that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def _timed_s(action: Callable[[], object]) -> float:
-    started_s = time.perf_counter()
-    action()
-    return time.perf_counter() - started_s
+        return Row(what="Ray cluster", level="bad", found=f"{host}:{port} does not answer ({error})", remedy=remedy)
+    return Row(what="Ray cluster", found=f"{host}:{port} answers")

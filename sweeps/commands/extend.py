@@ -1,42 +1,43 @@
-"""Extending is planning more cells: new rates, arms or confirm seeds in the same folder, written to the plan."""
+"""``sweeps extend``: more cells in the plan of a sweep, for new rates, arms or confirm seeds."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from search_spaces import (
     Rate,
     Space,
-    SpaceErrors,
     Strategy,
+    checked_strategy,
     explore_cells,
     explore_cells_at,
     explored_arms,
     extended_space,
     rates_at,
 )
-from search_spaces.validation import field_problems
 from sweeps.errors import BadInputError
-from sweeps.ledger.space import current_space, identity_of
+from sweeps.ledger.space import identity_of
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.plan.phases import first_cells
 
 
 def extend_plan(
     ledger: Ledger,
+    space: Space,
     *,
     lr: Sequence[float] = (),
     adamw_lr: Sequence[float] = (),
     strategies: Sequence[Strategy] = (),
     confirm_seeds: int | None = None,
-) -> None:
-    """Write an extension with its explore cells to the plan; confirm cells follow from results.
+) -> Space:
+    """Write an extension of ``space`` with its explore cells to the plan; returns the extended space.
 
-    Raises SpaceErrors for what does not fit the frozen exam, blocks and budget, BadInputError where nothing is asked.
+    Confirm cells follow from results. Raises SpaceErrors for what does not fit the frozen exam, blocks and budget,
+    BadInputError where nothing is to be added.
     """
     if not lr and not adamw_lr and not strategies and confirm_seeds is None:
         raise BadInputError("nothing to extend by; give --lr, --adamw-lr, --strategy or --seeds")
-    space = current_space(ledger)
     extended = extended_space(space, lr=lr, adamw_lr=adamw_lr, strategies=strategies, confirm_seeds=confirm_seeds)
     identity = identity_of(ledger.beginning())
     old_arms = {strategy.name for strategy in space.strategies}
@@ -50,13 +51,14 @@ def extend_plan(
     ]
     fresh = [cell for cell in explore_cells(extended, identity) if cell.strategy not in old_arms]
     added += first_cells(extended, fresh)
-    wish = {
+    extension = {
         "lr": [float(rate) for rate in lr],
         "adamw_lr": [float(rate) for rate in adamw_lr],
         "strategies": [strategy.model_dump() for strategy in strategies],
         "confirm_seeds": confirm_seeds,
     }
-    ledger.add_cells(added, because="extension", extension=wish)
+    ledger.add_cells(added, because="extension", extension=extension)
+    return extended
 
 
 def _added_rates(space: Space, lr: Sequence[float], adamw_lr: Sequence[float]) -> list[Rate]:
@@ -72,14 +74,11 @@ def parse_strategy(text: str) -> Strategy:
     """
     name, _, shape = text.partition("=")
     parts = shape.split("x")
-    if not name or len(parts) not in (2, 3) or not all(part.isdigit() for part in parts):
+    if not name or len(parts) not in (2, 3) or not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
         raise BadInputError(
             f"--strategy {text!r} is not NAME=MICRO_BATCHxSEQ_LEN or NAME=MICRO_BATCHxSEQ_LENxACCUMULATION; "
             "for example --strategy medium=16x128"
         )
     keys = ("micro_batch_size", "seq_len", "grad_accum_steps")
     table = {"name": name, **dict(zip(keys, map(int, parts), strict=False))}
-    problems = field_problems(Strategy, table)
-    if problems:
-        raise SpaceErrors(problems, source=f"--strategy {text}")
-    return Strategy.model_validate(table)
+    return checked_strategy(table, source=f"--strategy {text}")

@@ -1,7 +1,7 @@
-"""``sweeps gpu-check``: what this project claims of a GPU, measured on the one at hand.
+"""``sweeps gpu-check``: what this project claims about GPUs, measured on this machine's.
 
 Prediction against measured peak, both 16-bit precisions, four trials packed on one GPU against one alone, an injected
-out-of-memory, a kill and a resume. Nothing is claimed where nothing was measured: without CUDA it exits with 4.
+out-of-memory, a kill and a resume. Without CUDA it exits with 4.
 """
 
 from __future__ import annotations
@@ -86,26 +86,24 @@ def run_checks(
             [facts] = laboratory.run([order])
             trials.append(facts)
             checks += arm_checks(facts)
-    # the arm with the smallest appetite packs best, the one with the largest is the one to run out of memory
     measured = [facts for facts in trials if facts.error is None and facts.precision == precisions[-1]]
     if not measured:
         return trials, [*checks, Check(what="packing, out of memory, resume", found="no trial ran alone", held=None)]
-    lightest = min(measured, key=lambda facts: facts.peak_gib)
-    heaviest = max(measured, key=lambda facts: facts.peak_gib)
-
-    def order_like(facts: TrialFacts) -> TrialOrder:
-        precision: PrecisionName = precisions[-1]
-        return TrialOrder(space=resolved, arm=facts.arm, precision=precision, steps=steps, lr=LEARNING_RATE)
-
-    pack, starve = order_like(lightest), order_like(heaviest)
-    experiments: list[tuple[str, Callable[[], tuple[list[TrialFacts], list[Check]]]]] = [
-        (f"{PACKED_TRIALS} trials of {pack.arm} packed", lambda: packing(laboratory, pack, lightest)),
-        (f"{starve.arm} with too little memory", lambda: memory_shortage(laboratory, starve, heaviest)),
-        (f"{pack.arm} killed and resumed", lambda: kill_and_resume(laboratory, pack, lightest)),
-    ]
-    for name, experiment in experiments:
+    # the arm that needs the least memory packs best, the one that needs the most runs out of memory first
+    light = min(measured, key=lambda facts: facts.peak_gib)
+    heavy = max(measured, key=lambda facts: facts.peak_gib)
+    light_order, heavy_order = (
+        TrialOrder(space=resolved, arm=facts.arm, precision=precisions[-1], steps=steps, lr=LEARNING_RATE)
+        for facts in (light, heavy)
+    )
+    experiments = (
+        (f"{PACKED_TRIALS} trials of {light.arm} packed", packing, light_order, light),
+        (f"{heavy.arm} with too little memory", memory_shortage, heavy_order, heavy),
+        (f"{light.arm} killed and resumed", kill_and_resume, light_order, light),
+    )
+    for name, experiment, order, alone in experiments:
         say(name)
-        more_trials, more_checks = experiment()
+        more_trials, more_checks = experiment(laboratory, order, alone)
         trials += more_trials
         checks += more_checks
     return trials, checks
@@ -137,7 +135,7 @@ def render(checks: Sequence[Check]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    marks = {True: Text("held", "green"), False: Text("broke", "red"), None: Text("-", "dim")}
+    marks = {True: Text("held", "green"), False: Text("failed", "red"), None: Text("-", "dim")}
     table = Table(title="GPU check", title_justify="left")
     for column in ("what", "found", ""):
         table.add_column(column, overflow="fold")

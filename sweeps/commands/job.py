@@ -1,4 +1,4 @@
-"""A command that does not run here: RAY_ADDRESS names a job server, and the cluster behind it runs the same words."""
+"""A command that runs elsewhere: RAY_ADDRESS names a job server, and the cluster behind it runs the same words."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import os
 
 
 def is_job() -> bool:
-    """Whether RAY_ADDRESS names a job server: then the command itself runs on the cluster."""
+    """Return whether RAY_ADDRESS names a job server, so that the command itself runs on the cluster."""
     from sweeps.cluster.connection import cluster_address, is_job_address
 
     return is_job_address(cluster_address())
 
 
 def words_of(*options: tuple[str, object]) -> list[str]:
-    """Options with their values as words of a command, those without a value left out."""
+    """Return options with their values as words of a command, without those that have no value."""
     return [word for option, value in options if value is not None for word in (option, str(value))]
 
 
-def flags_of(**wishes: bool) -> list[str]:
-    """The flags that are on, as words of a command."""
-    return [f"--{name.replace('_', '-')}" for name, on in wishes.items() if on]
+def flags_of(**flags: bool) -> list[str]:
+    """Return the flags that are on, as words of a command."""
+    return [f"--{name.replace('_', '-')}" for name, on in flags.items() if on]
 
 
 def run_there(words: list[str], runs_dir: str, name: str | None) -> int:
-    """Run ``sweeps WORDS`` as a job, on a runs folder that all its nodes see; returns the exit code."""
+    """Run ``sweeps WORDS`` as a job, on a runs folder that all nodes see; return the exit code."""
     from sweeps.cluster.job import JobRequest, run_as_job, shared_runs_uri
 
     address = os.environ["RAY_ADDRESS"]

@@ -1,36 +1,33 @@
-"""What would run, before anything is spent: cells, tokens, memory, GPU fractions, hours."""
+"""``sweeps plan``: what would run, before anything is spent: cells, tokens, memory, GPU fractions, hours."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from search_spaces import Cell, Space, corpus_warnings, planned_cells
-from sweeps.cluster.connection import cluster_address, is_job_address, joined_ray
-from sweeps.errors import BadInputError, WorldError
-from sweeps.packing.duration import estimate, expected_tokens
-from sweeps.packing.shares import fit_arms, predicted_peaks, resource_plan
+from sweeps.cluster.connection import cluster_address, is_job_address
+from sweeps.cluster.machines import Machines
+from sweeps.errors import BadInputError
+from sweeps.formatting import duration as spoken
+from sweeps.formatting import plural, with_shown_commands
+from sweeps.packing.duration import Duration, estimate, expected_tokens
+from sweeps.packing.memory import fit_arms, predicted_peaks
+from sweeps.packing.shares import MAX_TRIALS_PER_GPU, Packing, pack, require_runnable
+from sweeps.trial.precision import in_resolved_precision
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from sweeps.cluster.machines import ClusterFacts
-    from sweeps.training_data import Material
+    from sweeps.training_data import TrainingData
 
 TYPICAL_SEED_SD: Final = 0.011
 """Nats between seeds at a good rate, as a study at laptop scale found (0.009 to 0.012)."""
 
 FALLBACK_VOCAB_SIZE: Final = 49_152  # of the SmolLM tokenizer, the published study's
 LONG_HOURS: Final = 2.0
-
-_BEHIND_A_JOB_SERVER: Final = (
-    "RAY_ADDRESS={address} is a job server, whose nodes cannot be looked at from here: this is the plan for this "
-    "machine; type it on the head node with RAY_ADDRESS=auto for the cluster's"
-)
-_NO_HOURS_FOR_A_CLUSTER: Final = (
-    "no hours are told for a cluster: how fast its nodes are is known once trials have reported (`sweeps status`)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,11 @@ class ArmPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """The whole plan; ``as_dict`` is the contract of ``sweeps plan --json``."""
+    """The whole plan; ``as_dict`` is the contract of ``sweeps plan --json``.
+
+    ``workers`` is how many trials the machines take at once, ``most_at_once`` how many the cells can keep running, and
+    ``most_gpus`` the GPUs that those need (None on CPUs): more would stay idle.
+    """
 
     cells: tuple[Cell, ...]
     arms: tuple[ArmPlan, ...]
@@ -58,6 +59,8 @@ class SweepPlan:
     tokens_full_grid: int
     tokens_expected: int
     workers: int
+    most_at_once: int
+    most_gpus: int | None
     hours: float | None
     hours_source: str | None
     cost: float | None
@@ -76,58 +79,37 @@ class SweepPlan:
         }
 
 
-def make_plan(space: Space, *, assume_gpu_gib: float | None = None, price_per_hour: float | None = None) -> SweepPlan:
-    """Plan a space on the machine or cluster at hand, or on GPUs of ``assume_gpu_gib``.
+def make_plan(
+    space: Space, machines: Machines, *, assume_gpu_gib: float | None = None, price_per_hour: float | None = None
+) -> SweepPlan:
+    """Plan a space on these machines, or on GPUs of ``assume_gpu_gib``; ``price_per_hour`` is the machine's.
 
-    ``price_per_hour`` is the machine's. The cluster is the one that ``RAY_ADDRESS`` names; a job server's nodes cannot
-    be looked at from outside, which is said. What needs the corpus (cell ids, memory with its vocabulary, the audit) is
-    left out with a warning where the corpus cannot be had.
+    For assumed GPUs a corpus that cannot be read here, and an arm that does not fit, are warnings: what needs the
+    corpus (cell ids, memory with its vocabulary, the audit) is left out.
 
     Raises:
-        SpaceErrors: the corpus can be had and does not fit.
-        BadInputError: no cluster answers at ``RAY_ADDRESS``.
+        SpaceErrors: the space does not fit its corpus.
+        BadInputError: the corpus cannot be read, or a trial could never run on these machines.
     """
-    address = cluster_address()
-    if not address:
-        return _plan(space, None, assume_gpu_gib, price_per_hour)
-    if is_job_address(address):
-        return _plan(space, None, assume_gpu_gib, price_per_hour, (_BEHIND_A_JOB_SERVER.format(address=address),))
-    from sweeps.cluster.machines import cluster_facts
-    from sweeps.cluster.node_probe import ask_gpu_memories
-
-    try:
-        with joined_ray(address):
-            facts = cluster_facts(ask_gpu_memories())
-            return _plan(space, facts, assume_gpu_gib, price_per_hour, (_NO_HOURS_FOR_A_CLUSTER,))
-    except WorldError as error:
-        raise BadInputError(str(error)) from error
-
-
-def _plan(
-    space: Space,
-    facts: ClusterFacts | None,
-    assume_gpu_gib: float | None,
-    price_per_hour: float | None,
-    notes: tuple[str, ...] = (),
-) -> SweepPlan:
-    """The plan on the machines of ``facts``; None is this machine, the only one for which hours are told."""
-    warnings = [*space.warnings(), *notes]
-    material, audit = _from_corpus(space, warnings)
-    identity = None if material is None else material.identity
-    vocab_size = (space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE) if material is None else material.tokens.vocab_size
-    space, said = fit_arms(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
-    warnings += said
-    peaks = predicted_peaks(space, vocab_size=vocab_size, precision="bf16" if assume_gpu_gib else None)
-    resources = resource_plan(space, peaks, facts=facts, assume_gpu_gib=assume_gpu_gib)
-    warnings += [*resources.warnings, *resources.problems]
-    expected = expected_tokens(space)
+    _require_finite(assume_gpu_gib, "--assume-gpu-gib")
+    _require_finite(price_per_hour, "--price-per-hour")
+    warnings = list(space.warnings())
+    machines = machines.declaring(space.resources.declared_gpus)
+    if assume_gpu_gib is not None:
+        machines = machines.assuming(assume_gpu_gib, cpus=MAX_TRIALS_PER_GPU * space.resources.threads_per_trial)
+    space = in_resolved_precision(space, machines)
+    data, audit = _from_corpus(space, warnings, may_lack=assume_gpu_gib is not None)
+    identity = None if data is None else data.identity
+    vocab_size = (space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE) if data is None else data.tokens.vocab_size
+    space, notes = fit_arms(space, machines.device, vocab_size=vocab_size)
+    peaks = predicted_peaks(space, machines.device, vocab_size=vocab_size)
+    packing = pack(space, peaks, machines)
+    if assume_gpu_gib is None:
+        require_runnable(packing)
+    warnings += [*notes, *packing.warnings, *packing.problems]
     cells = planned_cells(space, identity)
-    is_here = facts is None and assume_gpu_gib is None
-    duration = estimate(space, material, vocab_size, resources) if is_here else None
-    if duration is not None and duration.hours > LONG_HOURS:
-        warnings.append(
-            f"this machine would need about {duration.hours:,.0f} hours for it; a GPU, or --preset laptop, is faster"
-        )
+    found = _duration(space, data, packing, machines, warnings, is_here=assume_gpu_gib is None)
+    expected = expected_tokens(space)
     return SweepPlan(
         cells=cells,
         arms=tuple(
@@ -138,7 +120,7 @@ def _plan(
                 grad_accum_steps=arm.grad_accum_steps,
                 tokens_per_step=arm.tokens_per_step,
                 predicted_peak_gib=round(peaks[arm.name], 3),
-                gpu_fraction=resources.gpu_fraction[arm.name],
+                gpu_fraction=packing.gpu_fraction[arm.name],
                 n_cells=sum(cell.strategy == arm.name for cell in cells),
                 tokens_expected=expected[arm.name],
             )
@@ -147,14 +129,58 @@ def _plan(
         budget_tokens=space.budget_tokens,
         tokens_full_grid=space.budget_tokens * len(cells),
         tokens_expected=sum(expected.values()),
-        workers=resources.workers,
-        hours=None if duration is None else duration.hours,
-        hours_source=None if duration is None else duration.source,
-        cost=None if duration is None or price_per_hour is None else duration.hours * price_per_hour,
+        workers=packing.workers,
+        most_at_once=packing.most_at_once(cells),
+        most_gpus=packing.most_gpus(cells),
+        hours=None if found is None else found.hours,
+        hours_source=None if found is None else found.source,
+        cost=None if found is None or price_per_hour is None else found.hours * price_per_hour,
         smallest_detectable_difference=_smallest_difference(space),
         audit=audit,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _duration(
+    space: Space,
+    data: TrainingData | None,
+    packing: Packing,
+    machines: Machines,
+    warnings: list[str],
+    *,
+    is_here: bool,
+) -> Duration | None:
+    """The wall time on this machine; None, with the reason among the warnings, where it cannot be known."""
+    address = cluster_address()
+    if address is not None and is_job_address(address):
+        warnings.append(
+            f"RAY_ADDRESS={address} is a job server, whose nodes cannot be seen from here: this is the plan for this "
+            "machine; run it on the head node with RAY_ADDRESS=auto for the cluster's"
+        )
+    if not is_here:
+        warnings.append(
+            "hours and cost are unknown for a GPU that is not here: its speed has to be measured. Run `sweeps plan` on "
+            "such a machine, or begin the sweep there: `sweeps status` shows the time left once trials have reported"
+        )
+        return None
+    if machines.address is not None:
+        warnings.append(
+            "hours and cost are unknown for a cluster: `sweeps status` shows the time left once trials have reported"
+        )
+        return None
+    assert data is not None, "a plan for this machine has its corpus"
+    found = estimate(space, data, packing, machines)
+    if found is None:
+        warnings.append("hours and cost are unknown: no training step could be timed on this GPU (`sweeps doctor`)")
+    elif found.hours > LONG_HOURS and not machines.gpus:
+        hours = f"{found.hours:,.0f} hours"
+        warnings.append(f"this machine would need about {hours} for it; a GPU, or --preset laptop, is faster")
+    return found
+
+
+def _require_finite(value: float | None, option: str) -> None:
+    if value is not None and not math.isfinite(value):
+        raise BadInputError(f"{option}={value} must be a finite number; for example {option} 24")
 
 
 def render(plan: SweepPlan) -> Group:
@@ -181,12 +207,12 @@ def render(plan: SweepPlan) -> Group:
     phases = {phase: sum(cell.phase == phase for cell in plan.cells) for phase in ("explore", "confirm", "control")}
     lines = [
         ", ".join(f"{count} {phase} cells" for phase, count in phases.items() if count)
-        + f" of {plan.budget_tokens:,} tokens; {plan.workers} at once",
+        + f" of {plan.budget_tokens:,} tokens; {_at_once(plan)}",
         f"{plan.tokens_full_grid:,} tokens without early stopping, about {plan.tokens_expected:,} with it",
     ]
     if plan.hours is not None:
         cost = "" if plan.cost is None else f", at a cost of {plan.cost:,.2f}"
-        lines.append(f"about {_spoken_hours(plan.hours)} on this machine ({plan.hours_source}){cost}")
+        lines.append(f"about {_rounded(plan.hours)} on this machine ({plan.hours_source}){cost}")
     if plan.smallest_detectable_difference is not None:
         lines.append(
             f"smallest difference that {_seeds(plan)} seeds can show: {plan.smallest_detectable_difference:.3f} nats "
@@ -195,7 +221,9 @@ def render(plan: SweepPlan) -> Group:
     parts = [Text(line) for line in lines]
     if plan.audit is not None:
         parts += _audit_lines(plan.audit)
-    return Group(table, *parts, *(Text(f"warning: {warning}", style="yellow") for warning in plan.warnings))
+    return Group(
+        table, *parts, *(Text(f"warning: {with_shown_commands(warning)}", style="yellow") for warning in plan.warnings)
+    )
 
 
 def _audit_lines(audit: Mapping[str, Any]) -> list[Any]:
@@ -208,18 +236,25 @@ def _audit_lines(audit: Mapping[str, Any]) -> list[Any]:
     return lines
 
 
-def _from_corpus(space: Space, warnings: list[str]) -> tuple[Material | None, dict[str, Any] | None]:
+def _from_corpus(
+    space: Space, warnings: list[str], *, may_lack: bool
+) -> tuple[TrainingData | None, dict[str, Any] | None]:
+    """Training data and audit; None, with a warning, for a corpus that cannot be read here and ``may_lack``."""
     from moe.errors import CorpusError
     from sweeps.running.begin import audit_table
-    from sweeps.training_data import corpus_facts, material_for
+    from sweeps.training_data import corpus_facts, load_training_data
 
     try:
-        material = material_for(space)
+        data = load_training_data(space)
     except CorpusError as error:
+        if not may_lack:
+            raise BadInputError(
+                f"{error} (`sweeps plan --assume-gpu-gib GIB` plans for another machine without the corpus)"
+            ) from error
         warnings.append(f"planned without the corpus (no cell ids, no audit): {error}")
         return None, None
-    warnings += corpus_warnings(space, corpus_facts(material.tokens))
-    return material, audit_table(space, material)
+    warnings += corpus_warnings(space, corpus_facts(data.tokens))
+    return data, audit_table(space, data)
 
 
 def _smallest_difference(space: Space) -> float | None:
@@ -235,5 +270,17 @@ def _seeds(plan: SweepPlan) -> int:
     return len(set(confirm))
 
 
-def _spoken_hours(hours: float) -> str:
-    return f"{hours * 60:.0f} minutes" if hours < LONG_HOURS else f"{hours:,.1f} hours"
+def _at_once(plan: SweepPlan) -> str:
+    """How many trials run at once, and how many GPUs that takes."""
+    if plan.most_gpus is None:
+        return f"{min(plan.workers, plan.most_at_once)} at once"
+    if plan.workers < plan.most_at_once:
+        return f"{plan.workers} at once; up to {plural(plan.most_gpus, 'such GPU')} would shorten the sweep"
+    enough = "1 GPU is" if plan.most_gpus == 1 else f"{plan.most_gpus} GPUs are"
+    return f"{plan.most_at_once} at once, for which {enough} enough; more would stay idle"
+
+
+def _rounded(hours: float) -> str:
+    """An estimated span of time, in whole minutes from two minutes on."""
+    seconds = hours * 3600
+    return spoken(round(seconds) if seconds < 120 else 60 * round(seconds / 60))

@@ -1,4 +1,4 @@
-"""Deleting a sweep that nobody runs."""
+"""``sweeps rm``: delete a sweep that is not running."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sweeps.ledger.sweep_folder import Ledger
 
 
 def remove(ledger: Ledger, runs_uri: str) -> str:
-    """Delete a sweep that nobody runs: its runs and model in MLflow first, then its folder; returns what to say."""
+    """Delete the sweep's runs and model in MLflow first, then its folder; returns a line for the user."""
     from sweeps.tracking.projector import delete_runs
     from sweeps.tracking.registry import unregister
     from sweeps.tracking.store import tracking_store
@@ -19,7 +19,7 @@ def remove(ledger: Ledger, runs_uri: str) -> str:
     try:
         unregister(store, ledger.name, sweep_id)
         count = delete_runs(store, sweep_id=sweep_id, experiment=ledger.name)
-        ledger.storage.delete("sweep.json")  # first, so that a half-deleted sweep is none that could be resumed
+        ledger.storage.delete("sweep.json")  # first, so that a half-deleted sweep cannot be resumed
     finally:
         lease.release()
     ledger.storage.delete("")

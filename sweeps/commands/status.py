@@ -1,17 +1,19 @@
-"""What a sweep's ledger says from outside, while it runs elsewhere or after it ended."""
+"""``sweeps status``: what the ledger says of a sweep, while it runs elsewhere or after it ended."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from search_spaces import Space, SpaceErrors
 from sweeps.errors import SweepError
+from sweeps.formatting import duration, shown_command, with_shown_commands
 from sweeps.ledger.lease import DRIVER_LEASE, living_holder
 from sweeps.ledger.reading import LedgerReader
-from sweeps.ledger.space import current_space
+from sweeps.ledger.space import space_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, sweep_names
 from sweeps.plan.forecast import forecast_from_records
@@ -44,27 +46,47 @@ def list_of_sweeps(runs: Storage) -> list[dict[str, Any]]:
 
 def status_of(ledger: Ledger) -> dict[str, Any]:
     """One sweep: cells with their states, tokens, rungs, verdict, who runs it."""
-    return _status(ledger, *_plan_of(ledger))
+    return _read(ledger).table
 
 
-def _status(ledger: Ledger, plan: Plan, newest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    beginning = ledger.beginning()
-    space = current_space(ledger)
+@dataclass(frozen=True, kw_only=True)
+class _Status:
+    """What the ledger says at one moment: the plan, the newest record of each cell, and ``table``, the contract."""
+
+    plan: Plan
+    newest: Mapping[str, Mapping[str, Any]]
+    table: dict[str, Any]
+
+
+def _read(ledger: Ledger) -> _Status:
+    planned = ledger.planned_cells()
+    results = LedgerReader(ledger).results()
+    space = space_of(results.beginning)
+    holder = living_holder(ledger.storage, DRIVER_LEASE)
+    plan = Plan(stopping_rule(space), planned)
+    newest: dict[str, Mapping[str, Any]] = {entry.cell_id: {} for entry in planned}
+    for result in results.cells:
+        cell_id = str(result.cell.cell_id)
+        if cell_id not in newest:
+            continue  # the driver that runs the sweep has just added it
+        plan.ended(cell_id, progress_of(result))
+        newest[cell_id] = result.records[-1] if result.records else {}
+        if holder and result.outcome is None and living_holder(ledger.cell_folder(cell_id).storage, CELL_LEASE):
+            plan.started(cell_id)
     cells = [
         {
-            **planned.cell.as_dict(),
-            "state": plan.state(planned.cell_id),
-            "tokens_seen": plan.progress(planned.cell_id).tokens_seen,
-            "val_loss": newest[planned.cell_id].get("val_loss"),
+            **entry.cell.as_dict(),
+            "state": plan.state(entry.cell_id),
+            "tokens_seen": plan.progress(entry.cell_id).tokens_seen,
+            "val_loss": newest[entry.cell_id].get("val_loss"),
         }
-        for planned in plan.cells
+        for entry in plan.cells
     ]
     verdict = ledger.verdict()
-    holder = living_holder(ledger.storage, DRIVER_LEASE)
-    return {
+    table = {
         "schema": 1,
         "sweep": ledger.name,
-        "created_s": beginning["created_s"],
+        "created_s": results.beginning["created_s"],
         "running_at": None if holder is None else str(holder),
         "budget_tokens": space.budget_tokens,
         "rungs_tokens": list(space.rungs_tokens),
@@ -74,6 +96,7 @@ def _status(ledger: Ledger, plan: Plan, newest: Mapping[str, Mapping[str, Any]])
         "cells": cells,
         "verdict": None if verdict is None else {key: verdict[key] for key in ("outcome", "winner", "statement")},
     }
+    return _Status(plan=plan, newest=newest, table=table)
 
 
 def render_list(found: list[dict[str, Any]], runs_dir: str) -> Table | str:
@@ -82,19 +105,19 @@ def render_list(found: list[dict[str, Any]], runs_dir: str) -> Table | str:
     from rich.table import Table
 
     if not found:
-        return f"No sweep in {runs_dir} yet; `sweeps run` begins one."
+        return f"No sweep in {runs_dir} yet; begin one with: {shown_command('run')}"
     table = Table()
-    for column in ("sweep", "begun", "cells", "verdict", ""):
+    for column in ("sweep", "started", "cells", "verdict", ""):
         table.add_column(column)
     for entry in found:
         if "problem" in entry:
             table.add_row(entry["sweep"], "", "", "", escape(entry["problem"]))
             continue
-        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["created_s"]))
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["created_s"]))
         cells = ", ".join(f"{count} {state}" for state, count in entry["cells_by_state"].items())
         verdict = "" if entry["verdict"] is None else entry["verdict"]["outcome"]
         running = f"running at {entry['running_at']}" if entry["running_at"] else ""
-        table.add_row(entry["sweep"], begun, cells, verdict, running)
+        table.add_row(entry["sweep"], started, cells, verdict, running)
     return table
 
 
@@ -103,41 +126,25 @@ def render_status(ledger: Ledger) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from sweeps.running.live_table import spoken_duration, sweep_table
+    from sweeps.running.live_table import sweep_table
 
-    plan, newest = _plan_of(ledger)
-    found = _status(ledger, plan, newest)
-    table = sweep_table(plan, newest, ledger.name)
+    status = _read(ledger)
+    found = status.table
     cells = ", ".join(f"{count} {state}" for state, count in found["cells_by_state"].items())
     if found["running_at"]:
         left = found["seconds_left"]
-        how = f"running at {found['running_at']}" + ("" if left is None else f", about {spoken_duration(left)} left")
+        how = f"running at {found['running_at']}" + ("" if left is None else f", about {duration(round(left))} left")
     elif found["verdict"] is None:
-        how = f"not running; go on with: sweeps resume {ledger.name}"
+        how = f"not running; resume it with: {shown_command('resume', ledger.name)}"
     else:
-        how = f"{found['verdict']['outcome']}: {found['verdict']['statement']}"
+        how = f"{found['verdict']['outcome']}: {with_shown_commands(found['verdict']['statement'])}"
+    table = sweep_table(status.plan, status.newest, ledger.name)
     return Group(table, Text(f"{cells}; {found['tokens_seen']:,} tokens"), Text(how))
 
 
 def _seconds_left(space: Space, plan: Plan, newest: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """What is left at the speed of the newest records, shared among as many trials as run now or ran on one device."""
+    """What is left at the speed of the newest records, with as many workers as run now or ran on one device."""
     reported = {cell_id: record for cell_id, record in newest.items() if record}
     counted = (int(record["concurrent_trials"] or 1) for record in reported.values())
     workers = max(len(plan.running), *counted, 1)
     return forecast_from_records(space, plan, reported, workers).seconds_left
-
-
-def _plan_of(ledger: Ledger) -> tuple[Plan, dict[str, dict[str, Any]]]:
-    space = current_space(ledger)
-    planned = ledger.planned_cells()
-    plan = Plan(stopping_rule(space), planned)
-    newest: dict[str, dict[str, Any]] = {entry.cell_id: {} for entry in planned}
-    for result in LedgerReader(ledger).results().cells:
-        cell_id = str(result.cell.cell_id)
-        if cell_id not in newest:
-            continue  # the driver that runs the sweep has just added it
-        plan.ended(cell_id, progress_of(result))
-        newest[cell_id] = dict(result.records[-1]) if result.records else {}
-        if result.outcome is None and living_holder(ledger.cell_folder(cell_id).storage, CELL_LEASE):
-            plan.started(cell_id)
-    return plan, newest

@@ -19,7 +19,7 @@ def code_fingerprint() -> str:
 
     digest = hashlib.blake2b(digest_size=16)
     folder = Path(next(iter(moe.__path__)))
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in {".py", ".c", ".h"}):
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -31,11 +31,9 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine of the driver: processor, cores that this process may use, memory, GPUs, and ``moe``'s kernels."""
+    """The machine of the driver: processor, cores that this process may use, memory and GPUs."""
     import psutil
     import torch
-
-    from moe import kernels
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -45,7 +43,6 @@ def hardware() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
         "cuda": torch.version.cuda,
-        "kernels": kernels.load().found,
     }
 
 

@@ -7,57 +7,54 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from search_spaces import Space, planned_cells
-from sweeps.cluster.machines import local_facts
+from sweeps.cluster.machines import Machines
 from sweeps.cluster.matmul_rate import matmul_flops_per_s
 from sweeps.cluster.speed import seconds_per_token
-from sweeps.packing.fractions import ResourcePlan
+from sweeps.packing.shares import Packing
 from sweeps.plan.forecast import explore_tokens_per_arm
 from sweeps.training_config import model_config
 
 if TYPE_CHECKING:
-    from sweeps.training_data import Material
+    from sweeps.training_data import TrainingData
 
 SHARE_OF_MATMUL: Final = 0.35
 """Of the machine's matmul rate that a training step reaches: what `make bench ONLY=step` finds on CPUs."""
 LONGEST_PROBED_STEP_S: Final = 2.0
-"""A few steps that each take longer would make a plan wait; they are reckoned from FLOPs."""
+"""A few steps that each take longer would delay a plan; they are estimated from FLOPs."""
 FORWARD_SHARE: Final = 1 / 3
 """Of a training step: a backward pass is two forward passes."""
 BUSY_SHARE: Final = 0.87
-"""Of workers' time in training and exams, as a sweep of `laptop` on two cores had it; the rest is start-up, and waiting
-for the last cells of a phase."""
+"""Of workers' time in training and exams, as measured in a sweep of `laptop` on two cores.
+
+The rest is start-up and waiting for the last cells of a phase.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """``hours`` of wall time, and where the speed is from."""
+    """``hours`` of wall time, and the source of the speed."""
 
     hours: float
     source: str
 
 
-def estimate(space: Space, material: Material | None, vocab_size: int, resources: ResourcePlan) -> Duration | None:
-    """The wall time of the whole sweep on this machine.
+def estimate(space: Space, data: TrainingData, packing: Packing, machines: Machines) -> Duration | None:
+    """The wall time of the whole sweep on this machine; None where it would run on GPUs whose speed cannot be measured.
 
-    None where that cannot be said: no worker has room, or trials would run on GPUs that are not here.
+    Trials that share a GPU take turns on it.
     """
-    if not resources.workers:
-        return None
-    on_gpus = any(resources.gpu_fraction.values())
-    gpus = local_facts().gpus
-    if on_gpus and not gpus:
-        return None
-    side_by_side = gpus if on_gpus else resources.workers  # trials that share a GPU take turns on it
-    reckoned = _from_flops(space, vocab_size, resources.threads_per_trial)
-    slowest_step_s = max(reckoned[arm.name] * arm.tokens_per_step for arm in space.strategies)
+    on_gpus = any(packing.gpu_fraction.values())
+    processes = min(machines.gpus, packing.workers) if on_gpus else packing.workers
+    from_flops = _from_flops(space, data.tokens.vocab_size, packing.threads)
+    slowest_step_s = max(from_flops[arm.name] * arm.tokens_per_step for arm in space.strategies)
     measured = None
-    if material is not None and (on_gpus or slowest_step_s < LONGEST_PROBED_STEP_S):
-        measured = seconds_per_token(space, processes=side_by_side)
+    if on_gpus or slowest_step_s < LONGEST_PROBED_STEP_S:
+        measured = seconds_per_token(space, processes=processes)
     if measured is None and on_gpus:
         return None
     source = "from its matmul rate" if measured is None else "measured by some steps of each arm"
-    total_s = _worker_seconds(space, material, measured or reckoned)
-    return Duration(hours=total_s / (side_by_side * BUSY_SHARE) / 3600, source=source)
+    total_s = _worker_seconds(space, data, measured or from_flops)
+    return Duration(hours=total_s / (processes * BUSY_SHARE) / 3600, source=source)
 
 
 def expected_tokens(space: Space) -> dict[str, int]:
@@ -65,17 +62,17 @@ def expected_tokens(space: Space) -> dict[str, int]:
     cells = planned_cells(space)
     found = {}
     for arm in space.strategies:
-        own = [cell for cell in cells if cell.strategy == arm.name]
-        brackets = {(cell.arrangement, cell.seed) for cell in own if cell.phase == "explore"}
-        explored = sum(cell.phase == "explore" for cell in own)
+        of_arm = [cell for cell in cells if cell.strategy == arm.name]
+        brackets = {(cell.arrangement, cell.seed) for cell in of_arm if cell.phase == "explore"}
+        explored = sum(cell.phase == "explore" for cell in of_arm)
         per_bracket = explored // len(brackets)
-        judged = len(own) - explored
+        judged = len(of_arm) - explored
         found[arm.name] = len(brackets) * explore_tokens_per_arm(space, per_bracket) + judged * space.budget_tokens
     return found
 
 
 def _from_flops(space: Space, vocab_size: int, threads: int) -> dict[str, float]:
-    """Seconds of training per token of each arm, reckoned from FLOPs and the rate of matrix products."""
+    """Seconds of training per token of each arm, estimated from FLOPs and the rate of matrix products."""
     from moe.flops import flops_per_token
 
     model = model_config(space, vocab_size=vocab_size)
@@ -83,19 +80,20 @@ def _from_flops(space: Space, vocab_size: int, threads: int) -> dict[str, float]
     return {arm.name: flops_per_token(model, arm.seq_len) / rate for arm in space.strategies}
 
 
-def _worker_seconds(space: Space, material: Material | None, seconds: Mapping[str, float]) -> float:
+def _worker_seconds(space: Space, data: TrainingData, seconds: Mapping[str, float]) -> float:
     """Training and exams of all cells, if one worker did them."""
     trained = expected_tokens(space)
-    exams = {arm.name: 0.0 if material is None else _exam_tokens(space, material, arm.name) for arm in space.strategies}
-    return sum(seconds[arm] * (trained[arm] + FORWARD_SHARE * exams[arm]) for arm in trained)
+    return sum(
+        seconds[arm] * (tokens + FORWARD_SHARE * _exam_tokens(space, data, arm)) for arm, tokens in trained.items()
+    )
 
 
-def _exam_tokens(space: Space, material: Material, strategy: str) -> float:
+def _exam_tokens(space: Space, data: TrainingData, strategy: str) -> float:
     """Tokens of an arm's forward passes in exams: validation at rungs and end, every view of the test."""
     from moe.exam_views import forward_tokens
 
-    own = [cell for cell in planned_cells(space) if cell.strategy == strategy]
-    judged = sum(cell.phase != "explore" for cell in own)
-    validations = len(own) * (len(space.rungs_tokens) + 1)
-    test_tokens = forward_tokens(material.exam, seq_len=space.strategy(strategy).seq_len)
-    return validations * material.exam.validation.n_targets + judged * test_tokens
+    cells = [cell for cell in planned_cells(space) if cell.strategy == strategy]
+    judged = sum(cell.phase != "explore" for cell in cells)
+    validations = len(cells) * (len(space.rungs_tokens) + 1)
+    test_tokens = forward_tokens(data.exam, seq_len=space.strategy(strategy).seq_len)
+    return validations * data.exam.validation.n_targets + judged * test_tokens

@@ -27,8 +27,8 @@ MOST_NAMED = 3
 class SharedPair:
     """A pair of arms that every sweep has. ``of_sweeps`` are its results, which may name the two in another order.
 
-    A pair is separated by its decision: by the win's own test where one of the two is the winner, else after Holm's
-    adjustment (rule 9 of the method). Its own interval may exclude zero where the decision does not separate it.
+    A pair is separated by its decision, after Holm's adjustment (rule 9 of the method): its own interval may exclude
+    zero where the decision does not separate it.
     """
 
     a: str

@@ -34,6 +34,8 @@ def _head(facts: Facts) -> Iterator[str]:
     top = opening(facts)
     yield f"# {markdown_text(top.headline)}"
     yield f"**{top.badge}** · sweep `{facts.results.name}` · {written.count(facts.budget_tokens)} tokens a run"
+    if top.before:
+        yield markdown_text(top.before)
     if top.leads:
         yield _bullets(top.leads)
     yield top.meaning

@@ -37,6 +37,8 @@ class Opening:
     reasons: tuple[str, ...]
     command: str
     statement: str
+    before: str
+    """The last decided verdict of a sweep that was extended since."""
 
 
 def opening(facts: Facts) -> Opening:
@@ -52,7 +54,13 @@ def opening(facts: Facts) -> Opening:
         reasons=reasons,
         command=written.shown_line(verdict.command) if verdict.command and not verdict.is_decided else "",
         statement=written.with_shown_commands(verdict.statement),
+        before=_before(facts),
     )
+
+
+def _before(facts: Facts) -> str:
+    last = facts.verdict.last_decided
+    return "" if last is None else f"The last decided verdict stands in {last['verdict']}: {last['statement']}"
 
 
 def _lead_sentences(facts: Facts) -> Iterator[str]:
@@ -61,10 +69,11 @@ def _lead_sentences(facts: Facts) -> Iterator[str]:
         assert leading is not None
         lead, rival = pair.above(leading), pair.rival_of(leading)
         assert lead is not None
-        arms = [arm.loss_of_seed for arm in facts.arms if arm.name in pair]
-        seeds = written.plural(len(arms[0].keys() & arms[1].keys()), "seed")
-        span = f"{facts.confidence} interval {_span(lead.low, lead.high)}, " if lead.low is not None else ""
-        yield f"{lead.mean:.4f} nats below {rival} ({span}paired over {seeds})"
+        parts = [] if lead.low is None else [f"{facts.confidence} interval {_span(lead.low, lead.high)}"]
+        if facts.verdict.pairing == "seeds":
+            one, other = (arm.loss_of_seed for arm in facts.arms if arm.name in pair)
+            parts.append(f"paired over {written.plural(len(one.keys() & other.keys()), 'seed')}")
+        yield f"{lead.mean:.4f} nats below {rival}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _span(low: float | None, high: float | None) -> str:
@@ -95,17 +104,18 @@ def _seed_by_seed(facts: Facts) -> Iterator[str]:
 
 
 def _documents(facts: Facts) -> Iterator[str]:
-    leading = facts.verdict.leading
+    """What new documents beside new seeds do to each lead, where the deciding interval is not that of the seeds."""
+    leading = facts.verdict.leading or ""
     clear: list[str] = []
     unclear: list[str] = []
-    for (a, b), (low, high) in facts.verdict.document_intervals.items():
-        if leading in (a, b):
-            (unclear if low <= 0 <= high else clear).append(b if a == leading else a)
+    for pair in facts.leads:
+        found = next((test for test in pair.tests if test.test == "documents"), None)
+        if found is not None:
+            (clear if found.ci_low * found.ci_high > 0 else unclear).append(pair.rival_of(leading))
     if clear:
-        yield f"Its lead over {written.listed(clear)} remains when the exam's documents are resampled."
+        yield f"Its lead over {written.listed(clear)} holds over new documents too, not on those of the exam alone."
     if unclear:
-        rivals = written.listed(unclear)
-        yield f"Resampling the exam's documents is compatible with no lead over {rivals}: it is a lead on this exam."
+        yield f"Other documents than those of the exam may reverse its lead over {written.listed(unclear)}."
 
 
 def _equivalence(facts: Facts) -> Iterator[str]:
@@ -127,7 +137,7 @@ def _more_seeds(facts: Facts) -> Iterator[str]:
     if needed is not None and facts.verdict.outcome == "undecided":
         planned = looks.used < looks.planned
         seeds = written.plural(needed, "confirm seed" if planned else "more confirm seed")
-        yield f"About {seeds} per arm{' in all' if planned else ''} would settle it, were the means what they seem."
+        yield f"About {seeds} per arm{' in all' if planned else ''} would settle it, if the means are what they seem."
 
 
 def _looks(facts: Facts) -> Iterator[str]:

@@ -1,26 +1,66 @@
-"""The frozen beginning of a sweep: what is written to ``sweep.json`` before anything runs."""
+"""The beginning of a sweep: the space that was chosen, and what is frozen in ``sweep.json`` before anything runs."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from search_spaces import Problem, Space, SpaceErrors, explore_cells
+from search_spaces import Problem, Space, SpaceErrors, explore_cells, load_space
+from sweeps.cluster.machines import Machines
+from sweeps.errors import BadInputError
+from sweeps.ledger.lease import DRIVER_LEASE
 from sweeps.ledger.provenance import code_fingerprint, git_state, hardware, versions
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.phases import first_cells
 from sweeps.training_config import batch_configs, model_config
-from sweeps.training_data import Material
-from sweeps.trial.precision import precision_to_freeze
+from sweeps.training_data import TrainingData
 
 
-def audit_table(space: Space, material: Material) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class SpaceChoice:
+    """The space that a user chose: a preset or a file, and values to change in it."""
+
+    preset: str | None = None
+    path: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+    def load(self, machines: Machines) -> tuple[Space, str]:
+        """The space, and a word to number its sweeps by.
+
+        Without a choice it is the preset ``matched`` where there is a GPU, else ``laptop``.
+        """
+        preset = self.preset
+        if preset is None and self.path is None:
+            preset = "matched" if machines.gpus else "laptop"
+        label = str(preset) if self.path is None else self.path.stem
+        return load_space(preset=preset, path=self.path, overrides=self.overrides), label
+
+
+def require_new(ledger: Ledger) -> None:
+    """Raises BadInputError where a sweep of this name exists, or other files are in its folder."""
+    name = ledger.name
+    if ledger.exists():
+        raise BadInputError(
+            f"a sweep named {name!r} exists already and is never overwritten; `sweeps resume {name}` continues it, "
+            f"`sweeps extend {name}` adds to it, or choose another --name"
+        )
+    unknown = set(ledger.storage.names()) - {DRIVER_LEASE, "plan"}  # an interrupted beginning leaves these two
+    if unknown:
+        raise BadInputError(
+            f"{ledger.storage.uri} holds no sweep and is not empty ({', '.join(sorted(unknown)[:5])}); "
+            "a deletion may have been interrupted: remove the rest of it, or choose another --name"
+        )
+
+
+def audit_table(space: Space, data: TrainingData) -> dict[str, Any]:
     """The leak and fitness audit as plain data; raises SpaceErrors where a rule refuses the corpus."""
     from moe.audit import audit
 
-    found = audit(material.tokens, material.exam, arms=batch_configs(space), budget_tokens=space.budget_tokens)
+    found = audit(data.tokens, data.exam, arms=batch_configs(space), budget_tokens=space.budget_tokens)
     problems = [
         Problem(where="corpus", value=refusal.rule, rule=refusal.message, remedy=refusal.remedy)
         for refusal in found.refusals
@@ -31,26 +71,23 @@ def audit_table(space: Space, material: Material) -> dict[str, Any]:
     return table
 
 
-def _parameters(space: Space, material: Material) -> dict[str, int]:
-    from moe.flops import active_parameters, total_parameters
-
-    model = model_config(space, vocab_size=material.tokens.vocab_size)
-    return {"total": total_parameters(model), "active": active_parameters(model)}
-
-
 def begin(
     ledger: Ledger,
     space: Space,
-    material: Material,
+    data: TrainingData,
     *,
     audit: Mapping[str, Any],
     peaks_gib: Mapping[str, float],
     command: str | None,
 ) -> None:
     """Write the first grid, then ``sweep.json``: a sweep exists once that is there."""
-    exam = material.exam
-    ledger.storage.delete("plan")  # of a beginning that was cut short
-    ledger.add_cells(first_cells(space, explore_cells(space, material.identity)), because="the first grid")
+    from moe.flops import active_parameters, total_parameters
+
+    assert space.precision != "auto", "the ids of cells depend on the precision that auto comes to"
+    exam, tokens = data.exam, data.tokens
+    model = model_config(space, vocab_size=tokens.vocab_size)
+    ledger.storage.delete("plan")  # of an interrupted beginning
+    ledger.add_cells(first_cells(space, explore_cells(space, data.identity)), because="the first grid")
     ledger.begin(
         {
             "sweep_id": secrets.token_hex(8),
@@ -65,7 +102,7 @@ def begin(
                 }
                 for strategy in space.strategies
             ],
-            "parameters": _parameters(space, material),
+            "parameters": {"total": total_parameters(model), "active": active_parameters(model)},
             "exam": {
                 "fingerprint": exam.fingerprint,
                 "rows_validation": exam.validation.n_rows,
@@ -74,10 +111,10 @@ def begin(
                 "common_len": exam.common_len,
                 "packed": exam.packed,
             },
-            "vocab_size": material.tokens.vocab_size,
-            "precision": precision_to_freeze(space),
-            "fingerprints": {**material.fingerprints, "code": code_fingerprint()},
-            "corpus_facts": dict(material.tokens.facts),
+            "vocab_size": tokens.vocab_size,
+            "precision": space.precision,
+            "fingerprints": {**data.fingerprints, "code": code_fingerprint()},
+            "corpus_facts": dict(tokens.facts),
             "audit": dict(audit),
             "versions": versions(),
             "hardware": hardware(),

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from search_spaces import OptunaSearch
+from search_spaces import OptunaSearch, Space
+from sweeps.formatting import shown_command
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import RETRIED_OUTCOMES, SweepResults
-from sweeps.ledger.space import current_space
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.running.winner import best_cell
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Keep = Literal["best", "all"]
 
 
-def finish(ledger: Ledger, console: Console, *, keep: Keep, quiet: bool) -> Verdict:
-    """Decide, drop weights that nobody needs, write report and verdict, and tell the user.
+def finish(ledger: Ledger, space: Space, console: Console, *, quiet: bool) -> Verdict:
+    """Decide, delete weights that are not needed, write report and verdict, and show them.
 
     The verdict is written last: a sweep that has it is finished, and a resume of one that was killed before does all
     of this again.
@@ -34,17 +34,16 @@ def finish(ledger: Ledger, console: Console, *, keep: Keep, quiet: bool) -> Verd
 
     results = LedgerReader(ledger).results()
     verdict = decide(results)
-    keep_needed_weights(ledger, results, keep)
-    write_search_study(ledger, results)
+    keep_needed_weights(ledger, results, space.keep)
+    write_search_study(ledger, space, results)
     write_reports(ledger, results, verdict)
     ledger.write_verdict(verdict.as_dict())
     if not quiet:
         from sweeps.report.terminal import show_verdict
 
         show_verdict(verdict, console)
-        console.print(
-            f"Report: {ledger.storage.uri}/report.html   MLflow: make ui", markup=False, highlight=False, soft_wrap=True
-        )
+        where = f"Report: {ledger.storage.uri}/report.html   MLflow: {shown_command('ui')}"
+        console.print(where, markup=False, highlight=False, soft_wrap=True)
     return verdict
 
 
@@ -68,9 +67,8 @@ def write_reports(ledger: Ledger, results: SweepResults, verdict: Verdict) -> No
                 ledger.storage.write_bytes(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
-def write_search_study(ledger: Ledger, results: SweepResults) -> None:
+def write_search_study(ledger: Ledger, space: Space, results: SweepResults) -> None:
     """With an optuna search, the study as a file that Optuna and its dashboard open."""
-    space = current_space(ledger)
     if isinstance(space.search, OptunaSearch):
         from sweeps.plan.search import write_study
 
@@ -80,7 +78,7 @@ def write_search_study(ledger: Ledger, results: SweepResults) -> None:
 def keep_needed_weights(ledger: Ledger, results: SweepResults, keep: Keep) -> None:
     """With ``best`` only the best confirm cell of each arm keeps its checkpoint, and what a retry would go on from.
 
-    A resume may have changed the wish.
+    ``keep`` may have changed since the sweep began.
     """
     if keep == "all":
         return

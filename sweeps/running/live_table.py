@@ -1,10 +1,10 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+"""What is shown while a sweep runs: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces import Space
+from search_spaces import Space, planned_cells
+from sweeps.formatting import duration
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.plan.forecast import forecast_from_records
 from sweeps.plan.queue import Plan
@@ -30,17 +31,17 @@ _MARKS: Final = {
     "oom": ("!", "red"),
     "failed": ("!", "red"),
 }
-_LEGEND: Final = "▶ running  ‖ at a rung  ✂ stopped early  ✓ done  ↯ diverged  ! failed;  numbers are validation losses"
+_LEGEND: Final = "▶ running  ‖ at a rung  ✂ stopped early  ✓ done  ↯ diverged  ! failed"
 _LINES_KEPT: Final = 4
 _PLAIN_EVERY_S: Final = 15.0
 ENOUGH_TO_ESTIMATE: Final = 0.02
-"""Share of a sweep's tokens after which its first estimate is held against the truth."""
+"""Share of a sweep's tokens after which its time is first estimated."""
 SILENCE_S: Final = 60.0
-"""Without a report for so long, the summary says what is waited for."""
+"""Without a report for this long, the summary says which trials it waits for."""
 
 
 class SweepWatch:
-    """Keeps the newest of every cell, and says what happens as plain lines."""
+    """Keeps the newest record of every cell, and prints what happens as plain lines."""
 
     def __init__(self, console: Console, space: Space, name: str, workers: int, *, quiet: bool = False) -> None:
         self._console = console
@@ -48,13 +49,14 @@ class SweepWatch:
         self._name = name
         self._workers = workers
         self._quiet = quiet
+        self._foreseen = Counter(cell.phase for cell in planned_cells(space))
         self._plan: Plan | None = None
         self._newest: dict[str, Mapping[str, Any]] = {}
         self._started_s = time.monotonic()
         self._last_summary_s = 0.0
         self._last_report_s = time.monotonic()
         self.first_estimate_s: float | None = None
-        """Wall time of this sitting as it was first estimated; None until enough is trained to say."""
+        """Wall time of this session as it was first estimated; None until enough is trained."""
 
     def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """Keep what a running cell reported."""
@@ -78,48 +80,59 @@ class SweepWatch:
     def say(self, line: str) -> None:
         """Print one line with the time since the start."""
         if not self._quiet:
-            since = spoken_duration(time.monotonic() - self._started_s)
-            self._console.print(f"[dim]{since:>7}[/]  {escape(line)}", soft_wrap=True, highlight=False)
+            self._console.print(f"[dim]{self._since():>12}[/]  {escape(line)}", soft_wrap=True, highlight=False)
+
+    def _since(self) -> str:
+        return duration(round(time.monotonic() - self._started_s))
 
     def summary(self) -> str:
         """One line: cells, share of tokens, speed, time left."""
         if self._plan is None:
             return "starting"
         newest = dict(self._newest)  # a copy: the terminal's thread reads while the driver's adds
-        left = forecast_from_records(self._space, self._plan, newest, self._workers)
         states = {p.cell_id: self._plan.state(p.cell_id) for p in self._plan.cells}
         ended = sum(state not in ("running", "queued", "waiting") for state in states.values())
+        left = forecast_from_records(self._space, self._plan, newest, self._workers)
+        parts = [f"{ended} of {self._all_cells()} cells ended", f"{left.share_done:.0%} of tokens"]
         speed = sum(
             float(newest[cell_id]["tokens_per_s"])
             for cell_id, state in states.items()
             if state == "running" and cell_id in newest
         )
-        parts = [
-            f"{ended} of {len(states)} cells ended",
-            f"{left.share_done:.0%} of tokens",
-            f"{speed:,.0f} tokens/s",
-            f"{spoken_duration(time.monotonic() - self._started_s)} so far",
-        ]
-        if left.seconds_left is not None:
-            parts.append(f"about {spoken_duration(left.seconds_left)} left")
+        if speed:
+            parts.append(f"{speed:,.0f} tokens/s")
+        elif "running" in states.values():
+            parts.append("workers are starting")
+        if left.seconds_left:
+            parts.append(f"about {duration(round(left.seconds_left))} left")
         silent_s = time.monotonic() - self._last_report_s
         if silent_s > SILENCE_S:
-            waiting = [str(self._plan.planned(name)) for name, state in states.items() if state == "running"]
-            whom = f": waiting for {', '.join(waiting[:3])} (a slow step, or a node that has to start)"
-            parts.append(f"nothing reported for {spoken_duration(silent_s)}{whom if waiting else ''}")
+            parts.append(f"no report for {duration(round(silent_s))}{self._awaited(states)}")
         return " · ".join(parts)
+
+    def _all_cells(self) -> int:
+        """Cells of the whole sweep: the planned ones, and those of later phases that are not planned yet."""
+        assert self._plan is not None
+        planned = Counter(entry.cell.phase for entry in self._plan.cells)
+        later = {phase: count for phase, count in self._foreseen.items() if phase != "explore"}
+        return planned.total() + sum(max(0, count - planned[phase]) for phase, count in later.items())
+
+    def _awaited(self, states: Mapping[str, str]) -> str:
+        assert self._plan is not None
+        waiting = [str(self._plan.planned(cell_id)) for cell_id, state in states.items() if state == "running"]
+        return f": waiting for {', '.join(waiting[:3])} (a slow step, or a node that has to start)" if waiting else ""
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """While the block runs, a sweep that falls silent says once a minute what it waits for."""
+        """While the block runs, a sweep without reports says once a minute what it waits for."""
         ended = threading.Event()
 
-        def speak_up() -> None:
+        def report_silence() -> None:
             while not ended.wait(SILENCE_S):
                 if time.monotonic() - self._last_report_s > SILENCE_S:
                     self.say(self.summary())
 
-        thread = threading.Thread(target=speak_up, name="silence", daemon=True)
+        thread = threading.Thread(target=report_silence, name="silence", daemon=True)
         thread.start()
         try:
             yield
@@ -141,7 +154,7 @@ class LiveSweepWatch(SweepWatch):
 
     def say(self, line: str) -> None:
         """Show a line under the table; older ones scroll away, the ledger keeps what matters."""
-        self._lines.append(f"{spoken_duration(time.monotonic() - self._started_s):>7}  {line}")
+        self._lines.append(f"{self._since():>12}  {line}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -151,7 +164,7 @@ class LiveSweepWatch(SweepWatch):
 
     def picture(self) -> Group:
         """The table, the summary and the newest lines."""
-        lines = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in list(self._lines)]
+        lines = [Text(line, style="dim") for line in list(self._lines)]
         if self._plan is None:
             return Group(Text("starting ..."), *lines)
         return Group(
@@ -171,7 +184,8 @@ def open_watch(console: Console, space: Space, name: str, workers: int, *, quiet
 
 def sweep_table(plan: Plan, newest: Mapping[str, Mapping[str, Any]], name: str) -> Table:
     """Arms as rows, explored rates and confirm seeds as columns, each cell's state and loss."""
-    table = Table(title=f"{name}", title_justify="left", title_style="bold", pad_edge=False, box=None, padding=(0, 1))
+    title = f"{name}: validation losses"
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=None, padding=(0, 1))
     rates = sorted({p.cell.lr for p in plan.cells if p.cell.phase == "explore" and p.cell.lr is not None})
     phases = list(dict.fromkeys(p.cell.phase for p in plan.cells if p.cell.phase != "explore"))
     table.add_column("arm", no_wrap=True)
@@ -179,14 +193,14 @@ def sweep_table(plan: Plan, newest: Mapping[str, Mapping[str, Any]], name: str) 
         table.add_column(f"lr {rate:g}", no_wrap=True)
     for phase in phases or ["confirm"]:
         table.add_column(f"{phase} seeds", no_wrap=True)
-    columns: dict[tuple[str, str], dict[float | str | None, list[PlannedCell]]] = {}
+    rows: dict[tuple[str, str], dict[float | str | None, list[PlannedCell]]] = {}
     for p in plan.cells:
-        own = columns.setdefault((p.cell.strategy, p.cell.arrangement), {})
-        own.setdefault(p.cell.lr if p.cell.phase == "explore" else p.cell.phase, []).append(p)
-    for (strategy, arrangement), own in columns.items():
+        row = rows.setdefault((p.cell.strategy, p.cell.arrangement), {})
+        row.setdefault(p.cell.lr if p.cell.phase == "explore" else p.cell.phase, []).append(p)
+    for (strategy, arrangement), row in rows.items():
         label = strategy if arrangement == "shuffled" else f"{strategy} {arrangement}"
-        explored = [_explored(own.get(rate, []), plan, newest) for rate in rates]
-        seeds = [_seeds(own.get(phase, []), plan) for phase in phases or ["confirm"]]
+        explored = [_explored(row.get(rate, []), plan, newest) for rate in rates]
+        seeds = [_seeds(row.get(phase, []), plan) for phase in phases or ["confirm"]]
         table.add_row(Text(label, style="bold"), *explored, *seeds)
     return table
 
@@ -214,19 +228,10 @@ def _seeds(cells: list[PlannedCell], plan: Plan) -> Text:
     return shown
 
 
-def spoken_duration(seconds: float) -> str:
-    """``45 s``, ``3m20s``, ``2h05m``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
 def time_taken(wall_s: float, first_estimate_s: float | None) -> str:
-    """How long a sitting took, and how far off its first estimate was."""
-    took = f"took {spoken_duration(wall_s)}"
+    """How long a session took, and how far off its first estimate was."""
+    took = f"took {duration(round(wall_s))}"
     if first_estimate_s is None:
         return took
-    return f"{took}; the first estimate was {spoken_duration(first_estimate_s)} ({first_estimate_s / wall_s - 1:+.0%})"
+    off = f"{abs(first_estimate_s / wall_s - 1):.0%} too {'high' if first_estimate_s > wall_s else 'low'}"
+    return f"{took}; first estimate {duration(round(first_estimate_s))} ({off})"

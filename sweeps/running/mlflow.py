@@ -1,4 +1,4 @@
-"""MLflow beside a sitting: it follows in a thread, and has the winner's weights at the end."""
+"""MLflow beside a session: a thread keeps it up to date, and at the end it gets the winner's weights."""
 
 from __future__ import annotations
 
@@ -10,43 +10,41 @@ from typing import Final
 from rich.console import Console
 
 from sweeps.errors import BadInputError, SweepHeldError
+from sweeps.formatting import shown_command
 from sweeps.ledger.lease import DRIVER_LEASE, living_holder
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.queue import Plan
 from sweeps.running.finish import view_of
 
 CLOSE_S: Final = 30.0
-AFTER_S: Final = 8.0  # importing MLflow takes a core some seconds, in which the first workers start
+START_AFTER_S: Final = 8.0  # importing MLflow takes a core some seconds, in which the first workers start
 
 
 @dataclass
-class Followed:
-    """MLflow's view of this sitting: ``plan`` says what runs now, None once nothing does and the verdict is there."""
+class Tracking:
+    """What MLflow's thread follows: ``plan`` holds what runs now, None once nothing does; ``wake`` reports a change."""
 
     plan: Plan | None = None
-    ledger_changed: Callable[[], None] = lambda: None
-
-    def wake(self) -> None:
-        """Tell MLflow's thread, once there is one, that the ledger has changed."""
-        self.ledger_changed()
+    wake: Callable[[], None] = lambda: None
 
 
 @contextmanager
-def following(followed: Followed, ledger: Ledger, runs_uri: str, say: Callable[[str], None]) -> Iterator[None]:
-    """MLflow follows in the background; at the end it is brought up to date, whatever happened."""
+def tracked(ledger: Ledger, runs_uri: str, say: Callable[[str], None]) -> Iterator[Tracking]:
+    """While the block runs MLflow is updated in the background, and once more at the end, however it ends."""
     from sweeps.tracking.projector import Projector
     from sweeps.tracking.store import tracking_store
     from sweeps.tracking.thread import TrackingThread
 
-    view = view_of(ledger, lambda: followed.plan)
+    tracking = Tracking()
+    view = view_of(ledger, lambda: tracking.plan)
     store = tracking_store(runs_uri)
-    thread = TrackingThread(Projector(store), view, say, sync_command=f"sweeps sync {ledger.name}")
-    followed.ledger_changed = thread.wake
-    thread.start(after_s=AFTER_S)
+    thread = TrackingThread(Projector(store), view, say, sync_command=shown_command("sync", ledger.name))
+    tracking.wake = thread.wake
+    thread.start(after_s=START_AFTER_S)
     try:
-        yield
+        yield tracking
     finally:
-        followed.plan = None
+        tracking.plan = None
         thread.close(CLOSE_S)
 
 
@@ -68,8 +66,9 @@ def register(ledger: Ledger, runs_uri: str, console: Console, *, quiet: bool) ->
     except Exception as error:
         if not isinstance(error, BadInputError) and not is_outage(error):
             raise
-        console.print(f"The winner is not registered ({error}); `sweeps sync {ledger.name}` tries again", markup=False)
+        line = f"The winner is not registered ({error}); try again with: {shown_command('sync', ledger.name)}"
+        console.print(line, markup=False, soft_wrap=True)
         return
     if uri is not None and not quiet:
-        line = f"The winner's weights: {uri} in MLflow, or `sweeps export {ledger.name} --out DIR`"
-        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+        line = f"The winner's weights: {uri} in MLflow, or {shown_command('export', ledger.name)} --out DIR"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""Ray as the engine: it hands out segments as trials and is told nothing that it could lose.
+"""Ray as the engine: segments run as trials of Ray Tune, and nothing that must survive is kept in Ray.
 
-A Ray Tune ``Searcher`` asks the desk for the next segment whenever a worker is free; the trainable runs it and returns.
-Trials are never stopped by a scheduler, workers are reused, and Ray's own state is disposable.
+A Ray Tune ``Searcher`` asks the driver for the next segment whenever a worker is free; the trainable runs it and
+returns. Trials are never stopped by a scheduler, workers are reused, and Ray's own state is disposable.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ OBJECT_STORE_BYTES = 100_000_000  # nothing of size goes through Ray: tokens and
 Trainable = Callable[[dict[str, Any]], None]
 
 
-class Desk(Protocol):
-    """Who decides what runs: the driver."""
+class SegmentSource(Protocol):
+    """What decides which segment runs next: the driver."""
 
     def take(self) -> SegmentJob | Literal["wait", "finished"]:
         """The next segment for a free worker."""
@@ -41,7 +41,7 @@ class Desk(Protocol):
 
 @contextmanager
 def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
-    """A Ray of our own on this machine until the block ends, closed to others; what SIGTERM does stays as it was."""
+    """A private Ray on this machine until the block ends; the handler of SIGTERM stays as it was."""
     ray = private_ray()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
@@ -61,9 +61,9 @@ def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
 
 
 def run_trials(
-    desk: Desk, share: Share, *, slots: int, storage_uri: str | None, trainable: Trainable = run_segment
+    source: SegmentSource, share: Share, *, slots: int, storage_uri: str | None, trainable: Trainable = run_segment
 ) -> None:
-    """Let Ray Tune run the desk's segments, so many at once, until the desk says that it is finished.
+    """Let Ray Tune run the segments of ``source``, ``slots`` at once, until there are no more.
 
     ``storage_uri`` is where Ray may leave its own state; None for a temporary folder of this machine.
     """
@@ -80,7 +80,7 @@ def run_trials(
         Tuner(
             tune.with_resources(trainable, resources),
             tune_config=TuneConfig(
-                search_alg=SegmentSearcher(desk),
+                search_alg=SegmentSearcher(source),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,

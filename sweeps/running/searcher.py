@@ -1,7 +1,7 @@
-"""Ray Tune's ``Searcher`` in front of the desk: segments become trials, trials' ends go back to the desk.
+"""A Ray Tune ``Searcher`` that hands out the driver's segments as trials and reports to the driver how they ended.
 
 Ray Tune takes this object for a search algorithm, pickles it and saves it; none of that is needed, because the ledger
-is the sweep. It stands in a module of its own because importing it imports Ray.
+is the sweep. It is a separate module because importing it imports Ray.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.search import Searcher
 
 if TYPE_CHECKING:
-    from sweeps.running.ray_tune import Desk
+    from sweeps.running.ray_tune import SegmentSource
 
 
 class SegmentSearcher(Searcher):  # type: ignore[misc]
-    """Hands out the desk's segments and tells it how they ended."""
+    """Hands out segments and reports how they ended."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, source: SegmentSource) -> None:
         super().__init__()
-        self._desk = desk
+        self._source = source
         self._cells: dict[str, str] = {}
 
     def set_search_properties(self, *_args: object, **_spec: object) -> bool:
-        """Ray Tune may set what it likes: nothing is searched here."""
+        """Accept whatever Ray Tune sets: nothing is searched here."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next segment as a trial's config; None to be asked again, FINISHED to end."""
-        job = self._desk.take()
+        job = self._source.take()
         if job == "finished":
             return str(Searcher.FINISHED)
         if job == "wait":
@@ -37,13 +37,13 @@ class SegmentSearcher(Searcher):  # type: ignore[misc]
         return vars(job)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A report of a running segment goes to the desk."""
+        """Pass on a report of a running segment."""
         if result.get("ended") is None:
-            self._desk.report(self._cells[trial_id], result)
+            self._source.report(self._cells[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The end of a segment goes to the desk; a trial that Ray calls an error lost its worker."""
-        self._desk.done(self._cells.pop(trial_id), None if error else result)
+        """Pass on the end of a segment; a trial that Ray calls an error lost its worker."""
+        self._source.done(self._cells.pop(trial_id), None if error else result)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""

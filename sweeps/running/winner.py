@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sweeps.errors import BadInputError, StorageError
-from sweeps.ledger.destinations import require_empty_folder, require_file
+from sweeps.ledger.destinations import require_empty_folder, require_file, writing
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.ledger.space import current_space
+from sweeps.ledger.space import current_space, space_of
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.training_config import train_config
-from sweeps.training_data import material_for
+from sweeps.training_data import load_training_data
 from sweeps.trial.precision import as_trained
 
 if TYPE_CHECKING:
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
 
 
 def best_cell(results: SweepResults, arm: str) -> CellResult | None:
-    """Of an arm, the confirm cell of lowest validation loss: selected on one thing, judged on another."""
+    """Of an arm, the confirm cell of lowest validation loss: selected by validation loss, judged by test loss."""
     done = [result for result in results.of("confirm", arm) if result.reached_budget and result.val_loss is not None]
     return min(done, key=lambda result: result.val_loss or 0.0, default=None)
 
 
 def cell_to_export(results: SweepResults, verdict: Mapping[str, Any] | None) -> tuple[CellResult, str]:
-    """The cell whose weights stand for a sweep, and why, in a sentence.
+    """The cell whose weights represent a sweep, and the reason in a sentence.
 
     Raises BadInputError while no confirm cell has completed.
     """
     arm = None if verdict is None else verdict["winner"]
-    why = "the winner's confirm cell of lowest validation loss"
+    why = "the winner's confirm cell with the lowest validation loss"
     if arm is None:
         means = {entry["name"]: entry["mean"] for entry in (verdict or {"strategies": []})["strategies"]}
         judged = {name: mean for name, mean in means.items() if mean is not None}
@@ -48,9 +49,9 @@ def cell_to_export(results: SweepResults, verdict: Mapping[str, Any] | None) -> 
 
 
 def export(ledger: Ledger, out: Path, cell_id: str | None = None) -> tuple[CellResult, str]:
-    """Write the checkpoint folder ``out``, new or empty; returns the cell and why it was taken.
+    """Write the checkpoint folder ``out``, new or empty; returns the cell and why it was chosen.
 
-    Raises BadInputError for a place that cannot be written, a cell that is not there or whose weights were not kept.
+    Raises BadInputError for a place that cannot be written, a cell that does not exist or whose weights were not kept.
     """
     require_empty_folder(out, "--out")
     results = LedgerReader(ledger).results()
@@ -62,16 +63,14 @@ def export(ledger: Ledger, out: Path, cell_id: str | None = None) -> tuple[CellR
             raise BadInputError(
                 f"sweep {ledger.name} has no cell {cell_id!r}; `sweeps status {ledger.name} --json` lists them"
             )
-        result, why = found[0], "as asked"
-    write_checkpoint(ledger, result, out)
+        result, why = found[0], "as requested"
+    write_checkpoint(ledger, results, result, out)
     return result, why
 
 
-def write_checkpoint(ledger: Ledger, result: CellResult, out: Path) -> None:
+def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, out: Path) -> None:
     """Load a cell's newest checkpoint and write it for ``transformers``, tokenizer included."""
-    from moe.exam import training_data
     from moe.export import export_checkpoint
-    from moe.trainer import Trainer
 
     checkpoints = ledger.cell_folder(str(result.cell.cell_id)).checkpoints
     tokens = checkpoints.newest_complete()
@@ -79,12 +78,23 @@ def write_checkpoint(ledger: Ledger, result: CellResult, out: Path) -> None:
         raise BadInputError(
             f"the weights of cell {result.cell.cell_id} were not kept; --set keep=all keeps those of every cell"
         )
-    space = current_space(ledger)
-    material = material_for(space, expected=ledger.beginning()["fingerprints"])
-    config = train_config(as_trained(space, ledger), result.cell, vocab_size=material.tokens.vocab_size)
-    trainer = Trainer(config, training_data(material.tokens, config, material.exam))
+    space = as_trained(space_of(results.beginning), ledger)
+    data = load_training_data(space, expected=results.beginning["fingerprints"])
+    config = train_config(space, result.cell, vocab_size=data.tokens.vocab_size)
+    trainer = data.trainer(config)
     checkpoints.load(tokens, trainer.load)
-    export_checkpoint(trainer.model, config.model, material.tokens.tokenizer_dir, out)
+    with writing(out):
+        export_checkpoint(trainer.model, config.model, data.tokens.tokenizer_dir, out)
+    _give_usual_permissions(out)
+
+
+def _give_usual_permissions(folder: Path) -> None:
+    """``safetensors`` makes files that only their owner can read, whatever the umask says."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def write_exam(ledger: Ledger, out: Path) -> None:
@@ -92,14 +102,14 @@ def write_exam(ledger: Ledger, out: Path) -> None:
     import numpy as np
 
     require_file(out, "--out")
-    material = material_for(current_space(ledger), expected=ledger.beginning()["fingerprints"])
+    data = load_training_data(current_space(ledger), expected=ledger.beginning()["fingerprints"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:
-        np.savez(file, test=material.exam.test.tokens_RS, validation=material.exam.validation.tokens_RS)
+    with writing(out), out.open("wb") as file:
+        np.savez(file, test=data.exam.test.tokens_RS, validation=data.exam.validation.tokens_RS)
 
 
 def register_winner(ledger: Ledger, store: TrackingStore, *, on_request: bool = False) -> str | None:
-    """Register the winner in MLflow as ``champion`` and return its URI; None where no arm won and nobody asked."""
+    """Register the winner in MLflow as ``champion`` and return its URI; without a winner None, unless on request."""
     from sweeps.tracking.registry import register_champion
 
     results = LedgerReader(ledger).results()
@@ -110,7 +120,7 @@ def register_winner(ledger: Ledger, store: TrackingStore, *, on_request: bool = 
     with TemporaryDirectory(prefix="moe-sweeps-") as folder:
         checkpoint = Path(folder) / "model"
         try:
-            write_checkpoint(ledger, result, checkpoint)
+            write_checkpoint(ledger, results, result, checkpoint)
         except StorageError as error:
             raise BadInputError(f"the winner's weights cannot be read: {error}") from error
         registered = register_champion(

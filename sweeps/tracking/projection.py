@@ -52,7 +52,7 @@ SUMMARY_METRICS = {
     "peak_mem_allocated_gib": "peak_mem_allocated_gib",
     "best_lr": "best_lr",
 }
-# A diverged cell never FINISHED its budget; one that was stopped early did all that was asked of it.
+# A diverged cell never finished its budget; one that was stopped early did all that was planned for it.
 STATUS_OF_OUTCOME: Mapping[str, RunStatus] = {
     "completed": "FINISHED",
     "stopped_early": "FINISHED",
@@ -81,7 +81,7 @@ class Point(NamedTuple):
 class SweepView:
     """What the ledger and the driver know at one moment.
 
-    ``states`` says what each unfinished cell does right now, by cell_id; None means that no driver runs the sweep.
+    ``states`` is what each unfinished cell does right now, by cell_id; None means that no driver runs the sweep.
     ``attachments`` are files for the parent run, by artifact path (``report.html``, ``plots/losses.png``).
     """
 
@@ -93,7 +93,7 @@ class SweepView:
 
 @dataclass(frozen=True, kw_only=True)
 class DesiredRun:
-    """One run as it should stand in MLflow. ``cell`` is None for the sweep's own run, the parent of all others."""
+    """One run as MLflow should show it. ``cell`` is None for the sweep's own run, the parent of all others."""
 
     name: str
     tags: Mapping[str, str]
@@ -126,7 +126,7 @@ class DesiredDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class DesiredSweep:
-    """A sweep as it should stand in MLflow; ``summary`` are the parent's metrics per arm, from the verdict."""
+    """A sweep as MLflow should show it; ``summary`` are the parent's metrics per arm, from the verdict."""
 
     experiment: str
     experiment_tags: Mapping[str, str]
@@ -145,7 +145,7 @@ def desired_sweep(view: SweepView) -> DesiredSweep:
         experiment=results.name,
         experiment_tags={
             "mlflow.note.content": experiment_description(results),
-            # MLflow asks each visitor what an experiment is for until this tag says so.
+            # Without this tag MLflow asks each visitor what the experiment is for.
             "mlflow.experimentKind": "custom_model_development",
             "mlflow.experiment.primaryMetric.name": "val_loss",
             "sweep": results.name,
@@ -161,7 +161,7 @@ def desired_sweep(view: SweepView) -> DesiredSweep:
 def cell_points(result: CellResult) -> list[Point]:
     """Every finite value of the cell's records in order, and at the end ``test_loss`` once there is one.
 
-    What is not finite is left out: MLflow would draw infinity as 1.8e308. The outcome and its reason tell of it.
+    Values that are not finite are left out: MLflow would draw infinity as 1.8e308. The outcome and its reason show it.
     """
     points: list[Point] = []
     timestamp_ms = 0
@@ -178,7 +178,7 @@ def cell_points(result: CellResult) -> list[Point]:
 
 
 def points_digest(points: list[Point]) -> str:
-    """Sixteen hex digits that stand for exactly these points in this order."""
+    """Return sixteen hex digits that identify exactly these points in this order."""
     text = "\n".join(f"{key} {value!r} {timestamp_ms} {step}" for key, value, timestamp_ms, step in points)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -232,7 +232,7 @@ def _desired_cell(result: CellResult, view: SweepView, with_adamw: set[tuple[str
 def _cell_status(result: CellResult, states: Mapping[str, LiveState] | None) -> RunStatus:
     if result.outcome is not None:
         return STATUS_OF_OUTCOME[result.outcome]
-    if states is None:  # nobody runs the sweep: what had begun was cut off, what had not still waits its turn
+    if states is None:  # no driver runs the sweep: a cell with records was interrupted, any other still waits
         return "KILLED" if result.records else "SCHEDULED"
     return STATUS_OF_STATE[states.get(str(result.cell.cell_id), "queued")]
 
@@ -309,7 +309,7 @@ def _source_tags(beginning: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _summary(verdict: Verdict | None) -> dict[str, float]:
-    """Metrics per arm, named ``summary/balanced.test_loss``: what stands before the slash is a section of charts."""
+    """Metrics per arm, named ``summary/balanced.test_loss``: the part before the slash is a section of charts."""
     if verdict is None:
         return {}
     values = {

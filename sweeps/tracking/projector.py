@@ -1,9 +1,9 @@
-"""MLflow made to show what the ledger says: the difference is applied, never the whole, and never twice.
+"""Updates of MLflow from the ledger: only differences are sent, and none of them twice.
 
-A run is found by its tags (``sweep_id``, ``cell_id``). The tag ``mlflow.ledger.points`` says how many points it has
-and what they were, so that a projector that meets a run for the first time, after a crash or in another process,
-goes on where the last one ended. Points are sent with their records' own timestamps, and MLflow keeps one of two equal
-points: what was sent and not noted is sent again without harm.
+A run is found by its tags (``sweep_id``, ``cell_id``). The tag ``mlflow.ledger.points`` holds how many points it has
+and a digest of them, so that a projector that sees a run for the first time, after a crash or in another process,
+continues where the last one ended. Points are sent with their records' own timestamps, and MLflow keeps one of two
+equal points: what was sent and not noted is sent again without harm.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from sweeps.tracking.runs import (
     set_name,
     set_status,
 )
-from sweeps.tracking.store import TrackingStore, TrackingUnavailableError, connect
+from sweeps.tracking.store import (
+    DamagedStoreError,
+    TrackingStore,
+    TrackingUnavailableError,
+    connect,
+    damage,
+    damaged_message,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +47,7 @@ if TYPE_CHECKING:
 
 RUNS_PER_PAGE = 1_000
 MAX_REASON_CHARS = 200
-# urllib3 names address, path and retries before it says what happened, twice where MLflow repeats it.
+# urllib3 names address, path and retries before the cause, and MLflow repeats it all.
 CAUSE = re.compile(r"Caused by \w+\(['\"](.+?)['\"]\)")
 
 
@@ -72,7 +79,7 @@ class Projector:
             if self._client is None:
                 self._client = self._open_client(self.store)
             if self._known is None:
-                self._meet(self._client, desired)
+                self._find_runs(self._client, desired)
             self._apply(self._client, desired, view)
             done = True
         finally:
@@ -93,7 +100,7 @@ class Projector:
         self.forget()
         return len(runs)
 
-    def _meet(self, client: MlflowClient, desired: DesiredSweep) -> None:
+    def _find_runs(self, client: MlflowClient, desired: DesiredSweep) -> None:
         experiment = client.get_experiment_by_name(desired.experiment)
         if experiment is None:
             location = self.store.artifact_location(desired.experiment)
@@ -173,7 +180,7 @@ def sync(view: SweepView, store: TrackingStore) -> None:
     """Bring MLflow up to date with ``view`` in the foreground, once.
 
     Raises:
-        TrackingUnavailableError: the store does not answer or refuses; the message says how to go on.
+        TrackingUnavailableError: the store does not answer or refuses; the message holds the next command.
     """
     with answering(store, f"sweeps sync {view.results.name}"):
         Projector(store).apply(view)
@@ -195,6 +202,7 @@ def answering(store: TrackingStore, command: str) -> Iterator[None]:
 
     Raises:
         TrackingUnavailableError: the store did not answer or refused.
+        DamagedStoreError: it has a file, and that is damaged.
     """
     try:
         yield
@@ -203,6 +211,9 @@ def answering(store: TrackingStore, command: str) -> Iterator[None]:
     except Exception as error:
         if not is_outage(error):
             raise
+        damaged = damage(store)
+        if damaged is not None:
+            raise DamagedStoreError(damaged_message(store, damaged, command)) from error
         raise TrackingUnavailableError(
             f"MLflow at {store.label} does not answer ({reason_of(error)}); nothing is lost: "
             f"repeat `{command}` when it answers"

@@ -73,7 +73,7 @@ def register_champion(
         is_new = version is None
         if version is None:
             model = _logged_before(client, run, facts) or _log_model(client, run, checkpoint, sweep, facts)
-            # A local registry looks up `models:/ID` in the process's global store, which is nobody's here; a server
+            # A local registry looks up `models:/ID` in the process's global store, which is unset here; a server
             # accepts nothing else.
             source = f"models:/{model.model_id}" if store.is_server else str(model.artifact_location)
             version = _register(client, model, source, sweep, facts, description)
@@ -126,11 +126,11 @@ def _identity(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _logged_before(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> LoggedModel | None:
-    """A model that was uploaded whole and not registered, because the store went away in between."""
+    """A model that was uploaded completely but not registered, because the store became unreachable in between."""
     of_the_run = f"source_run_id = '{run.info.run_id}'"
     found = client.search_logged_models([run.info.experiment_id], filter_string=of_the_run)
-    whole = [model for model in found if model.status == "READY"]
-    return next((model for model in whole if _identity(facts).items() <= model.tags.items()), None)
+    complete = [model for model in found if model.status == "READY"]
+    return next((model for model in complete if _identity(facts).items() <= model.tags.items()), None)
 
 
 def _log_model(client: MlflowClient, run: Run, checkpoint: Path, sweep: str, facts: Mapping[str, str]) -> LoggedModel:
@@ -179,7 +179,7 @@ def _save(path: Path, checkpoint: Path, mlflow_model: Any) -> None:
             str(path),
             task="text-generation",
             mlflow_model=mlflow_model,
-            # Given, so that none is asked of the hub.
+            # Given, so that none is requested from the hub.
             model_card=ModelCard("---\nlibrary_name: transformers\n---\n"),
             signature=ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")])),
             input_example=[EXAMPLE_PROMPT],

@@ -25,7 +25,7 @@ MAX_POINTS_PER_BATCH = 1_000  # MLflow's limit on the metrics of one log_batch
 MAX_TAG_CHARS = 8_000
 TERMINAL = ("FINISHED", "FAILED", "KILLED")
 # Tags that come and go with the state of a cell: where the ledger no longer has them, they are taken away.
-PASSING_TAGS = ("outcome", "reason", "winner")
+TRANSIENT_TAGS = ("outcome", "reason", "winner")
 
 
 @dataclass(kw_only=True)
@@ -116,7 +116,7 @@ def log(
         )
     known.tags.update(new_tags)
     known.params |= frozenset(params)
-    for key in PASSING_TAGS:
+    for key in TRANSIENT_TAGS:
         if key in known.tags and key not in tags:
             client.delete_tag(known.run_id, key)
             del known.tags[key]
@@ -134,7 +134,7 @@ def set_status(client: MlflowClient, known: KnownRun, run: DesiredRun) -> None:
 
 
 def set_name(client: MlflowClient, known: KnownRun, run: DesiredRun) -> None:
-    """Rename a run whose name no longer tells it apart, as when an extension adds a second AdamW rate to its rate."""
+    """Rename a run whose name is no longer unique, as when an extension adds a second AdamW rate to its rate."""
     if known.tags.get(NAME_TAG) != run.name:
         client.update_run(known.run_id, name=run.name)
         known.tags[NAME_TAG] = run.name

@@ -1,7 +1,7 @@
-"""Where MLflow keeps a sweep's view: the store's address, its client, and an MLflow that is quiet and tells nobody.
+"""Where MLflow keeps a sweep's view: the store's address, its client, and an MLflow without telemetry and chatter.
 
-Nothing here is imported by a trial's process. ``mlflow`` itself is imported only inside functions, after the
-environment says no telemetry.
+No trial's process imports this. ``mlflow`` itself is imported inside functions only, once the environment turns
+telemetry off.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
+import sqlite3
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +23,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from sweeps.cluster.addresses import impossible_store, without_credentials
-from sweeps.errors import BadInputError, WorldError
+from sweeps.errors import EXIT_BAD_INPUT, BadInputError, WorldError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# One request's patience. MLflow's own 120 s with 7 retries would hold a flush for ten minutes, and its retries would
-# create a run twice when only the answer was lost: repeating is the projector's task, which looks before it repeats.
+# MLflow's own limit of 120 s with 7 retries would hold a flush for ten minutes, and its retries would create a run
+# twice when only the answer was lost: repeating is the projector's task, which looks before it repeats.
 QUIET_ENVIRONMENT: Mapping[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -38,6 +41,8 @@ QUIET_ENVIRONMENT: Mapping[str, str] = {
 # The file of the default store, in the folder of runs.
 DATABASE = "mlflow.db"
 
+# SQLite keeps these beside a database, and would apply those of a deleted one to its successor.
+_COMPANIONS = ("-journal", "-wal", "-shm")
 
 # What a database's address ends at, or takes for another character.
 _NO_DATABASE_PATH = re.compile(r"\?|%[0-9A-Fa-f]{2}")
@@ -45,6 +50,12 @@ _NO_DATABASE_PATH = re.compile(r"\?|%[0-9A-Fa-f]{2}")
 
 class TrackingUnavailableError(WorldError):
     """The tracking store does not answer; the ledger has everything, and ``sweeps sync`` brings the view up to date."""
+
+
+class DamagedStoreError(TrackingUnavailableError):
+    """The store's file is no longer a database: waiting does not help, building it again from the ledger does."""
+
+    exit_code = EXIT_BAD_INPUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +75,12 @@ class TrackingStore:
         """Whether the store is an MLflow server, reached over http or https."""
         return self.uri.startswith(("http://", "https://"))
 
+    @property
+    def database(self) -> Path | None:
+        """The file of a sqlite store, None for any other."""
+        _, is_sqlite, path = self.uri.partition("sqlite:///")
+        return Path(path) if is_sqlite else None
+
     def artifact_location(self, experiment_name: str) -> str | None:
         """Where a new experiment's artifacts go: a file URI, or None where the server decides."""
         return None if self.artifacts_dir is None else (self.artifacts_dir / experiment_name).as_uri()
@@ -76,8 +93,8 @@ def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) 
     working directory.
 
     Raises:
-        BadInputError: MLFLOW_TRACKING_URI names what can be no store, whether or not anything answers, or MLflow would
-            read another path than that of ``runs_dir``.
+        BadInputError: MLFLOW_TRACKING_URI names something that MLflow never takes, or MLflow would read another path
+            than that of ``runs_dir``.
     """
     environment = os.environ if environment is None else environment
     uri = environment.get("MLFLOW_TRACKING_URI", "")
@@ -98,12 +115,13 @@ def tracking_store(runs_dir: str, environment: Mapping[str, str] | None = None) 
 def quiet_mlflow() -> None:
     """Set the environment for an MLflow that sends no telemetry, prints nothing and fails fast; then import it.
 
-    What the user has set already is left alone, telemetry apart.
+    What the user has set stays, except that telemetry is always off. The same variable turns it off in the UI, whose
+    server passes it on to the browser.
     """
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    # Deprecations between MLflow and its own dependencies are not the user's to mend.
+    # A user can do nothing about deprecations between MLflow and its dependencies.
     warnings.filterwarnings("ignore", category=Warning, module=r"(mlflow|sqlalchemy|alembic|google|pydantic)\b")
     import mlflow  # noqa: F401 - its import sets up the loggers that are turned down next
 
@@ -114,7 +132,7 @@ def quiet_mlflow() -> None:
 def connect(store: TrackingStore) -> MlflowClient:
     """Return a client for ``store``; a default store is created when it is not there (about 2 s).
 
-    A database that is down is told within seconds.
+    A database that is down is reported within seconds.
 
     Raises:
         Exception: whatever MLflow raises where the store cannot be opened (see ``tracking.is_outage``).
@@ -134,11 +152,38 @@ def connect(store: TrackingStore) -> MlflowClient:
         return MlflowClient(store.uri, registry_uri=store.uri)
 
 
+def damage(store: TrackingStore) -> str | None:
+    """Return what is wrong with the store's file, None where it is intact, busy or absent, or the store has no file.
+
+    SQLite reads the whole file for this: seconds for a gigabyte.
+    """
+    if store.database is None or not store.database.is_file():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{store.database.resolve().as_uri()}?mode=rw", uri=True)) as connection:
+            answer = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError:  # locked, or not to be opened
+        return None
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if answer == "ok" else answer
+
+
+def damaged_message(store: TrackingStore, reason: str, command: str) -> str:
+    """Return what to do about a damaged store, and to run ``command`` again afterwards."""
+    path = str(store.database)
+    move = f"mv {shlex.quote(path)} {shlex.quote(path + '.damaged')}"
+    return (
+        f"MLflow's database {path} is damaged ({reason}). Move it away with `{move}` and run `{command}` again; "
+        "`sweeps sync NAME` rebuilds the view of any other sweep from its folder. Only what was added by hand is lost"
+    )
+
+
 def _make_database(path: Path) -> None:
-    """Make MLflow's database at ``path`` where there is none: under another name first, for it takes many steps.
+    """Make MLflow's database at ``path`` where there is none: under another name first, because it takes many steps.
 
     A process that is killed between two of them would leave tables that MLflow can neither use nor complete. Every
-    attempt has a name of its own, since MLflow keeps the connections of earlier ones.
+    attempt has its own name, since MLflow keeps the connections of earlier ones.
     """
     from mlflow import MlflowClient
 
@@ -150,11 +195,13 @@ def _make_database(path: Path) -> None:
         unfinished = Path(folder) / path.name
         uri = f"sqlite:///{unfinished}"
         MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+        for ending in _COMPANIONS:
+            Path(f"{path}{ending}").unlink(missing_ok=True)
         unfinished.replace(path)
 
 
 def _require_database(uri: str) -> None:
-    """Raises ConnectionError where nothing listens: MLflow itself would knock for 100 s before it says so."""
+    """Raises ConnectionError where nothing listens: MLflow itself would retry for 100 s before it reports that."""
     from sweeps.cluster.reachability import tracking_problem
 
     problem = tracking_problem(uri)

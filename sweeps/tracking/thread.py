@@ -1,4 +1,4 @@
-"""The driver's background thread that keeps MLflow up to date: nobody ever waits for MLflow."""
+"""The driver's background thread that keeps MLflow up to date, so that nothing waits for MLflow."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from sweeps.tracking.projection import SweepView
 from sweeps.tracking.projector import Projector, is_outage, reason_of
+from sweeps.tracking.store import damage, damaged_message
 
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
 LOOK_EVERY_S = 30.0
-"""A cell that trains for hours between two rungs writes durable records about once a minute, and wakes nobody."""
+"""A cell that trains for hours between two rungs writes durable records about once a minute, without ``wake``."""
 
 
 class TrackingThread:
@@ -33,9 +34,9 @@ class TrackingThread:
         first_retry_s: float = FIRST_RETRY_S,
         sync_command: str = "sweeps sync",
     ) -> None:
-        """Take what is called in this thread: ``read`` returns the newest view, ``say`` tells the user one line.
+        """Take what is called in this thread: ``read`` returns the newest view, ``say`` prints one line.
 
-        ``sync_command`` is what the user is told to type when the sweep ends before MLflow has caught up.
+        ``sync_command`` is the command that is shown when the sweep ends before MLflow has caught up.
         """
         self._projector = projector
         self._read = read
@@ -107,7 +108,7 @@ class TrackingThread:
             view = self._read()
             self._projector.apply(view)
         except Exception as error:  # noqa: BLE001 - a sweep never ends because its view cannot be drawn
-            self._tell_down(error, is_ours=view is None or not is_outage(error))
+            self._report_down(error, is_ours=view is None or not is_outage(error))
             return False
         if self._is_down:
             self._is_down = False
@@ -115,10 +116,16 @@ class TrackingThread:
         self._retry_s = self._first_retry_s
         return True
 
-    def _tell_down(self, error: Exception, *, is_ours: bool) -> None:
+    def _report_down(self, error: Exception, *, is_ours: bool) -> None:
         if self._is_down:
             return
         self._is_down = self._was_down = True
+        store = self._projector.store
+        damaged = None if is_ours else damage(store)
+        if damaged is not None:
+            self._say(f"{damaged_message(store, damaged, self._sync_command)}; the sweep goes on")
+            return
         what = f"cannot follow: {type(error).__name__}" if is_ours else "does not answer"
-        where = self._projector.store.label
-        self._say(f"MLflow at {where} {what} ({reason_of(error)}); the sweep goes on and the view catches up later")
+        self._say(
+            f"MLflow at {store.label} {what} ({reason_of(error)}); the sweep goes on and the view catches up later"
+        )

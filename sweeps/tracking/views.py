@@ -1,8 +1,8 @@
-"""Saved views of a sweep's runs in MLflow's own UI: which columns, which charts, grouped by what.
+"""Saved views of a sweep's runs in MLflow's UI: which columns, which charts, grouped by what.
 
-MLflow keeps a saved view as a tag of the experiment and lists it under *Views*; ``?viewStateShareKey=cells`` opens
-it. The names in a view's state are those of the UI (mlflow 3.17, ``experiment page`` state): the UI ignores what it
-does not know, so that a newer one shows its own defaults instead.
+MLflow keeps a saved view as a tag of the experiment; ``?viewStateShareKey=cells`` opens it. The names in a view's state
+are those of the UI (mlflow 3.17, ``experiment page`` state). The UI ignores names that it does not know, so a newer
+one shows its defaults instead.
 """
 
 from __future__ import annotations
@@ -27,20 +27,16 @@ COLUMNS = (
     "metrics.`peak_mem_allocated_gib`",
 )
 CHARTS = ("val_loss", "train_loss", "grad_norm", "lr", "tokens_per_s", "expert_load_max_over_mean")
-TREE_VIEW, CELLS_VIEW, CONFIRM_VIEW, EXPLORE_VIEW = "tree", "cells", "confirm", "explore"
+CELLS_VIEW, STRATEGIES_VIEW = "cells", "confirm"
 
 
 def view_tags(results: SweepResults) -> dict[str, str]:
     """Return the experiment's tags that hold the saved views, by tag name."""
     created_ms = round(results.beginning["created_s"] * 1000)
     views = {
-        TREE_VIEW: ("The sweep and its cells", _state("", order_by="attributes.start_time")),
+        # The runs carry their strategy's colour.
         CELLS_VIEW: ("Cells, best test loss first", _state("tags.phase != 'sweep'")),
-        CONFIRM_VIEW: ("Confirm cells by strategy", _state("tags.phase = 'confirm'", group_by=("strategy",))),
-        EXPLORE_VIEW: (
-            "Explore cells by strategy and rate",
-            _state("tags.phase = 'explore'", group_by=("strategy", "lr")),
-        ),
+        STRATEGIES_VIEW: ("Confirm seeds, mean by strategy", _state("tags.phase = 'confirm'", group_by=("strategy",))),
     }
     return {
         VIEW_TAG_PREFIX + key: json.dumps(
@@ -50,19 +46,23 @@ def view_tags(results: SweepResults) -> dict[str, str]:
     }
 
 
-def view_path(experiment_id: str, view: str, *, charts: bool = False) -> str:
-    """Return the part of a view's address after the server's: ``#/experiments/...``."""
-    mode = "&compareRunsMode=CHART" if charts else ""
-    # Without the workflow the UI sends a visitor to its pages for language-model applications.
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}{mode}"
+def view_path(experiment_id: str, view: str) -> str:
+    """Return the part of a view's address after the server's; it opens on the charts."""
+    # Without the workflow the UI redirects a visitor to its pages for language-model applications.
+    query = f"workflowType=machine_learning&viewStateShareKey={view}&compareRunsMode=CHART"
+    return f"#/experiments/{experiment_id}/runs?{query}"
 
 
-def _state(search: str, *, order_by: str = "metrics.`test_loss`", group_by: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a view's state. The UI nests runs under their parent only without a search and ordered by start."""
+def report_path(experiment_id: str, run_id: str) -> str:
+    """Return the part after the server's of the address of the report among a run's files."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html?workflowType=machine_learning"
+
+
+def _state(search: str, *, group_by: Sequence[str] = ()) -> dict[str, Any]:
     keys = [{"mode": "tag", "groupByData": tag} for tag in group_by]
     return {
         "searchFilter": search,
-        "orderByKey": order_by,
+        "orderByKey": "metrics.`test_loss`",
         "orderByAsc": True,
         "selectedColumns": list(COLUMNS),
         "columnOrder": list(COLUMNS),

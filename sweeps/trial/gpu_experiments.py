@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sweeps.packing.fractions import CUDA_CONTEXT_GIB, allocator_share
+from sweeps.packing.shares import CUDA_CONTEXT_GIB, allocator_share
 from sweeps.trial.gpu_trial import TrialFacts, TrialOrder
 
 PACKED_TRIALS = 4

@@ -52,7 +52,7 @@ class TrialOrder:
 class TrialFacts:
     """What was measured. ``losses`` has the training loss of each step, from the first step of this process on.
 
-    ``tokens_per_s`` leaves out the first two steps (kernels are loaded there). Outside CUDA ``reserved_gib``,
+    ``tokens_per_s`` leaves out the first two steps (CUDA code is loaded there). Outside CUDA ``reserved_gib``,
     ``context_gib`` and ``gpu_gib`` are None. ``context_gib`` is what is occupied beyond this process's
     allocator: its own context where it is alone on the GPU. Where ``error`` is set nothing was measured.
     """
@@ -77,18 +77,16 @@ def train(order: TrialOrder) -> TrialFacts:
     import torch
 
     from moe.device import Device, limit_memory, set_threads
-    from moe.exam import training_data
     from moe.memory import predict_peak_gib
-    from moe.trainer import Trainer
-    from sweeps.training_data import material_for
+    from sweeps.training_data import load_training_data
 
     if order.gpu_share is not None:
         limit_memory(order.gpu_share)
     space = Space.from_resolved(order.space)
     set_threads(space.resources.threads_per_trial)
-    material = material_for(space)
-    config = order_config(order, space, material.tokens.vocab_size)
-    trainer = Trainer(config, training_data(material.tokens, config, material.exam))
+    data = load_training_data(space)
+    config = order_config(order, space, data.tokens.vocab_size)
+    trainer = data.trainer(config)
     if order.resumes:
         trainer.load(_checkpoint(order))
     first_step = trainer.step

@@ -1,7 +1,7 @@
 """The number format that a sweep trains in: resolved when it begins, and the same wherever it goes on.
 
-``precision = "auto"`` is a wish; what it comes to depends on the device. Half a sweep in bf16 and half in fp32 would
-compare formats with arms, so what it came to is frozen in ``sweep.json``. The ids of cells keep the wish.
+What ``precision = "auto"`` comes to depends on the device. Half a sweep in bf16 and half in fp32 would compare formats
+with arms, so the space that is frozen in ``sweep.json`` names the format, and the ids of cells depend on it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from search_spaces import Space
-from sweeps.cluster.connection import cluster_address
+from sweeps.cluster.machines import Machines
 from sweeps.errors import BadInputError
 from sweeps.ledger.sweep_folder import Ledger
 
@@ -18,49 +18,36 @@ if TYPE_CHECKING:
     from moe.device import Device
 
 
-def precision_to_freeze(space: Space) -> str | None:
-    """The precision of all cells; None where it is left to the GPUs of a cluster, which are not seen from here."""
-    from moe.precision import resolve_precision
+def in_resolved_precision(space: Space, machines: Machines) -> Space:
+    """``space`` with ``auto`` replaced by what it comes to where its trials will train.
 
-    device = _device(space)
-    if device is None:
-        return None if space.precision == "auto" else space.precision
-    return resolve_precision(space.precision, device).name
-
-
-def precision_of(ledger: Ledger) -> str | None:
-    """What was frozen or, where that was left to the GPUs of a cluster, what a first cell was trained in; else None."""
-    frozen: str | None = ledger.beginning().get("precision")
-    if frozen is not None:
-        return frozen
-    for planned in ledger.planned_cells():
-        for record in ledger.cell_folder(planned.cell_id).records():
-            return str(record["precision"])
-    return None
-
-
-def as_trained(space: Space, ledger: Ledger) -> Space:
-    """``space`` in the precision of its sweep: for training and its memory, never for the ids of cells."""
-    return space.model_copy(update={"precision": precision_of(ledger) or space.precision})
-
-
-def precision_note(space: Space, ledger: Ledger) -> str | None:
-    """What a user should know before a sweep goes on here, or None.
-
-    Raises BadInputError where this machine lacks the precision of the sweep.
+    Raises:
+        ConfigError: the precision that the space names needs another device.
     """
     from moe.precision import resolve_precision
 
-    frozen, device = precision_of(ledger), _device(space)
-    if frozen is None:
-        return None
-    if device is None:
-        return f"the sweep goes on in {frozen}, in which it began" if space.precision == "auto" else None
+    return space.model_copy(update={"precision": resolve_precision(space.precision, _device(space, machines)).name})
+
+
+def as_trained(space: Space, ledger: Ledger) -> Space:
+    """``space`` in the precision of its sweep: older sweeps froze that beside a space that still says ``auto``."""
+    return space.model_copy(update={"precision": ledger.beginning().get("precision") or space.precision})
+
+
+def precision_note(space: Space, ledger: Ledger, machines: Machines) -> str | None:
+    """What a user should know before a sweep is resumed here, or None.
+
+    Raises:
+        BadInputError: the devices here lack the precision of the sweep.
+    """
+    from moe.precision import resolve_precision
+
+    frozen, device = as_trained(space, ledger).precision, _device(space, machines)
     require_precision(frozen, device)
     own = resolve_precision("auto", device)
-    if own.name == frozen:
+    if frozen in {own.name, "auto"}:
         return None
-    return f"the sweep goes on in {frozen}, in which it began; a sweep that begins here would train in {own.reason}"
+    return f'the sweep goes on in {frozen}, in which it began; `precision = "auto"` would be {own.reason}'
 
 
 def require_precision(frozen: str, device: Device) -> None:
@@ -73,23 +60,18 @@ def require_precision(frozen: str, device: Device) -> None:
     except ConfigError as error:
         raise BadInputError(
             f"the sweep began in {frozen} and must go on in it, for losses in two precisions do not compare: {error}; "
-            "resume it where that precision is, or start a sweep here under another name"
+            "resume it where that precision is available, or start a sweep here under another name"
         ) from error
 
 
-def _device(space: Space) -> Device | None:
-    """What trials train on; None for the GPUs of a cluster.
+def _device(space: Space, machines: Machines) -> Device:
+    """The device that decides for all trials, so that no two cells differ in precision.
 
-    Where some train without a share of a GPU all go by the CPU, so that no two cells differ in precision.
+    Where some train without a share of a GPU that is the CPU, and on a cluster the oldest of its GPUs.
     """
     from moe.device import Device
-    from sweeps.cluster.machines import usable_gpu_memories_gib
-    from sweeps.packing.shares import training_device
 
-    wish = space.resources.gpu_per_trial
-    if wish != "auto" and 0 in (wish.values() if isinstance(wish, Mapping) else [wish]):
+    requested = space.resources.gpu_per_trial
+    if requested != "auto" and 0 in (requested.values() if isinstance(requested, Mapping) else [requested]):
         return Device.resolve("cpu")
-    if cluster_address() is None:
-        return Device.resolve("auto" if usable_gpu_memories_gib() else "cpu")
-    device = training_device()
-    return device if device.kind == "cpu" else None
+    return machines.device

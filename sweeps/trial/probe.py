@@ -1,6 +1,6 @@
-"""One short real run per arm on a GPU before fractions are given out: the measured peak replaces the predicted one.
+"""One short run per arm on a GPU before fractions are assigned: the measured peak replaces the predicted one.
 
-What was measured is kept by device, torch, precision and the arm's shape, so that a second sweep asks no more.
+Measurements are cached by device, torch, precision and the arm's shape, so that a second sweep does not repeat them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from search_spaces import Space
-from sweeps.cluster.machines import ClusterFacts
-from sweeps.packing.shares import training_device
+from sweeps.cluster.machines import Machines
 from sweeps.training_data import cache_dir
 from sweeps.trial.gpu_experiments import TRIAL_DEADLINE_S, Laboratory
 from sweeps.trial.gpu_trial import TrialFacts, TrialOrder, train
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from moe.config import PrecisionName
 
 PROBE_STEPS = 2
-"""The first step makes the optimizers' state, the second meets it: the peak is the second's."""
+"""The first step makes the optimizers' state, the second holds it: the peak is the second's."""
 
 PROBE_LEARNING_RATE = 1e-3
 
@@ -35,7 +34,7 @@ Run = Callable[[Sequence[TrialOrder]], Sequence[TrialFacts]]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedPeaks:
-    """Peak GiB of tensors per arm, measured where that was possible; ``notes`` says where it was not, and why."""
+    """Peak GiB of tensors per arm, measured where that was possible; ``notes`` name the failures."""
 
     peaks_gib: Mapping[str, float]
     notes: tuple[str, ...]
@@ -80,26 +79,26 @@ def probed_peaks(
     return ProbedPeaks(peaks_gib=peaks_gib, notes=tuple(notes))
 
 
-def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], facts: ClusterFacts | None) -> ProbedPeaks:
-    """Predictions where trials run on a CPU or shares were given; else measured on a GPU of the cluster of ``facts``.
+def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], machines: Machines) -> ProbedPeaks:
+    """Peaks measured on a GPU of these machines; the predictions where trials run on CPUs or shares were given.
 
-    None for ``facts`` is this machine. A cluster whose GPUs are all still to be started is not waited for.
+    A cluster whose GPUs are all still to be started is not waited for.
     """
-    device = training_device()
-    up = [node for node in facts.nodes if node.gpus] if facts is not None else None
-    wishes = space.resources
-    if device.kind != "cuda" or up == [] or wishes.declared_gpus is not None or wishes.gpu_per_trial != "auto":
+    device, requested = machines.device, space.resources
+    gpus_gib = [node.gpu_gib or 0.0 for node in machines.nodes if node.gpus]
+    if device.kind == "cpu" or not gpus_gib or requested.declared_gpus is not None or requested.gpu_per_trial != "auto":
         return ProbedPeaks(peaks_gib=predicted_peaks_gib, notes=())
     from moe.precision import resolve_precision
 
+    is_here = machines.address is None
     with TemporaryDirectory(prefix="moe-sweeps-probe-") as folder:
         return probed_peaks(
             space,
             predicted_peaks_gib,
             precision=resolve_precision(space.precision, device).name,
-            device_name=device.name if up is None else f"a GPU of {min(node.gpu_gib or 0.0 for node in up):.0f} GiB",
+            device_name=device.name if is_here else f"a GPU of {min(gpus_gib):.0f} GiB",
             cache_dir=cache_dir(),
-            run=Laboratory(Path(folder)).run if up is None else run_on_cluster,
+            run=Laboratory(Path(folder)).run if is_here else run_on_cluster,
         )
 
 
@@ -131,7 +130,7 @@ def _fetched(order: TrialOrder, pending: object) -> TrialFacts:
 
     try:
         facts: TrialFacts = ray.get(pending, timeout=TRIAL_DEADLINE_S)
-    except Exception as error:  # noqa: BLE001 - a probe that fails leaves the prediction in force, and is told
+    except Exception as error:  # noqa: BLE001 - a probe that fails leaves the prediction in force, with a note
         ray.cancel(pending, force=True)  # one that is still waiting for a GPU must not take it from the trials
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         return TrialFacts(arm=order.arm, precision=order.precision, error=reason)

@@ -18,7 +18,7 @@ from sweeps.ledger.cell_folder import CellFolder, Outcome
 from sweeps.ledger.lease import STALE_AFTER_S, Lease
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
-from sweeps.packing.fractions import allocator_share
+from sweeps.packing.shares import allocator_share
 from sweeps.trial.device_load import device_name, running_trial
 
 if TYPE_CHECKING:
@@ -109,11 +109,9 @@ def train_segment(
 def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trainer:
     """A trainer at zero tokens for this cell, on this worker's share of the machine."""
     from moe.device import Device, device_memory_gib, limit_memory, set_threads
-    from moe.exam import training_data
-    from moe.trainer import Trainer
     from sweeps.ledger.space import current_space
     from sweeps.training_config import train_config
-    from sweeps.training_data import material_for
+    from sweeps.training_data import load_training_data
     from sweeps.trial.precision import as_trained, require_precision
 
     set_threads(job.threads)
@@ -121,12 +119,12 @@ def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trai
     if job.gpu_fraction and gpu_gib is not None:
         limit_memory(allocator_share(job.gpu_fraction, gpu_gib))
     space, beginning = current_space(ledger), ledger.beginning()
-    material = material_for(space, expected=beginning["fingerprints"])
-    config = train_config(as_trained(space, ledger), planned.cell, vocab_size=material.tokens.vocab_size)
+    data = load_training_data(space, expected=beginning["fingerprints"])
+    config = train_config(as_trained(space, ledger), planned.cell, vocab_size=data.tokens.vocab_size)
     if not job.gpu_fraction:
         config = replace(config, device="cpu")  # a trial without a share of a GPU may see one all the same
     require_precision(config.precision, Device.resolve(config.device))
-    return Trainer(config, training_data(material.tokens, config, material.exam))
+    return data.trainer(config)
 
 
 class _Segment:

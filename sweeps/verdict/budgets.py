@@ -1,7 +1,5 @@
 """The same arms at other points of the budget, in equal time and in equal updates: shown, labelled, seldom judged."""
 
-# S seeds, A arms
-
 from __future__ import annotations
 
 import math
@@ -12,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite
-from sweeps.verdict.confirmed import Confirmed, test_loss
-from sweeps.verdict.leads import estimate
+from sweeps.verdict.confirmed import FEWEST_SEEDS, Confirmed, test_loss
+from sweeps.verdict.evidence import Evidence, winner
+from sweeps.verdict.leads import evidence_of
 from sweeps.verdict.rows import BudgetViews, PairDifference, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
 from sweeps.verdict.speeds import measured_speeds
-from sweeps.verdict.statistics import Floats, winner
 
 
 def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> tuple[RungView, ...]:
@@ -36,8 +34,8 @@ def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...],
                 tokens=tokens,
                 metric="val_loss",
                 label=schedule_label(results, tokens),
-                means=_means(confirmed.arms, table),
-                pairs=_pairs(confirmed.arms, table, alpha),
+                means=_means(confirmed.arms, Evidence(losses_SA=table)),
+                pairs=_pairs(confirmed.arms, Evidence(losses_SA=table), alpha),
             )
         )
     return tuple(entries)
@@ -62,10 +60,11 @@ def by_budget(
     own = confirmed.losses(seeds)
     tokens = None
     if own is not None:
+        evidence = evidence_of(results, confirmed.cells_on(seeds), own)
         tokens = TokensView(
             budget_tokens=results.budget_tokens,
             to_target=tokens_to_target(results, confirmed, seeds),
-            **_view(confirmed.arms, own, alpha, is_judged=is_judged),
+            **_view(confirmed.arms, evidence, alpha, is_judged=is_judged),
         )
     return BudgetViews(
         tokens=tokens,
@@ -115,13 +114,15 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float, *, is
     timed = {arm: {r.cell.seed: r for r in _timed(results, confirmed, arm)} for arm in planned}
     if not timed or not all(timed.values()) or len(timed) < len(confirmed.arms) - 1:
         return None
-    cells: Mapping[str, Mapping[int, CellResult]] = {**confirmed.cells, **timed}
+    cells: dict[str, Mapping[int, CellResult]] = {arm: timed.get(arm, confirmed.cells[arm]) for arm in confirmed.arms}
     shared = [s for s in confirmed.planned_seeds if all(test_loss(cells[arm].get(s)) is not None for arm in cells)]
     budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
     measured = measured_speeds({arm: _measured_first(results, arm) for arm in confirmed.arms})
     comparable = measured is not None and measured.concurrent_trials is not None
     table = np.asarray([[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64)
-    view = _view(confirmed.arms, table, alpha, is_judged=is_judged and comparable)
+    on_seeds = {arm: [cells[arm][seed] for seed in shared] for arm in confirmed.arms}
+    evidence = evidence_of(results, on_seeds, table) if shared else None
+    view = _view(confirmed.arms, evidence, alpha, is_judged=is_judged and comparable)
     return TimeView(budgets_tokens=budgets, seeds=tuple(shared), comparable=comparable, **view)
 
 
@@ -158,34 +159,38 @@ def _equal_updates(
         rows.append(row)
     table = np.asarray(rows, dtype=np.float64)
     labels = {arm: schedule_label(results, updates * (per_step[arm] or 0)) for arm in confirmed.arms}
-    view = _view(confirmed.arms, table, alpha, is_judged=False)
+    view = _view(confirmed.arms, Evidence(losses_SA=table), alpha, is_judged=False)
     return UpdatesView(updates=updates, metric="val_loss", labels=labels, **view)
 
 
-def _view(arms: tuple[str, ...], table: Floats, alpha: float, *, is_judged: bool) -> dict[str, Any]:
+def _view(arms: tuple[str, ...], evidence: Evidence | None, alpha: float, *, is_judged: bool) -> dict[str, Any]:
     """The fields that every view has; no winner unless the view is judged, nothing at all without a seed."""
-    if not len(table):
+    if evidence is None:
         return {"means": {}, "lowest": None, "winner": None, "pairs": ()}
-    best = int(winner(table, alpha)) if is_judged and len(table) >= 3 and len(arms) > 1 else -1
+    assert evidence.losses_SA is not None, "views at other budgets are paired by seed"
+    enough = is_judged and len(evidence.losses_SA) >= FEWEST_SEEDS and len(arms) > 1
+    best = int(winner(evidence, alpha)) if enough else -1
     return {
-        "means": _means(arms, table),
-        "lowest": arms[int(table.mean(axis=0).argmin())],
+        "means": _means(arms, evidence),
+        "lowest": arms[int(evidence.best)],
         "winner": arms[best] if best >= 0 else None,
-        "pairs": _pairs(arms, table, alpha),
+        "pairs": _pairs(arms, evidence, alpha),
     }
 
 
-def _means(arms: tuple[str, ...], table: Floats) -> dict[str, float]:
-    return {arm: float(mean) for arm, mean in zip(arms, table.mean(axis=0), strict=True)}
+def _means(arms: tuple[str, ...], evidence: Evidence) -> dict[str, float]:
+    return dict(zip(arms, map(float, evidence.means_A), strict=True))
 
 
-def _pairs(arms: tuple[str, ...], table: Floats, alpha: float) -> tuple[PairDifference, ...]:
+def _pairs(arms: tuple[str, ...], evidence: Evidence, alpha: float) -> tuple[PairDifference, ...]:
+    losses_SA = evidence.losses_SA
+    assert losses_SA is not None, "views at other budgets are paired by seed"
     entries: list[PairDifference] = []
     for a, b in combinations(range(len(arms)), 2):
-        found = estimate(table[:, a] - table[:, b], alpha)
-        entries.append(
-            PairDifference(a=arms[a], b=arms[b], difference=found.mean, ci_low=found.low, ci_high=found.high)
-        )
+        difference, low, high = float((losses_SA[:, a] - losses_SA[:, b]).mean()), None, None
+        if len(losses_SA) > 1:
+            low, high = (float(end) for end in evidence.pair(a, b).deciding(alpha).interval(alpha))
+        entries.append(PairDifference(a=arms[a], b=arms[b], difference=difference, ci_low=low, ci_high=high))
     return tuple(entries)
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from sweeps import formatting as written
 from sweeps.ledger.results import CellResult, SweepResults, finite
+from sweeps.verdict.case import ExamFacts
 from sweeps.verdict.confirmed import DECIDED, Confirmed, Looks
+from sweeps.verdict.evidence import FEWEST_DOCUMENTS
 from sweeps.verdict.margin import Margin
-from sweeps.verdict.rows import BudgetViews, ContextSplit, ContextUse, ControlSplit, PairResult
+from sweeps.verdict.rows import BudgetViews, ContextSplit, ContextUse, ControlSplit
 from sweeps.verdict.selection import Choice
 from sweeps.verdict.speeds import measured_speeds
 
@@ -68,13 +70,14 @@ class Findings:
     looks: Looks
     margin: Margin | None
     n_seeds: int
-    pairs: Sequence[PairResult]
     context: Sequence[ContextSplit] | None
     context_used: ContextUse | None
     controls: Sequence[ControlSplit] | None
     by_budget: BudgetViews
     winner: str | None
     leading: str | None
+    next_seed: Mapping[str, float]
+    exam: ExamFacts
 
     @property
     def confirm_cells(self) -> dict[str, list[CellResult]]:
@@ -99,6 +102,9 @@ def _looks(found: Findings) -> Iterator[Check]:
             sentence=f"{of_planned}: seeds {seen} were decided on before and are left out, and the test is at "
             f"{looks.alpha:.3g}; all unplanned looks together raise the chance of a false win to twice alpha at most",
         )
+    elif found.results.rule("verdict", "pairing", None) is not None:
+        text = "how often these records were looked at before is not known: alpha counts this look only"
+        yield Check(rule=9, kept=False, sentence=text)
     else:
         yield Check(rule=9, kept=True, value=of_planned, sentence=f"each at a level of {looks.alpha:.3g}")
 
@@ -124,18 +130,15 @@ def _seeds(found: Findings) -> Iterator[Check]:
 
 def _order(found: Findings) -> Iterator[Check]:
     """Whether the leading arm would lead on a further seed; nothing where nothing is judged."""
-    if found.outcome not in DECIDED or found.leading is None:
-        return
-    pairs = [pair for pair in found.pairs if found.leading in pair]
-    chances = {pair.rival_of(found.leading): pair.chance_of(found.leading) or 0.0 for pair in pairs}
-    closest = min(chances, key=lambda rival: chances[rival])
-    value = written.chance(chances[closest])
-    if chances[closest] < STABLE_CHANCE:
-        text = f"the order is not stable: a further seed would put {found.leading} below {closest} with chance {value}"
-        yield Check(rule=9, kept=False, value=value, sentence=text)
-    else:
-        text = f"chance that {found.leading} is best against {closest} on a further seed too"
-        yield Check(rule=9, kept=True, value=value, sentence=text)
+    for rival, chance in found.next_seed.items():
+        value = written.chance(chance)
+        if chance < STABLE_CHANCE:
+            seed = f"on one more seed {found.leading} ends below {rival}"
+            text = f"the order is not stable: {seed} with a probability of {value}"
+            yield Check(rule=9, kept=False, value=value, sentence=text)
+        else:
+            text = f"probability that {found.leading} ends below {rival} on one more seed"
+            yield Check(rule=9, kept=True, value=value, sentence=text)
 
 
 def _outcomes(found: Findings) -> Iterator[Check]:
@@ -351,8 +354,8 @@ def _audit(found: Findings) -> Iterator[Check]:
 
 
 def _exam(found: Findings) -> Iterator[Check]:
-    beginning = found.results.beginning
-    exam = beginning.get("exam")
+    yield from _documents(found)
+    exam = found.results.beginning.get("exam")
     if not isinstance(exam, Mapping):
         return
     if exam.get("packed"):
@@ -363,6 +366,23 @@ def _exam(found: Findings) -> Iterator[Check]:
     if exam.get("fingerprint"):
         text = "fingerprint of the exam, one for all cells"
         yield Check(rule=4, kept=True, value=str(exam["fingerprint"])[:16], sentence=text)
+
+
+def _documents(found: Findings) -> Iterator[Check]:
+    """Whether the exam has the documents that a claim beyond it needs."""
+    exam = found.exam
+    if not found.n_seeds:
+        return
+    if exam.effective is None:
+        text = "losses by document are not known, so every claim is about this exam"
+        yield Check(rule=9, kept=False, sentence=text)
+        return
+    value, units = f"{exam.effective:.3g}", f"effective {exam.unit}s"
+    if exam.is_on_this_exam:
+        text = f"the exam holds {value} {units}, fewer than {FEWEST_DOCUMENTS}: every claim is about this exam"
+        yield Check(rule=9, kept=False, value=value, sentence=text)
+    else:
+        yield Check(rule=9, kept=True, value=value, sentence=f"{units} in the exam")
 
 
 def _margin(found: Findings) -> Iterator[Check]:

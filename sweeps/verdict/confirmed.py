@@ -4,20 +4,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite, seeds_of
+from sweeps.verdict.exclusions import Exclusion, exclusion_of
 from sweeps.verdict.selection import Choice, same_rate
 from sweeps.verdict.statistics import Floats
 
 DECIDED = ("wins", "tie", "undecided")
 """Outcomes that spent a look: a verdict that was withheld or exploratory could not have won."""
 FEWEST_SEEDS = 3
+FEWEST_UNPAIRED_RUNS = 5
+"""Welch's test with 3 runs against 30 of unequal noise claims 7.5% false wins at 5%; from 5 runs on it holds."""
+Pairing = Literal["seeds", "runs", "both"]
+"""Losses are compared paired by seed, as unpaired runs, or by both tests, of which the larger p-value decides."""
 Judged = tuple[str, int, float]
 """An arm, a confirm seed and its test loss: what a decision rested on."""
 
@@ -45,6 +50,7 @@ class Looks:
 class Confirmed:
     """Confirm cells at the chosen rates. ``elsewhere`` are confirm cells of a rate that is not the chosen one.
 
+    ``arms`` are those that can win or tie, ``excluded`` the others by name; ``cells`` and ``rates`` hold both.
     ``explored_seeds`` chose the rates: a confirm cell on one of them is not fresh, and is not judged.
     """
 
@@ -53,11 +59,18 @@ class Confirmed:
     elsewhere: tuple[CellResult, ...]
     rates: Mapping[str, tuple[float | None, float | None]]
     explored_seeds: frozenset[int] = frozenset()
+    excluded: Mapping[str, Exclusion] = field(default_factory=dict)
+    pairing: Pairing = "seeds"
+
+    @property
+    def fewest(self) -> int:
+        """How many fresh seeds or runs every arm needs for a verdict."""
+        return FEWEST_SEEDS if self.pairing == "seeds" else FEWEST_UNPAIRED_RUNS
 
     @cached_property
     def planned_seeds(self) -> tuple[int, ...]:
-        """Every seed that any arm's confirm cells have, ascending."""
-        return seeds_of(result for found in self.cells.values() for result in found.values())
+        """Every seed that any judged arm's confirm cells have, ascending."""
+        return seeds_of(result for arm in self.arms for result in self.cells[arm].values())
 
     def at_judged_rate(self, result: CellResult) -> bool:
         """Whether a cell of any phase was trained at the rate at which its arm is judged."""
@@ -78,13 +91,17 @@ class Confirmed:
             and all(test_loss(self.cells[arm].get(seed)) is not None for arm in self.arms)
         )
 
+    def judged_seeds(self, arm: str, seen: Collection[int]) -> tuple[int, ...]:
+        """Return an arm's fresh seeds with a test loss that no decision has seen."""
+        return tuple(s for s in self.fresh(arm) if s not in seen and test_loss(self.cells[arm][s]) is not None)
+
     def missing(self) -> list[tuple[str, int, str]]:
         """Return (arm, seed, what became of it) of every confirm cell without a test loss, planned or not."""
         return [
             (arm, seed, (result.outcome or "unfinished") if result else "missing")
             for arm in self.arms
             for seed in self.planned_seeds
-            if test_loss(result := self.cells[arm].get(seed)) is None
+            if test_loss(result := self.cells[arm].get(seed)) is None and (result or self.pairing == "seeds")
         ]
 
     def judged_without(self, seen: frozenset[int]) -> frozenset[Judged]:
@@ -96,6 +113,10 @@ class Confirmed:
             for seed in seeds
             if (loss := test_loss(self.cells[arm][seed])) is not None
         )
+
+    def cells_on(self, seeds: tuple[int, ...]) -> dict[str, list[CellResult]]:
+        """Return the cells of the judged arms on some seeds, all of which every arm has."""
+        return {arm: [self.cells[arm][seed] for seed in seeds] for arm in self.arms}
 
     def losses(self, seeds: tuple[int, ...], view: str = "test_loss") -> Floats | None:
         """Return one view's losses [S, A] in nats per token, or None when any is unknown."""
@@ -129,9 +150,32 @@ def gather(results: SweepResults, chosen: Mapping[str, Choice]) -> Confirmed:
         kept = {id(result) for result in same}
         elsewhere += [result for result in found if id(result) not in kept]
     explored = frozenset(result.cell.seed for result in results.cells if result.cell.phase == "explore")
+    excluded = {
+        arm: exclusion
+        for arm in results.arm_names
+        if (exclusion := exclusion_of(results, arm, cells[arm], rates[arm][0], chosen.get(arm))) is not None
+    }
     return Confirmed(
-        arms=results.arm_names, cells=cells, elsewhere=tuple(elsewhere), rates=rates, explored_seeds=explored
+        arms=tuple(arm for arm in results.arm_names if arm not in excluded),
+        cells=cells,
+        elsewhere=tuple(elsewhere),
+        rates=rates,
+        explored_seeds=explored,
+        excluded=excluded,
+        pairing=_pairing(results, [set(found) - explored for arm, found in cells.items() if arm not in excluded]),
     )
+
+
+def _pairing(results: SweepResults, seeds_of_arms: list[set[int]]) -> Pairing:
+    """A sweep's own cells are paired by seed; records from elsewhere are as far as they share seeds."""
+    declared = results.rule("verdict", "pairing", "planned")
+    known = [seeds for seeds in seeds_of_arms if seeds]
+    if declared == "planned" or not known:
+        return "seeds"
+    shared = set.intersection(*known)
+    if declared == "by_seed" and all(seeds == shared for seeds in known):
+        return "seeds"
+    return "both" if len(shared) > 1 else "runs"
 
 
 def count_looks(results: SweepResults, confirmed: Confirmed, alpha: float, planned: int) -> Looks:
@@ -157,5 +201,6 @@ def _judged(verdict: Mapping[str, Any]) -> frozenset[Judged]:
     return frozenset(
         (str(row["name"]), int(seed), float(loss))
         for row in verdict.get("strategies") or ()
+        if not row.get("excluded")
         for seed, loss in zip(row["seeds"], row["losses"], strict=True)
     )

@@ -1,6 +1,6 @@
 """The verdict: from a sweep's results to one of five outcomes, with its numbers, its sentence and its caveats.
 
-``exploratory`` (too few confirm seeds) outranks ``withheld`` (edge, diverged confirm seeds, unfinished sweep), which
+``exploratory`` (too few confirm seeds) outranks ``withheld`` (edge, failed cells, unfinished sweep, a spike), which
 outranks ``wins``, ``tie`` and ``undecided``. Pure functions of what the ledger holds: deciding again gives the same.
 """
 
@@ -11,43 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from sweeps.ledger.results import Arm, CellResult, SweepResults, finite
-from sweeps.verdict.blockers import Objection, command_for, objections
+from sweeps.ledger.results import SweepResults, finite
+from sweeps.verdict.blockers import Blocker, blockers, command_for, spike_blocker
 from sweeps.verdict.budgets import by_budget, by_rung
+from sweeps.verdict.case import Case, ExamFacts
 from sweeps.verdict.checks import Check, Findings, checks
 from sweeps.verdict.confirmed import DECIDED, FEWEST_SEEDS, Confirmed, Looks, count_looks, gather, test_loss
-from sweeps.verdict.leads import context_identity, context_used, controls, document_intervals, view_leader
+from sweeps.verdict.evidence import Evidence, tie_p, winner
+from sweeps.verdict.exclusions import BehindAtEdge, Exclusion, behind_at_edge
+from sweeps.verdict.leads import (
+    common_context_leader,
+    context_identity,
+    context_used,
+    controls,
+    document_intervals,
+    evidence_of,
+    groups_of_documents,
+)
 from sweeps.verdict.margin import Margin, margin_of
-from sweeps.verdict.optimum import Optimum, locate, outlasts_a_better_rate
-from sweeps.verdict.rows import (
-    NOT_JUDGED,
-    ArmResult,
-    BudgetViews,
-    ContextSplit,
-    ControlSplit,
-    PairResult,
-    RungView,
-    as_json,
-)
+from sweeps.verdict.optimum import Optimum, locate, tie_outlasts_better_rates
+from sweeps.verdict.pairs import has_tests, leads_of, pair_rows
+from sweeps.verdict.power import Needed, needed
+from sweeps.verdict.rows import ArmResult, BudgetViews, ContextSplit, ControlSplit, PairResult, RungView, as_json
 from sweeps.verdict.selection import Choice, choices
-from sweeps.verdict.statement import Case, Lead, compose, headline
-from sweeps.verdict.statistics import (
-    Floats,
-    SeedsNeeded,
-    holm,
-    mean_interval,
-    paired_t,
-    probability_better,
-    seeds_needed,
-    tie_p,
-    tied,
-    winner,
-)
+from sweeps.verdict.spikes import spike_of
+from sweeps.verdict.statement import compose, headline
+from sweeps.verdict.strategy_rows import strategy_row
 
 SCHEMA = 1
 METRIC = "test_loss"
@@ -58,8 +51,9 @@ DRAW_SEED = 20_260_712
 class Verdict:
     """A decided sweep. ``as_dict`` is ``verdict.json``; the rest is for those who draw and explain it.
 
-    ``choices`` and ``optima`` are by arm, ``document_intervals`` by pair; ``leading`` is the winner, or else the arm of
-    lowest mean; ``headline`` is the outcome in a few words.
+    ``choices`` and ``optima`` are by arm; ``document_intervals`` are by pair, over new seeds and new documents;
+    ``leading`` is the winner, or else the judged arm of lowest mean. ``next_seed`` is by rival the chance that the
+    leading arm ends below it on one more seed; ``headline`` is the outcome in a few words.
     """
 
     sweep: str
@@ -79,11 +73,19 @@ class Verdict:
     by_rung: tuple[RungView, ...]
     by_budget: BudgetViews
     checks: tuple[Check, ...]
-    objections: tuple[Objection, ...] = ()
+    exam: ExamFacts
+    pairing: str = "seeds"
+    documents_needed: int | None = None
+    tie_at_chosen_rates: bool | None = None
+    excluded: tuple[Exclusion, ...] = ()
+    behind_at_edge: tuple[BehindAtEdge, ...] = ()
+    last_decided: Mapping[str, Any] | None = None
+    objections: tuple[Blocker, ...] = ()
     command: str | None = None
     leading: str | None = None
     choices: Mapping[str, Choice] = field(default_factory=dict)
     optima: Mapping[str, Optimum] = field(default_factory=dict)
+    next_seed: Mapping[str, float] = field(default_factory=dict)
     document_intervals: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     other_views: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
 
@@ -111,7 +113,13 @@ class Verdict:
             "budget_tokens": self.budget_tokens,
             "strategies": as_json(self.strategies),
             "pairs": as_json(self.pairs),
+            "exam": self.exam.as_dict(),
+            "pairing": self.pairing,
+            "tie_at_chosen_rates": self.tie_at_chosen_rates,
+            "excluded": [found.as_dict() for found in self.excluded],
+            "last_decided": None if self.last_decided is None else dict(self.last_decided),
             "seeds_needed": self.seeds_needed,
+            "documents_needed": self.documents_needed,
             "looks": {"planned": self.looks.planned, "used": self.looks.used - (self.outcome not in DECIDED)},
             "context": as_json(self.context),
             "controls": as_json(self.controls),
@@ -121,192 +129,221 @@ class Verdict:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Decision:
+    """An outcome with the arm of lowest mean, what blocks a verdict, and the p-value of a tie."""
+
+    outcome: str
+    best: str | None
+    blockers: tuple[Blocker, ...]
+    tie_p: float | None = None
+
+
 def decide(results: SweepResults) -> Verdict:
     """Return the verdict of a sweep by the rules of docs/method.md; never raises for a sweep that is incomplete."""
-    alpha = float(results.rule("verdict", "alpha", 0.05))
     chosen = choices(results)
     confirmed = gather(results, chosen)
-    looks = count_looks(results, confirmed, alpha, int(results.rule("verdict", "looks", 1)))
+    looks = _looks(results, confirmed)
     seeds = tuple(seed for seed in confirmed.complete_seeds if seed not in looks.seen_seeds)
-    losses = confirmed.losses(seeds)
+    evidence = _evidence(results, confirmed, seeds, looks)
     margin = margin_of(results)
-    against = objections(results, chosen, confirmed, looks)
-    outcome, best = _outcome(against, losses, confirmed.arms, margin, looks)
+    means = dict(zip(confirmed.arms, map(float, evidence.means_A), strict=True)) if evidence is not None else {}
+    behind = behind_at_edge(results, {arm: chosen[arm] for arm in confirmed.arms if arm in chosen}, means)
+    against = blockers(results, chosen, confirmed, looks, [found.edge for found in behind])
+    made = _decide(results, chosen, confirmed, evidence, margin, looks, against)
+    is_judged = made.outcome in DECIDED
     optima = _optima(chosen, confirmed)
-    documents = document_intervals(confirmed, seeds, looks.alpha)
-    pairs = _pairs(confirmed.arms, losses, looks.alpha, outcome, best)
-    needed = _needed(outcome, losses, margin, looks)
-    views = _other_views(results, confirmed, seeds, looks.alpha, best)
-    command = command_for(against, results) or _command(results, needed, looks, len(confirmed.planned_seeds))
+    settling = _needed(made.outcome, evidence, margin, looks)
+    views = _other_views(results, confirmed, seeds, looks.alpha, made.best)
+    command = command_for(made.blockers, results) or _command(results, settling, looks, len(confirmed.planned_seeds))
+    at_chosen_rates = _tie_at_chosen_rates(made, confirmed, evidence, margin, optima, looks)
+    exam = _exam(results, confirmed, evidence, margin, looks, is_judged=is_judged)
+    pairs = pair_rows(results.arm_names, confirmed, evidence, looks.alpha, made.outcome)
     case = Case(
         results=results,
-        outcome=outcome,
-        best=best,
-        leads=_leads(confirmed, losses, looks.alpha, optima, documents),
+        outcome=made.outcome,
+        best=made.best,
+        leads=leads_of(confirmed, evidence, looks.alpha, optima, DRAW_SEED),
         n_seeds=len(seeds),
+        n_runs={arm: len(confirmed.judged_seeds(arm, looks.seen_seeds)) for arm in confirmed.arms},
         looks=looks,
         margin=margin,
-        objections=against,
+        confirmed=confirmed,
+        exam=exam,
+        blockers=made.blockers,
+        behind=behind,
         command=command,
-        seeds_needed=needed,
-        tie_p=_tie_p(losses, margin, looks) if outcome == "tie" else None,
+        needed=settling,
+        tie_p=made.tie_p,
+        tie_at_chosen_rates=bool(at_chosen_rates),
         other_views=views,
     )
-    budgets = by_budget(results, confirmed, seeds, looks.alpha, is_judged=outcome in DECIDED)
+    budgets = by_budget(results, confirmed, seeds, looks.alpha, is_judged=is_judged)
     rungs = by_rung(results, confirmed, seeds, looks.alpha)
     split = controls(results, confirmed, seeds, looks.alpha)
     context = context_identity(confirmed, seeds, looks.alpha)
+    next_seed = _next_seed(pairs, made.best)
     found = Findings(
         results=results,
-        outcome=outcome,
+        outcome=made.outcome,
         chosen=chosen,
         confirmed=confirmed,
         looks=looks,
         margin=margin,
         n_seeds=len(seeds),
-        pairs=pairs,
         context=context,
         context_used=context_used(results, confirmed, seeds, looks.alpha),
         controls=split,
         by_budget=budgets,
-        winner=best if outcome == "wins" else None,
-        leading=best,
+        winner=made.best if made.outcome == "wins" else None,
+        leading=made.best,
+        next_seed=next_seed,
+        exam=exam,
     )
     return Verdict(
         sweep=results.name,
-        outcome=outcome,
+        outcome=made.outcome,
         winner=found.winner,
         headline=headline(case),
         statement=compose(case),
-        alpha=alpha,
+        alpha=_alpha(results),
         margin=margin,
         budget_tokens=results.budget_tokens,
-        strategies=tuple(_strategy_row(arm, chosen, confirmed, looks) for arm in results.arms),
+        strategies=tuple(strategy_row(arm, chosen, confirmed, looks) for arm in results.arms),
         pairs=pairs,
-        seeds_needed=needed.seeds if needed else _fewest(against),
+        exam=exam,
+        pairing=confirmed.pairing,
+        tie_at_chosen_rates=at_chosen_rates,
+        excluded=tuple(confirmed.excluded.values()),
+        behind_at_edge=behind,
+        last_decided=None if is_judged else _last_decided(results),
+        seeds_needed=settling.seeds if settling else _fewest(made.blockers, confirmed),
+        documents_needed=settling.documents if settling else None,
         looks=looks,
         context=context,
         controls=split,
         by_rung=rungs,
         by_budget=budgets,
         checks=checks(found),
-        objections=against,
+        objections=made.blockers,
         command=command,
-        leading=best,
+        leading=made.best,
         choices=chosen,
         optima=optima,
-        document_intervals=documents,
+        next_seed=next_seed,
+        document_intervals=document_intervals(confirmed.arms, evidence, looks.alpha),
         other_views=views,
     )
 
 
-def _outcome(
-    against: tuple[Objection, ...], losses: Floats | None, arms: tuple[str, ...], margin: Margin | None, looks: Looks
-) -> tuple[str, str | None]:
-    """The outcome and the arm of lowest mean; the winner is that arm, for no other can win."""
-    best = None if losses is None else arms[int(losses.mean(axis=0).argmin())]
-    if against:
-        return against[0].outcome, best
-    assert losses is not None, "a sweep without objections has complete seeds"
-    if winner(losses, looks.alpha) >= 0:
-        return "wins", best
-    if margin is not None and bool(tied(losses, margin.value, looks.alpha)):
-        return "tie", best
-    return "undecided", best
+def _alpha(results: SweepResults) -> float:
+    return float(results.rule("verdict", "alpha", 0.05))
 
 
-def _tie_p(losses: Floats | None, margin: Margin | None, looks: Looks) -> float:
-    assert losses is not None and margin is not None, "a tie has losses and a margin"
-    return float(tie_p(losses, margin.value, looks.alpha))
+def _looks(results: SweepResults, confirmed: Confirmed) -> Looks:
+    return count_looks(results, confirmed, _alpha(results), int(results.rule("verdict", "looks", 1)))
 
 
-def _pairs(
-    arms: tuple[str, ...], losses: Floats | None, alpha: float, outcome: str, best: str | None
-) -> tuple[PairResult, ...]:
-    """Every pair of arms. A pair of the winner is decided by the win's own test, all others after Holm's adjustment."""
-    names = list(combinations(arms, 2))
-    if losses is None or len(losses) < 2:
-        means = dict(zip(arms, losses[0], strict=True)) if losses is not None else {}
-        return tuple(_pair(a, b, difference=float(means[a] - means[b]) if means else None) for a, b in names)
-    column = {arm: losses[:, place] for place, arm in enumerate(arms)}
-    tests = [paired_t(column[a] - column[b], alpha) for a, b in names]
-    adjusted = holm(np.asarray([float(test.p_value) for test in tests]))
-    rows = []
-    for (a, b), test, p_adjusted in zip(names, tests, adjusted, strict=True):
-        is_of_winner = outcome == "wins" and best in (a, b)
-        p_value = float(test.p_value) if is_of_winner else float(p_adjusted)
-        better = a if test.mean < 0 else b
-        decision = f"{better} is better" if p_value <= alpha else "undecided"
-        if outcome == "tie" and p_value > alpha and {a, b} == _best_two(arms, losses):
-            decision = "tie"
-        rows.append(
-            _pair(
-                a,
-                b,
-                difference=float(test.mean),
-                ci_low=float(test.low),
-                ci_high=float(test.high),
-                p_value=float(test.p_value),
-                p_adjusted=float(p_adjusted),
-                probability_a_better=probability_better(column[a] - column[b]),
-                decision=decision if outcome in DECIDED else NOT_JUDGED,
-            )
-        )
-    return tuple(rows)
+def _evidence(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], looks: Looks) -> Evidence | None:
+    """The losses that the verdict rests on, None while there are none in every arm."""
+    losses = confirmed.losses(seeds)
+    if confirmed.pairing == "seeds":
+        return None if losses is None else evidence_of(results, confirmed.cells_on(seeds), losses)
+    runs = []
+    for arm in confirmed.arms:
+        cells = [confirmed.cells[arm][seed] for seed in confirmed.judged_seeds(arm, looks.seen_seeds)]
+        runs.append(np.asarray([loss for cell in cells if (loss := test_loss(cell)) is not None]))
+    if not runs or any(runs_S.size == 0 for runs_S in runs):
+        return None
+    return Evidence(losses_SA=losses if confirmed.pairing == "both" else None, runs=tuple(runs))
 
 
-def _pair(a: str, b: str, **values: Any) -> PairResult:
-    keys = ("difference", "ci_low", "ci_high", "p_value", "p_adjusted", "probability_a_better")
-    return PairResult(**{"a": a, "b": b, **dict.fromkeys(keys), "decision": NOT_JUDGED, **values})
-
-
-def _best_two(arms: tuple[str, ...], losses: Floats) -> set[str]:
-    return {arms[int(place)] for place in losses.mean(axis=0).argsort()[:2]}
-
-
-def _leads(
+def _decide(
+    results: SweepResults,
+    chosen: Mapping[str, Choice],
     confirmed: Confirmed,
-    losses: Floats | None,
-    alpha: float,
+    evidence: Evidence | None,
+    margin: Margin | None,
+    looks: Looks,
+    against: tuple[Blocker, ...],
+) -> _Decision:
+    """The outcome and the arm of lowest mean; the winner is that arm, for no other can win."""
+    best = None if evidence is None else confirmed.arms[int(evidence.best)]
+    if against:
+        return _Decision(outcome=against[0].outcome, best=best, blockers=against)
+    assert evidence is not None and best is not None, "a sweep without blockers has complete seeds"
+    if winner(evidence, looks.alpha) >= 0:
+        spike = spike_of(results, confirmed, chosen.get(best), best)
+        if spike is not None:
+            blocker = spike_blocker(spike, len(confirmed.judged_seeds(best, looks.seen_seeds)))
+            return _Decision(outcome=blocker.outcome, best=best, blockers=(blocker,))
+        return _Decision(outcome="wins", best=best, blockers=())
+    p_tie = float(tie_p(evidence, margin.value, looks.alpha)) if margin is not None else None
+    is_tie = p_tie is not None and p_tie <= looks.alpha
+    return _Decision(outcome="tie" if is_tie else "undecided", best=best, blockers=(), tie_p=p_tie)
+
+
+def _tie_at_chosen_rates(
+    made: _Decision,
+    confirmed: Confirmed,
+    evidence: Evidence | None,
+    margin: Margin | None,
     optima: Mapping[str, Optimum],
-    documents: Mapping[tuple[str, str], tuple[float, float]],
-) -> tuple[Lead, ...]:
-    """The best arm's leads over all others, the closest rival first."""
-    if losses is None:
-        return ()
-    best = int(losses.mean(axis=0).argmin())
-    found: list[Lead] = []
-    for place, rival in enumerate(confirmed.arms):
-        if place == best:
-            continue
-        lead_S = losses[:, place] - losses[:, best]
-        test = paired_t(lead_S, alpha) if len(lead_S) > 1 else None
-        exam = documents.get((confirmed.arms[min(best, place)], confirmed.arms[max(best, place)]))
-        optimum = optima.get(rival)
-        sure = (
-            test is not None
-            and optimum is not None
-            and outlasts_a_better_rate(optimum, lead_S, alpha, np.random.default_rng(DRAW_SEED))
-        )
-        found.append(
-            Lead(
-                rival=rival,
-                lead=float(lead_S.mean()),
-                low=float(test.low) if test else None,
-                high=float(test.high) if test else None,
-                p_value=float(test.p_value) if test else None,
-                at_chosen_rates=not sure,
-                gain_bound=optimum.gain_bound if optimum else None,
-                this_exam=exam is not None and exam[0] <= 0 <= exam[1],
-            )
-        )
-    return tuple(sorted(found, key=lambda lead: lead.lead))
+    looks: Looks,
+) -> bool | None:
+    """Whether better rates could undo a tie; None where there is none."""
+    if made.outcome != "tie" or evidence is None or margin is None:
+        return None
+    first, second = (int(place) for place in evidence.means_A.argsort()[:2])
+    found = [optima.get(confirmed.arms[place]) for place in (first, second)]
+    if found[0] is None or found[1] is None:
+        return True
+    difference = evidence.pair(first, second).deciding(looks.alpha)
+    rng = np.random.default_rng([DRAW_SEED, first, second])
+    return not tie_outlasts_better_rates((found[0], found[1]), difference, margin.value, looks.alpha, rng)
+
+
+def _exam(
+    results: SweepResults,
+    confirmed: Confirmed,
+    evidence: Evidence | None,
+    margin: Margin | None,
+    looks: Looks,
+    *,
+    is_judged: bool,
+) -> ExamFacts:
+    """What the exam can support; nothing is said to win by seeds alone where nothing is judged."""
+    if evidence is None or evidence.weights_D is None:
+        return ExamFacts(unit=None, documents=None, effective=None, is_on_this_exam=True)
+    over_seeds = int(winner(evidence.over_seeds_alone, looks.alpha)) if is_judged else -1
+    return ExamFacts(
+        unit="group" if groups_of_documents(results) else "document",
+        documents=int(evidence.weights_D.size),
+        effective=evidence.n_documents,
+        is_on_this_exam=evidence.is_on_this_exam,
+        winner_over_seeds=confirmed.arms[over_seeds] if over_seeds >= 0 else None,
+        tie_out_of_reach=margin is not None and _tie_out_of_reach(evidence, margin.value, looks.alpha),
+    )
+
+
+def _tie_out_of_reach(evidence: Evidence, margin: float, alpha: float) -> bool:
+    """Whether two equal arms could not be shown to tie with any number of seeds, so noisy are the documents."""
+    from scipy import stats
+
+    first, second = (int(place) for place in evidence.means_A.argsort()[:2]) if len(evidence.means_A) > 1 else (0, 0)
+    tests = evidence.pair(first, second).tests
+    of_documents = float(tests["documents"].variance - tests["seeds"].variance)
+    df = (evidence.n_documents or 2.0) - 1
+    return bool(stats.t.ppf(1 - alpha, df) * math.sqrt(max(of_documents, 0.0)) >= margin)
 
 
 def _optima(chosen: Mapping[str, Choice], confirmed: Confirmed) -> dict[str, Optimum]:
-    """Each arm's optimum, its noise taken from the spread of the arm's confirm seeds: other seeds than were fitted."""
+    """Each arm's optimum, its noise taken from the spread of the arm's confirm seeds: other seeds than were fitted.
+
+    Every arm draws from a stream of its own: gains that are drawn alike would hide in a difference.
+    """
     found: dict[str, Optimum] = {}
-    for arm, choice in chosen.items():
+    for place, (arm, choice) in enumerate(chosen.items()):
         cells = [result for result in confirmed.cells[arm].values() if result.reached_budget]
         values = [loss for r in cells if (loss := finite(r.val_loss)) is not None]
         values = (
@@ -315,29 +352,31 @@ def _optima(chosen: Mapping[str, Choice], confirmed: Confirmed) -> dict[str, Opt
         if len(values) < 2:
             continue
         noise_sd = float(np.std(values, ddof=1))
-        optimum = locate(choice.curve, noise_sd, len(values) - 1, np.random.default_rng(DRAW_SEED))
+        optimum = locate(choice.curve, noise_sd, len(values) - 1, np.random.default_rng([DRAW_SEED, 1, place]))
         if optimum is not None:
             found[arm] = optimum
     return found
 
 
-def _needed(outcome: str, losses: Floats | None, margin: Margin | None, looks: Looks) -> SeedsNeeded | None:
-    if outcome != "undecided" or losses is None:
+def _needed(outcome: str, evidence: Evidence | None, margin: Margin | None, looks: Looks) -> Needed | None:
+    if outcome != "undecided" or evidence is None or not has_tests(evidence):
         return None
     next_alpha = looks.alpha if looks.used < looks.planned else looks.alpha / 2
-    return seeds_needed(losses, margin.value if margin else None, next_alpha)
+    return needed(evidence, margin.value if margin else None, next_alpha)
 
 
-def _fewest(against: tuple[Objection, ...]) -> int | None:
+def _fewest(against: tuple[Blocker, ...], confirmed: Confirmed) -> int | None:
     """The seeds that an exploratory verdict is short of, None where seeds are not what is missing."""
-    return FEWEST_SEEDS if against and against[0].outcome == "exploratory" and against[0].extend else None
+    missing = bool(against) and against[0].outcome == "exploratory" and bool(against[0].extend)
+    return confirmed.fewest if missing else None
 
 
-def _command(results: SweepResults, needed: SeedsNeeded | None, looks: Looks, n_seeds: int) -> str | None:
+def _command(results: SweepResults, settling: Needed | None, looks: Looks, n_seeds: int) -> str | None:
     """The command that would settle an undecided verdict; a look that was not planned needs its seeds on top."""
-    if needed is None or results.folder is None:
+    if settling is None or settling.seeds is None or results.folder is None:
         return None
-    total = max(needed.seeds, n_seeds + 1) if looks.used < looks.planned else n_seeds + needed.seeds
+    planned = looks.used < looks.planned
+    total = max(settling.seeds, n_seeds + 1) if planned else n_seeds + max(settling.seeds, FEWEST_SEEDS)
     return f"sweeps extend {results.name} --seeds {total}"
 
 
@@ -347,45 +386,22 @@ def _other_views(
     """Views of the exam that name another arm than own context does."""
     lengths = [arm.seq_len for arm in results.arms if arm.seq_len]
     name = f"on the common context of {min(lengths)} tokens" if lengths else "on the common context"
-    found = view_leader(confirmed, seeds, "common_context_loss", alpha)
+    found = common_context_leader(results, confirmed, seeds, alpha)
     return {name: found} if found is not None and best is not None and found[0] != best else {}
 
 
-def _strategy_row(arm: Arm, chosen: Mapping[str, Choice], confirmed: Confirmed, looks: Looks) -> ArmResult:
-    """One arm with the seeds that are judged; seeds decided on before, or without a loss, are named in the caveats."""
-    cells = confirmed.cells[arm.name]
-    own = [s for s in confirmed.fresh(arm.name) if s not in looks.seen_seeds and test_loss(cells[s]) is not None]
-    judged = [cells[seed] for seed in sorted(own)]
-    losses = [loss for result in judged if (loss := test_loss(result)) is not None]
-    mean, low, high = mean_interval(np.asarray(losses), looks.alpha) if losses else (math.nan,) * 3
-    choice = chosen.get(arm.name)
-    return ArmResult(
-        arm=arm,
-        best_lr=confirmed.rates[arm.name][0],
-        best_lr_at_edge=choice.at_edge if choice else None,
-        seeds=tuple(result.cell.seed for result in judged),
-        losses=tuple(losses),
-        mean=finite(mean),
-        ci_low=finite(low),
-        ci_high=finite(high),
-        bpb=_mean([result.score("bpb") for result in judged]),
-        common_context_loss=_mean([result.score("common_context_loss") for result in judged]),
-        tokens_per_s=_mean([_speed(result) for result in judged]),
-        peak_mem_allocated_gib=max(_known([r.last("peak_mem_allocated_gib") for r in judged]), default=None),
-        diverged=sum(result.outcome == "diverged" for result in cells.values()),
-    )
+def _next_seed(pairs: tuple[PairResult, ...], best: str | None) -> dict[str, float]:
+    """By rival, the chance that the best arm ends below it on one more seed."""
+    if best is None:
+        return {}
+    chances = {pair.rival_of(best): pair.chance_of(best) for pair in pairs if best in pair}
+    return {rival: chance for rival, chance in chances.items() if chance is not None}
 
 
-def _speed(result: CellResult) -> float | None:
-    """Tokens per second of training over the whole cell, exams apart."""
-    seconds = result.last("train_time_s")
-    return result.tokens_seen / seconds if seconds else result.last("tokens_per_s")
-
-
-def _known(values: list[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = _known(values)
-    return float(np.mean(known)) if known else None
+def _last_decided(results: SweepResults) -> dict[str, Any] | None:
+    """The newest earlier verdict that decided something, for a sweep that is being extended."""
+    for number, verdict in reversed(list(enumerate(results.earlier_verdicts, start=1))):
+        if verdict.get("outcome") in DECIDED:
+            kept = {key: verdict.get(key) for key in ("outcome", "winner", "statement")}
+            return {**kept, "verdict": f"verdicts/{number:04d}.json"}
+    return None

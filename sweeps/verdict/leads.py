@@ -3,23 +3,21 @@
 A lead of a over b is b's loss minus a's: above zero when a is better, the opposite sign of a pair's difference.
 """
 
-# S seeds, A arms, D documents
+# S seeds, A arms
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.confirmed import Confirmed, test_loss
+from sweeps.verdict.evidence import Evidence, paired_evidence, winner
 from sweeps.verdict.rows import ContextSplit, ContextUse, ControlSplit, Estimate
 from sweeps.verdict.selection import choose
-from sweeps.verdict.statistics import Floats, mean_interval, resampled_documents, winner
-
-BOOTSTRAP_SEED = 20_260_711
+from sweeps.verdict.statistics import Floats, mean_interval
 
 
 def estimate(values_S: Floats, alpha: float) -> Estimate:
@@ -54,13 +52,17 @@ def context_identity(confirmed: Confirmed, seeds: tuple[int, ...], alpha: float)
     return tuple(entries)
 
 
-def view_leader(confirmed: Confirmed, seeds: tuple[int, ...], view: str, alpha: float) -> tuple[str, bool] | None:
-    """Return the arm of lowest mean in one view of the exam and whether it wins there, or None without that view."""
-    losses = confirmed.losses(seeds, view)
+def common_context_leader(
+    results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
+) -> tuple[str, bool] | None:
+    """Return the arm of lowest mean on the common context and whether it wins there, None without that view."""
+    losses = confirmed.losses(seeds, "common_context_loss")
     if losses is None:
         return None
-    wins = len(seeds) > 1 and bool(winner(losses, alpha) >= 0)
-    return confirmed.arms[int(losses.mean(axis=0).argmin())], wins
+    cells = confirmed.cells_on(seeds)
+    evidence = evidence_of(results, cells, losses, "common_loss_by_document")
+    wins = len(seeds) > 1 and bool(winner(evidence, alpha) >= 0)
+    return confirmed.arms[int(evidence.best)], wins
 
 
 def context_used(
@@ -76,7 +78,8 @@ def context_used(
     if not shaped:
         return None
     long = max(shaped, key=lambda arm: arm.seq_len or 0)
-    parts = [(confirmed.cells[long.name][seed].scores or {}).get("context_use") for seed in seeds]
+    cells = [confirmed.cells[long.name].get(seed) for seed in seeds]
+    parts = [(result.scores or {}).get("context_use") if result else None for result in cells]
     if not parts or not all(isinstance(part, Mapping) for part in parts):
         return None
     gains_S = np.asarray([part["common_loss"] - part["own_loss"] for part in parts if part is not None])
@@ -134,41 +137,31 @@ def _control_split(
     )
 
 
+def evidence_of(
+    results: SweepResults,
+    cells: Mapping[str, Sequence[CellResult]],
+    losses_SA: Floats,
+    view: str = "loss_by_document",
+) -> Evidence:
+    """Return losses of arms, paired by seed, with their documents; groups of documents where the corpus names them."""
+    return paired_evidence(cells, losses_SA, groups_of_documents(results), view)
+
+
+def groups_of_documents(results: SweepResults) -> Mapping[str, str]:
+    """Return the exam's documents with their groups (author, site), empty where the corpus names no group column."""
+    exam = results.beginning.get("exam")
+    groups = exam.get("document_groups") if isinstance(exam, Mapping) else None
+    return groups if isinstance(groups, Mapping) else {}
+
+
 def document_intervals(
-    confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
+    arms: tuple[str, ...], evidence: Evidence | None, alpha: float
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return per pair the interval of a - b under resampling of the exam's documents, seeds averaged.
-
-    Empty where losses by document were not recorded, or where the exam has fewer than two documents.
-    """
-    sums = {arm: _document_sums([confirmed.cells[arm][seed] for seed in seeds]) for arm in confirmed.arms}
-    if len(sums) < 2 or not seeds or any(not found for found in sums.values()):
+    """Return per pair the interval of a - b over new seeds and new documents; empty without losses by document."""
+    if evidence is None or evidence.documents_DA is None:
         return {}
-    documents = sorted(set.intersection(*(set(found) for found in sums.values())))
-    if len(documents) < 2:
-        return {}
-    pairs = list(combinations(confirmed.arms, 2))
-    column = {arm: np.asarray([found[document][0] for document in documents]) for arm, found in sums.items()}
-    loss_sums_DP = np.stack([column[a] - column[b] for a, b in pairs], axis=1)
-    tokens_D = np.asarray([sums[confirmed.arms[0]][document][1] for document in documents])
-    low_P, high_P = resampled_documents(loss_sums_DP, tokens_D, alpha, np.random.default_rng(BOOTSTRAP_SEED))
-    return {pair: (float(low), float(high)) for pair, low, high in zip(pairs, low_P, high_P, strict=True)}
-
-
-def _document_sums(cells: Sequence[CellResult]) -> dict[str, tuple[float, float]]:
-    """Loss sums per document (the mean over cells) and their tokens; documents that a cell lacks are left out."""
-    per_cell = [by_document(result.scores) for result in cells]
-    if not per_cell or not all(per_cell):
-        return {}
-    shared = set.intersection(*(set(found) for found in per_cell))
-    return {
-        document: (sum(found[document][0] for found in per_cell) / len(per_cell), per_cell[0][document][1])
-        for document in shared
-    }
-
-
-def by_document(scores: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:
-    """Return the exam's documents with their summed loss (nats) and number of scored tokens."""
-    part = (scores or {}).get("loss_by_document")
-    rows = part.items() if isinstance(part, Mapping) else ()
-    return {str(name): (float(pair[0]), float(pair[1])) for name, pair in rows if pair[1]}
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for a, b in combinations(range(len(arms)), 2):
+        low, high = evidence.pair(a, b).tests["documents"].interval(alpha)
+        found[arms[a], arms[b]] = float(low), float(high)
+    return found

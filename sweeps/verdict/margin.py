@@ -1,26 +1,30 @@
 """The margin below which a difference is not worth a claim: the loss that 5% more tokens would buy.
 
-It is computed from explore records alone, so that it stands before the first confirm cell is trained.
+It is computed from validation losses of explore cells alone, so that it is fixed before the first confirm cell is
+trained.
 """
-
-# P points of one cell's curve
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 
+from sweeps import formatting as written
 from sweeps.ledger.results import CellResult, SweepResults, finite
-from sweeps.verdict.selection import choices
+from sweeps.verdict.selection import Choice, choices, tried_rates
 
 MORE_TOKENS = 1.05
 DATA_EXPONENT = 0.095
 """Kaplan et al. 2020 (arXiv 2001.08361), equation 1.2: loss falls as tokens to the power -0.095."""
-FEWEST_TRAIN_POINTS = 4
+STEEPEST_EXPONENT = 0.5
+"""A secant between two budgets overstates the slope at the larger one, the more the steeper loss falls: 1.07, 1.24 and
+1.44 times at exponents of 0.1, 0.3 and 0.5 over a factor of four. The largest correction gives the smallest margin."""
+LEVEL = 0.95
+"""Level of the one-sided bound below which the slope is not taken: a margin that is too wide makes ties easy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,69 +55,130 @@ def default_margin(results: SweepResults) -> float | None:
     return found.value if found else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Slopes:
+    """What one more e-fold of tokens buys in nats, cell by cell.
+
+    ``own`` are those at the arm's chosen rate; ``spread`` holds those at the rates beside it too, which only say how
+    much slopes vary.
+    """
+
+    arm: str
+    own: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
 def estimate(results: SweepResults) -> Margin | None:
     """Return the loss that 5% more tokens would buy, estimated from explore records; None without any loss.
 
-    The slope of loss in the logarithm of tokens, at each arm's chosen rate, is measured on the plateau of the schedule
-    twice where the records allow: on validation losses between the last two undecayed exams, and on training losses
-    over the plateau's second half. The smaller one is used, for curves flatten and a wide margin makes ties easy; the
-    mean over arms and seeds, times ln 1.05, is the margin. Records without curves fall back on the exponent of Kaplan
-    et al. 2020 applied to the lowest validation loss.
+    The slope of validation loss in the logarithm of tokens, at the chosen rate, of each of the two arms that are best
+    by validation loss; the smaller one, at its lower 95% bound, times ln 1.05. It is measured between decayed cells at
+    the two largest budgets where there are such, else between the last two exams on the plateau of the schedule.
+    None too where that bound is not above zero: then no difference is shown to be negligible. Records without curves
+    fall back on the exponent of Kaplan et al. 2020 applied to the lowest validation loss.
     """
-    chosen = choices(results)
-    slopes: list[float] = []
-    for arm, choice in chosen.items():
-        cells = [r for r in results.of("explore", arm) if r.reached_budget and choice.is_rate_of(r)]
-        slopes += [slope for result in cells if (slope := _slope(results, result)) is not None]
-    if slopes:
-        value = sum(slopes) / len(slopes) * math.log(MORE_TOKENS)
-        source = (
-            "the loss that 5% more tokens would buy, by the slope of the loss on the plateau of "
-            f"{len(slopes)} explore cell{'s' if len(slopes) > 1 else ''}"
-        )
-        return Margin(value=value, source=source)
-    phase, losses = "explore", [choice.val_loss for choice in chosen.values()]
-    if not losses:
-        judged = [r for r in results.cells if r.reached_budget]
-        losses = [
-            loss
-            for r in judged
-            if (loss := finite(r.val_loss)) is not None or (loss := finite(r.test_loss)) is not None
-        ]
-        phase = "recorded"
-    if not losses:
-        return None
-    value = min(losses) * (1 - MORE_TOKENS**-DATA_EXPONENT)
-    source = (
-        "the loss that 5% more tokens would buy if loss fell as tokens to the power "
-        f"−{DATA_EXPONENT} (Kaplan et al. 2020), from the lowest {phase} loss, for the records hold no curves"
+    best_two = sorted(choices(results).values(), key=lambda choice: choice.val_loss)[:2]
+    for measure, where in (
+        (_decayed, "between decayed explore cells at two budgets"),
+        (_undecayed, "on the plateau of the schedule, undecayed, in explore"),
+    ):
+        found = [slopes for choice in best_two if (slopes := measure(results, choice)).own]
+        if found:
+            slope = min(_lower_bounds(found))
+            if slope <= 0:
+                return None
+            text = "the lower 95% bound of" if any(len(slopes.spread) > 1 for slopes in found) else "without a bound,"
+            arms = written.listed([slopes.arm for slopes in found])
+            source = (
+                f"the loss that 5% more tokens would buy, by {text} the slope of validation loss {where} "
+                f"(the smaller of {arms})"
+            )
+            return Margin(value=slope * math.log(MORE_TOKENS), source=source)
+    return _published(results, [choice.val_loss for choice in best_two])
+
+
+def _lower_bounds(found: Sequence[_Slopes]) -> list[float]:
+    """Each arm's slope at its one-sided 95% bound, the spread pooled over the arms; as it is without a spread."""
+    from scipy import stats
+
+    df = sum(len(slopes.spread) - 1 for slopes in found)
+    squares = sum(float(np.var(slopes.spread)) * len(slopes.spread) for slopes in found)
+    reach = float(stats.t.ppf(LEVEL, df)) * math.sqrt(squares / df) if df else 0.0
+    return [sum(slopes.own) / len(slopes.own) - reach / math.sqrt(len(slopes.own)) for slopes in found]
+
+
+def _undecayed(results: SweepResults, choice: Choice) -> _Slopes:
+    """Slopes between the last two exams on the plateau, of cells at the chosen rate and at the rates next to it."""
+    rates = sorted({rate.lr for rate in choice.tried})
+    place = rates.index(choice.lr)
+    near = rates[max(0, place - 1) : place + 2]
+    cells = [r for r in results.of("explore", choice.strategy) if r.cell.lr in near]
+    pairs = [(choice.is_rate_of(r) and r.reached_budget, slope) for r in cells if (slope := _plateau(results, r))]
+    return _Slopes(
+        arm=choice.strategy,
+        own=tuple(slope for is_own, slope in pairs if is_own),
+        spread=tuple(slope for _, slope in pairs),
     )
-    return Margin(value=value, source=source)
 
 
-def _slope(results: SweepResults, result: CellResult) -> float | None:
-    """Nats per token that one more e-fold of tokens buys on the plateau, or None."""
+def _plateau(results: SweepResults, result: CellResult) -> float | None:
+    """Nats per token that one more e-fold of tokens buys on the plateau of a cell's schedule, or None."""
     budget = result.cell.budget_tokens
     decay_from = budget * (1 - results.rule("schedule", "decay_share", 0.2))
     warm_until = budget * results.rule("schedule", "warmup_share", 0.05)
-    plateau = [r for r in result.records if warm_until < float(r.get("tokens_seen") or 0) <= decay_from * (1 + 1e-9)]
-    exams = _points(plateau, "val_loss")[-2:]
-    trained = [point for point in _points(plateau, "train_loss") if point[0] >= decay_from / 2]
-    measured = [_fit(exams)] if len(exams) == 2 else []
-    if len(trained) >= FEWEST_TRAIN_POINTS:
-        measured.append(_fit(trained))
-    return min((slope for slope in measured if slope > 0), default=None)
+    exams = sorted(
+        (tokens, loss)
+        for record in result.records
+        if (loss := finite(record.get("val_loss"))) is not None
+        and warm_until < (tokens := float(record.get("tokens_seen") or 0)) <= decay_from * (1 + 1e-9)
+    )
+    return _secant(*exams[-2:]) if len(exams) > 1 else None
 
 
-def _points(records: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
-    found = {}
-    for record in records:
-        value = finite(record.get(metric))
-        if value is not None:
-            found[float(record["tokens_seen"])] = value
-    return sorted(found.items())
+def _decayed(results: SweepResults, choice: Choice) -> _Slopes:
+    """Slopes between the best rates of the two largest budgets, by explore seed."""
+    finished = [r for r in results.of("explore", choice.strategy) if r.reached_budget]
+    by_budget = groupby(sorted(finished, key=_budget), key=_budget)
+    best = [(budget, _best_losses(cells)) for budget, cells in by_budget]
+    if len(best) < 2:
+        return _Slopes(arm=choice.strategy, own=(), spread=())
+    (small, early), (large, late) = best[-2:]
+    ratio = large / small
+    overstated = (ratio**STEEPEST_EXPONENT - 1) / (STEEPEST_EXPONENT * math.log(ratio))
+    shared = sorted(early.keys() & late.keys())
+    slopes = tuple(_secant((small, early[seed]), (large, late[seed])) / overstated for seed in shared)
+    return _Slopes(arm=choice.strategy, own=slopes, spread=slopes)
 
 
-def _fit(points: list[tuple[float, float]]) -> float:
-    tokens_P, losses_P = np.asarray(points).T
-    return -float(np.polyfit(np.log(tokens_P), losses_P, 1)[0])
+def _best_losses(cells: Iterable[CellResult]) -> dict[int, float]:
+    """Losses by seed at the rate of lowest mean, among rates with the most seeds."""
+    rates = [rate for rate in tried_rates(cells) if rate.losses]
+    if not rates:
+        return {}
+    most = max(len(rate.losses) for rate in rates)
+    return dict(min((r for r in rates if len(r.losses) == most), key=lambda rate: rate.mean or 0.0).losses)
+
+
+def _budget(result: CellResult) -> int:
+    return result.cell.budget_tokens
+
+
+def _secant(first: tuple[float, float], second: tuple[float, float]) -> float:
+    return (first[1] - second[1]) / math.log(second[0] / first[0])
+
+
+def _published(results: SweepResults, losses: list[float]) -> Margin | None:
+    """The margin by a published exponent, from the lowest loss of explore, else of any finished cell."""
+    phase = "explore"
+    if not losses:
+        judged = [r for r in results.cells if r.reached_budget]
+        both = [(finite(r.val_loss), finite(r.test_loss)) for r in judged]
+        losses = [loss for val, test in both if (loss := test if val is None else val) is not None]
+        phase = "recorded"
+    if not losses:
+        return None
+    source = (
+        "the loss that 5% more tokens would buy if loss fell as tokens to the power "
+        f"−{DATA_EXPONENT} (Kaplan et al. 2020), from the lowest {phase} loss: the records give no slope"
+    )
+    return Margin(value=min(losses) * (1 - MORE_TOKENS**-DATA_EXPONENT), source=source)

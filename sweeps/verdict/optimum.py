@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sweeps.verdict.statistics import Floats
+from sweeps.verdict.statistics import Floats, MeanTest
 
 NEIGHBOURS = 5
 """A parabola is a picture of the bottom: at most so many rates around the chosen one are fitted."""
@@ -91,17 +91,28 @@ def locate(
     )
 
 
-def outlasts_a_better_rate(optimum: Optimum, lead_S: Floats, alpha: float, rng: np.random.Generator) -> bool:
-    """Return whether paired leads [S] over an arm would stand at level ``alpha`` if that arm had its best rate.
+def lead_outlasts_better_rate(rival: Optimum, lead: MeanTest, alpha: float, rng: np.random.Generator) -> bool:
+    """Return whether a lead over an arm would stand at level ``alpha`` if that arm had its best rate.
 
-    The lead, with Student's uncertainty of its mean, must exceed the gain, with the uncertainty of the fit, in a share
-    1 - alpha/2 of joint draws. To ask only that the lead exceed the gain's upper bound is not enough: it lets through
-    up to 10% false claims where a step of the grid costs about as much as the noise (see sweeps.verdict.calibration).
+    The lead, with the uncertainty of the test that decides, must exceed the gain, with the uncertainty of the fit, in
+    a share 1 - alpha/2 of joint draws. To ask only that the lead exceed the gain's upper bound is not enough: it lets
+    through up to 10% false claims where a step of the grid costs about as much as the noise (see bench/calibration.py).
     """
-    n_seeds = lead_S.size
-    spread = float(lead_S.std(ddof=1)) / math.sqrt(n_seeds)
-    leads_R = float(lead_S.mean()) + spread * rng.standard_t(n_seeds - 1, size=optimum.gain_draws.size)
-    return bool((leads_R > optimum.gain_draws).mean() >= 1 - alpha / 2)
+    leads_R = lead.draws(rng, rival.gain_draws.size)
+    return bool((leads_R > rival.gain_draws).mean() >= 1 - alpha / 2)
+
+
+def tie_outlasts_better_rates(
+    arms: tuple[Optimum, Optimum], difference: MeanTest, margin: float, alpha: float, rng: np.random.Generator
+) -> bool:
+    """Return whether a tie would stand if both arms had their best rates.
+
+    The difference, widened by the larger of the two gains, must lie inside the margin in a share 1 - alpha of joint
+    draws: whichever arm gains, the other may gain nothing.
+    """
+    gains_R = np.maximum(*(arm.gain_draws for arm in arms))
+    widened_R = np.abs(difference.draws(rng, gains_R.size)) + gains_R
+    return bool((widened_R < margin).mean() >= 1 - alpha)
 
 
 def _around(curve: RateCurve) -> tuple[Floats, Floats, int]:

@@ -41,14 +41,18 @@ def decide_records(
     name: str = "records",
     alpha: float = 0.05,
     margin: float | None = None,
+    unpaired: bool = False,
 ) -> Verdict:
-    """Return the verdict of rows as ``csv.DictReader`` gives them; raises RecordsError with every problem at once."""
-    return decide(results_of(list(rows), name=name, alpha=alpha, margin=margin))
+    """Return the verdict of rows as ``csv.DictReader`` gives them; raises RecordsError with every problem at once.
+
+    ``unpaired`` says that equal seeds of two arms have nothing in common.
+    """
+    return decide(results_of(list(rows), name=name, alpha=alpha, margin=margin, unpaired=unpaired))
 
 
-def decide_file(path: Path, *, alpha: float = 0.05, margin: float | None = None) -> Verdict:
+def decide_file(path: Path, *, alpha: float = 0.05, margin: float | None = None, unpaired: bool = False) -> Verdict:
     """Return the verdict of a CSV file; raises RecordsError with every problem at once."""
-    return decide_records(read_rows(path), name=path.stem, alpha=alpha, margin=margin)
+    return decide_records(read_rows(path), name=path.stem, alpha=alpha, margin=margin, unpaired=unpaired)
 
 
 def read_rows(path: Path) -> list[dict[str | None, Any]]:
@@ -68,7 +72,12 @@ def read_rows(path: Path) -> list[dict[str | None, Any]]:
 
 
 def results_of(
-    rows: Sequence[Mapping[str | None, Any]], *, name: str = "records", alpha: float = 0.05, margin: float | None = None
+    rows: Sequence[Mapping[str | None, Any]],
+    *,
+    name: str = "records",
+    alpha: float = 0.05,
+    margin: float | None = None,
+    unpaired: bool = False,
 ) -> SweepResults:
     """Return rows as the results of a sweep whose shape, corpus and model are unknown; raises RecordsError."""
     problems = [*_column_problems(_columns_of(rows))]
@@ -82,7 +91,8 @@ def results_of(
         raise RecordsError(name, problems)
     budget = max((_whole(row["tokens_seen"]) or 0 for row in rows if _text(row["phase"]) != "time"), default=0)
     cells = tuple(_cell(row, budget) for row in rows)
-    rules = {"alpha": alpha, "looks": 1, **({} if margin is None else {"margin": margin})}
+    pairing = "unpaired" if unpaired else "by_seed"
+    rules = {"alpha": alpha, "looks": 1, "pairing": pairing, **({} if margin is None else {"margin": margin})}
     beginning = {"space": {"budget_tokens": budget, "verdict": rules}}
     findings = (*_unknown_tokens(cells), *_unequal_tokens(cells))
     return SweepResults(name=name, beginning=beginning, cells=cells, findings=findings)
@@ -104,7 +114,7 @@ def _column_problems(columns: Sequence[str]) -> Iterator[str]:
     if unknown:
         yield f"unknown {_named('column', unknown)}; {wanted}"
     if twice:
-        yield f"{_named('column', twice)} stands twice in the header; {wanted}"
+        yield f"{_named('column', twice)} appears twice in the header; {wanted}"
 
 
 def _row_problems(rows: Sequence[Mapping[str | None, Any]]) -> Iterator[str]:
@@ -127,7 +137,7 @@ def _problems_of(row: Mapping[str | None, Any]) -> Iterator[str]:
     if outcome and outcome not in FINAL_OUTCOMES:
         yield f"outcome={outcome!r} must be one of {', '.join(FINAL_OUTCOMES)}, or empty for a cell that has none yet"
     if not _text(row["seed"]):
-        yield "seed is empty; losses are paired by it"
+        yield "seed is empty; number the runs of an arm"
     for column in ("seed", "tokens_seen"):
         if _text(row[column]) and _whole(row[column]) is None:
             yield f"{column}={_text(row[column])!r} must be a whole number of at least 0"
@@ -153,7 +163,7 @@ def _duplicates(rows: Sequence[Mapping[str | None, Any]]) -> Iterator[str]:
             where = written.listed([str(line) for line in found])
             rate = "none" if lr is None else f"{lr:g}"
             cell = f"{strategy} at lr {rate}, seed {seed}, phase {phase}"
-            yield f"lines {where}: {cell} stands there {len(found)} times; keep one"
+            yield f"lines {where}: {cell} appears {len(found)} times; keep one"
 
 
 def _arm_problems(rows: Sequence[Mapping[str | None, Any]]) -> Iterator[str]:

@@ -34,7 +34,8 @@ class Estimate:
 class ArmResult:
     """What came out for one arm, over the seeds that are judged. Losses are nats per token.
 
-    ``seeds`` and ``losses`` belong together; ``diverged`` counts confirm cells.
+    ``seeds`` and ``losses`` belong together; ``diverged`` counts confirm cells; an arm that is ``excluded``
+    has a diverged one, so it can neither win nor tie.
     """
 
     arm: Arm
@@ -50,6 +51,7 @@ class ArmResult:
     tokens_per_s: float | None
     peak_mem_allocated_gib: float | None
     diverged: int
+    excluded: bool = False
 
     @property
     def name(self) -> str:
@@ -89,13 +91,32 @@ class PairDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairResult(PairDifference):
-    """A pair with its test. ``p_adjusted`` is Holm's over all pairs; ``decision`` is a sentence or ``not_judged``."""
+class PairTest:
+    """One test of a pair, by name: over seeds alone, or over new documents too. No p-value where nothing is judged."""
 
+    test: str
+    difference: float
+    ci_low: float
+    ci_high: float
+    standard_error: float
+    df: float
     p_value: float | None
-    p_adjusted: float | None
-    probability_a_better: float | None
-    decision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairResult(PairDifference):
+    """A pair with its tests; its interval is that of the test that decides.
+
+    ``p_adjusted`` is Holm's over all pairs, and decides: ``decision`` is ``ARM is better``, ``tie``, ``undecided`` or
+    ``not_judged``. ``passes_win_test`` is None for a pair without the arm of lowest mean.
+    """
+
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    probability_a_better: float | None = None
+    decision: str = NOT_JUDGED
+    passes_win_test: bool | None = None
+    tests: tuple[PairTest, ...] = ()
 
     @property
     def better(self) -> str | None:

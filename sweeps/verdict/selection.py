@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from search_spaces.extension import widened_rate
-from sweeps.ledger.results import CellResult, SweepResults, finite
+from sweeps.ledger.results import RETRIED_OUTCOMES, CellResult, SweepResults, finite
 from sweeps.verdict.optimum import RateCurve
 
 Side = Literal["low", "high"]
@@ -38,6 +38,16 @@ class TriedRate:
     def mean(self) -> float | None:
         """Mean validation loss over the explore seeds that reached the full budget, in nats per token."""
         return sum(self.losses.values()) / len(self.losses) if self.losses else None
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether its cells say how the rate did: a final loss, or an end that bounds the grid."""
+        return bool(self.losses) or any(outcome in UNFINISHED_EVIDENCE for outcome in self.outcomes)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a cell failed or ran out of memory."""
+        return any(outcome in RETRIED_OUTCOMES for outcome in self.outcomes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +145,30 @@ def edges(results: SweepResults) -> tuple[Edge, ...]:
     return tuple(found)
 
 
+def failed_candidates(choice: Choice) -> tuple[TriedRate, ...]:
+    """Return the rates whose failed cells leave open which rate of the arm is best.
+
+    That is the best rate by the cells that exist, where it failed on another seed, and a rate without any evidence
+    that stands next to the chosen one. Behind a rate that was finished the best one cannot be, loss being convex in
+    log lr.
+    """
+    best = min((rate for rate in choice.tried if rate.mean is not None), key=lambda rate: (rate.mean, rate.lr))
+    chosen = (choice.lr, choice.adamw_lr or 0.0)
+
+    def is_shielded(rate: TriedRate) -> bool:
+        axis = 0 if rate.lr != choice.lr else 1
+        low, high = sorted([chosen[axis], (rate.lr, rate.adamw_lr or 0.0)[axis]])
+        evidence = [other for other in choice.tried if other.is_evidence and (axis == 0 or other.lr == choice.lr)]
+        places = [(other.lr, other.adamw_lr or 0.0)[axis] for other in evidence]
+        return any(low < place < high for place in places)
+
+    return tuple(
+        rate
+        for rate in choice.tried
+        if rate.has_failed and (rate is best or (not rate.is_evidence and not is_shielded(rate)))
+    )
+
+
 def tried_rates(cells: Iterable[CellResult]) -> tuple[TriedRate, ...]:
     """Return what was tried, by ascending rate: pairs of ``lr`` and AdamW's rate with their losses at full budget."""
     by_rate: dict[tuple[float, float | None], list[CellResult]] = {}
@@ -159,7 +193,7 @@ def _edges_of(
         next_rate = float(f"{next_rate:.4g}")
         return Edge(strategy=strategy, arrangement=arrangement, rate=rate, side=side, best=value, next_rate=next_rate)
 
-    evidence = [rate for rate in tried if rate.losses or any(o in UNFINISHED_EVIDENCE for o in rate.outcomes)]
+    evidence = [rate for rate in tried if rate.is_evidence]
     search = results.space.get("search")
     if isinstance(search, Mapping) and search.get("kind") == "optuna":
         added = [rate.lr for rate in evidence]

@@ -3,72 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from sweeps import formatting as written
 from sweeps.ledger.results import SweepResults, finite
-from sweeps.verdict.blockers import Objection
-from sweeps.verdict.confirmed import Looks
-from sweeps.verdict.margin import Margin
-from sweeps.verdict.statistics import SeedsNeeded
+from sweeps.verdict.blockers import excluded_words
+from sweeps.verdict.case import Case, Lead
+from sweeps.verdict.confirmed import Confirmed
+from sweeps.verdict.exclusions import STEPS_BEYOND_THE_EDGE
+from sweeps.verdict.power import MOST_SEEDS
 
-
-@dataclass(frozen=True, kw_only=True)
-class Lead:
-    """The best arm's lead over one rival in nats per token, above zero when it is ahead.
-
-    ``at_chosen_rates`` says that the rival's rate may be what the lead is made of (rule 8 of the method);
-    ``gain_bound`` is what the rival could plausibly gain from a better rate, None where nothing bounds it;
-    ``this_exam`` says that resampling the exam's documents leaves room for no lead.
-    """
-
-    rival: str
-    lead: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-    at_chosen_rates: bool = False
-    gain_bound: float | None = None
-    this_exam: bool = False
-
-    def is_negligible(self, margin: Margin | None) -> bool:
-        """Whether the whole interval lies inside the margin."""
-        if margin is None or self.low is None or self.high is None:
-            return False
-        return -margin.value < self.low and self.high < margin.value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """What a statement is made from. ``best`` is the arm of lowest mean test loss, None where there is none."""
-
-    results: SweepResults
-    outcome: str
-    best: str | None
-    leads: tuple[Lead, ...]
-    n_seeds: int
-    looks: Looks
-    margin: Margin | None
-    objections: tuple[Objection, ...] = ()
-    command: str | None = None
-    seeds_needed: SeedsNeeded | None = None
-    tie_p: float | None = None
-    """The p-value of two one-sided tests for the two arms of lowest mean, where there is a margin."""
-    other_views: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
-    """By the words that name a view of the exam: its arm of lowest mean, and whether that arm wins there."""
-
-    @property
-    def closest(self) -> Lead:
-        """The lead over the rival of second lowest mean."""
-        return min(self.leads, key=lambda lead: lead.lead)
+UNSEEN_FAILURE_LEVEL = 0.05
+"""A failure that occurs in a share q of seeds stays unseen in n of them with probability (1 - q)^n."""
 
 
 def compose(case: Case) -> str:
     """Return the sentence for a case."""
     sentences = {"wins": _wins, "tie": _tie, "undecided": _undecided}
-    sentence = sentences[case.outcome](case) if case.outcome in sentences else _no_verdict(case)
-    return f"{sentence}."
+    if case.outcome not in sentences:
+        return f"{_no_verdict(case)}."
+    clauses = [*sentences[case.outcome](case), *_views(case), *_behind(case), *_excluded(case), *_scale(case.results)]
+    return f"{'; '.join(clauses)}."
 
 
 def headline(case: Case) -> str:
@@ -85,72 +40,90 @@ def headline(case: Case) -> str:
     return f"{lowest[0]} has the lowest explore loss so far" if lowest else "Nothing to compare yet"
 
 
-def _wins(case: Case) -> str:
+def _wins(case: Case) -> Iterator[str]:
     leads = written.listed([f"{_nats(lead.lead)} below {lead.rival} ({_evidence(lead, case)})" for lead in case.leads])
-    clauses = [
-        f"{headline(case)}: its test loss{_after(case)} is {leads}, each difference paired over {_seeds(case)}",
-        *_negligible(case),
-        *_rates(case),
-        *_views(case),
-        *_scale(case.results),
-    ]
-    return "; ".join(clauses)
+    yield f"{headline(case)}: its test loss{_after(case)} is {leads}, {_compared(case)}"
+    yield from _negligible(case)
+    yield from _rates(case)
+    n_runs = case.n_runs[case.best or ""]
+    unseen = 1 - UNSEEN_FAILURE_LEVEL ** (1 / n_runs)
+    yield f"a failure not seen in {written.plural(n_runs, 'seed')} may still occur in up to {unseen:.0%} of seeds"
 
 
-def _tie(case: Case) -> str:
+def _tie(case: Case) -> Iterator[str]:
     assert case.margin is not None
     closest = case.closest
-    clauses = [
-        f"Tie: {case.best} and {closest.rival}{_after(case)} differ by {_nats(closest.lead)} "
-        f"({_evidence(closest, case)}), within the margin of {_nats(case.margin.value)} (two one-sided tests, "
-        f"{_p(case.tie_p)}) over {_seeds(case)}",
-        *_views(case),
-        *_scale(case.results),
+    limits = [
+        *(["at the chosen rates"] if case.tie_at_chosen_rates else []),
+        *(["on this exam"] if case.exam.is_on_this_exam else []),
     ]
-    return "; ".join(clauses)
+    yield (
+        f"Tie{' ' if limits else ''}{', '.join(limits)}: {case.best} and {closest.rival}{_after(case)} differ by "
+        f"{_nats(closest.lead)} ({_evidence(closest, case)}), within the margin of {_nats(case.margin.value)} (two "
+        f"one-sided tests, {_p(case.tie_p)}), {_compared(case)}"
+    )
+    if case.tie_at_chosen_rates:
+        yield "a better rate for one of the two could move their difference out of the margin"
 
 
-def _undecided(case: Case) -> str:
+def _undecided(case: Case) -> Iterator[str]:
     closest = case.closest
-    clauses = [
+    yield (
         f"Undecided: {case.best} has the lowest mean test loss{_after(case)}, {_nats(closest.lead)} below "
-        f"{closest.rival} ({_evidence(closest, case)}) over {_seeds(case)}, which neither separates it from every "
-        f"other arm{' nor shows a tie' if case.margin is not None else ''}",
-        _settling(case),
-        *_views(case),
-        *_scale(case.results),
-    ]
-    return "; ".join(clauses)
+        f"{closest.rival} ({_evidence(closest, case)}), {_compared(case)}, which neither separates it from every other "
+        f"arm{' nor shows a tie' if case.margin is not None else ''}"
+    )
+    if case.exam.winner_over_seeds is not None:
+        yield (
+            f"by seeds alone, on this exam, {case.exam.winner_over_seeds} is better than every other arm, but other "
+            f"{case.exam.unit}s may reverse that"
+        )
+    yield from _settling(case)
+    if case.exam.tie_out_of_reach and case.margin is not None:
+        yield f"a tie within {_nats(case.margin.value)} is out of reach on this exam, whatever the number of seeds"
 
 
-def _settling(case: Case) -> str:
-    needed = case.seeds_needed
+def _settling(case: Case) -> Iterator[str]:
+    needed = case.needed
     if needed is None:
-        return "more seeds than 200 would be needed to settle it, were the means what they seem"
-    what = "a win" if needed.settles == "wins" else "a tie"
-    command = f": `{case.command}`" if case.command else ""
-    fresh = "fresh seeds" if case.looks.used >= case.looks.planned else "seeds in all"
-    return f"about {needed.seeds} {fresh} would settle it as {what}, were the means what they seem{command}"
+        return
+    if needed.seeds is not None:
+        what = "a win" if needed.settles == "wins" else "a tie"
+        command = f": `{case.command}`" if case.command else ""
+        fresh = "fresh seeds" if case.looks.used >= case.looks.planned else "seeds in all"
+        yield f"about {needed.seeds} {fresh} would settle it as {what}, if the means are what they seem{command}"
+    else:
+        yield f"no number of seeds up to {MOST_SEEDS} would settle it, if the means are what they seem"
+    if needed.documents is not None and case.exam.documents is not None:
+        yield (
+            f"so would an exam of about {needed.documents:,} {case.exam.unit}s instead of {case.exam.documents:,} "
+            "at today's seeds, in a new sweep"
+            if needed.seeds is not None
+            else f"an exam of about {needed.documents:,} {case.exam.unit}s instead of {case.exam.documents:,} would, "
+            "in a new sweep"
+        )
 
 
 def _no_verdict(case: Case) -> str:
     word = "Exploratory" if case.outcome == "exploratory" else "Withheld"
-    reasons = "; ".join(objection.text for objection in case.objections)
-    clauses = [f"{word}: {reasons}"]
+    clauses = [f"{word}: {'; '.join(blocker.text for blocker in case.blockers)}"]
     if case.command:
-        clauses.append(f"`{case.command}` would bring what is missing")
+        clauses.append(f"`{case.command}` would supply what is missing")
     clauses += _so_far(case)
+    clauses += _behind(case)
+    if len(case.confirmed.arms) > 1:
+        clauses += _excluded(case)
     return "; ".join(clauses)
 
 
 def _so_far(case: Case) -> Iterator[str]:
     if case.best is not None and case.n_seeds:
         seeds = written.plural(case.n_seeds, "complete seed")
-        yield f"so far {case.best} has the lowest mean test loss ({seeds}), which is no finding"
+        yield f"so far {case.best} has the lowest mean test loss ({seeds}), which is not a finding yet"
         return
     lowest = _lowest_explored(case.results)
     if lowest is not None:
-        yield f"the lowest loss of explore is {lowest[0]}'s ({written.loss(lowest[1])}), which is no finding"
+        yield f"the lowest explore loss is {lowest[0]}'s ({written.loss(lowest[1])}), which is not a finding yet"
 
 
 def _lowest_explored(results: SweepResults) -> tuple[str, float] | None:
@@ -187,7 +160,7 @@ def _rates(case: Case) -> Iterator[str]:
         if not lead.at_chosen_rates or lead.gain_bound is None:
             continue
         text = f"{lead.rival} could plausibly gain up to {_nats(lead.gain_bound)} from a better rate"
-        yield text if lead.gain_bound > lead.lead else f"{text}, which leaves too little of the lead to be sure of"
+        yield text if lead.gain_bound > lead.lead else f"{text}, which leaves too little of the lead to be certain"
 
 
 def _views(case: Case) -> Iterator[str]:
@@ -195,14 +168,66 @@ def _views(case: Case) -> Iterator[str]:
         yield f"{view} {arm} {'wins' if wins else 'has the lowest mean, without winning'}"
 
 
+def _behind(case: Case) -> Iterator[str]:
+    for found in case.behind:
+        yield (
+            f"the best rate of {found.edge.strategy} ({found.edge.best:g}) is the {found.edge.side}est tried, but it "
+            f"is {_nats(found.behind)} behind, more than {STEPS_BEYOND_THE_EDGE:g} times the "
+            f"{_nats(found.last_gain)} that the last step of its grid gained"
+        )
+
+
+def _excluded(case: Case) -> Iterator[str]:
+    excluded = case.confirmed.excluded
+    if not excluded:
+        return
+    yield f"{excluded_words(case.confirmed)}, and an arm that diverged can neither win nor tie"
+    means = [mean for arm in case.confirmed.arms if (mean := _mean_of(case.confirmed, arm)) is not None]
+    for arm, found in excluded.items():
+        mean = found.finished_mean
+        if mean is not None and means:
+            has = "have" if mean < min(means) else "do not have"
+            seeds = written.plural(len(found.finished), "finished seed")
+            yield f"the {seeds} of {arm} {has} the lowest mean ({written.loss(mean)})"
+    rates = sorted({found.lower_lr for found in excluded.values() if found.lower_lr is not None})
+    if rates and case.results.folder is not None:
+        options = " ".join(f"--lr {rate:g}" for rate in rates)
+        yield f"a lower rate may not diverge: `sweeps extend {case.results.name} {options}`"
+
+
+def _mean_of(confirmed: Confirmed, arm: str) -> float | None:
+    losses = [loss for r in confirmed.cells[arm].values() if (loss := finite(r.test_loss)) is not None]
+    return sum(losses) / len(losses) if losses else None
+
+
 def _evidence(lead: Lead, case: Case) -> str:
     if lead.low is None or lead.high is None:
         return "no interval from one seed"
     level = f"{100 * (1 - case.looks.alpha):.3g}%"
-    parts = [f"{level} interval {written.signed(lead.low)} to {written.signed(lead.high)}"]
-    if lead.p_value is not None:
-        parts.append(_p(lead.p_value))
-    return ", ".join(parts)
+    text = f"{level} interval {written.signed(lead.low)} to {written.signed(lead.high)}, {_p(lead.p_value)}"
+    seeds, welch = lead.tests.get("seeds"), lead.tests.get("welch")
+    if "documents" in lead.tests and seeds is not None:
+        return f"{text}; on this exam {written.signed(seeds.low)} to {written.signed(seeds.high)}"
+    if welch is not None and seeds is not None:
+        return f"{text}; paired {_p(seeds.p_value)}, unpaired {_p(welch.p_value)}"
+    return text
+
+
+def _compared(case: Case) -> str:
+    """What the differences are taken over."""
+    numbers = sorted(set(case.n_runs.values()))
+    runs = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    if case.confirmed.pairing == "runs":
+        return f"each difference over {runs} unpaired runs per arm by Welch's test"
+    if case.confirmed.pairing == "both":
+        return (
+            f"each difference paired over {written.plural(case.n_seeds, 'shared seed')} and unpaired over {runs} runs "
+            "per arm, the larger p-value deciding"
+        )
+    extra = f" (unplanned look {case.looks.unplanned}, earlier seeds left out)" if case.looks.unplanned else ""
+    exam = case.exam
+    documents = "" if exam.documents is None else f" and {written.plural(exam.documents, str(exam.unit))} of the exam"
+    return f"each difference paired over {written.plural(case.n_seeds, 'fresh seed')}{documents}{extra}"
 
 
 def _p(p_value: float | None) -> str:
@@ -212,12 +237,6 @@ def _p(p_value: float | None) -> str:
 
 def _after(case: Case) -> str:
     return f" after {written.count(case.results.budget_tokens)} tokens" if case.results.budget_tokens else ""
-
-
-def _seeds(case: Case) -> str:
-    kind = "fresh seed"
-    extra = f" (unplanned look {case.looks.unplanned}, earlier seeds left out)" if case.looks.unplanned else ""
-    return written.plural(case.n_seeds, kind) + extra
 
 
 def _nats(value: float) -> str:

@@ -1,116 +1,152 @@
 """The arithmetic of the verdict, on arrays, so that one decision and two thousand simulated ones run the same code.
 
-Differences are paired by seed. A loss is better when it is lower, so a difference ``a - b`` below zero speaks for a.
+A loss is better when it is lower, so a difference ``a - b`` below zero favours a.
 """
 
-# R repeats or any leading axes, S seeds, A arms, P pairs of arms, D documents, N sizes of a sample
+# R repeats or any leading axes, S seeds, D documents, A arms, P pairs of arms, N sizes of a sample
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 DEGENERATE_SHARE = 1e-12
 """A standard deviation below this share of the values is rounding of equal differences, not noise."""
+ROUNDING_SHARE = 1e-9
+"""A difference within this share of the margin from it lies on it: losses are decimals that a float cannot hold."""
+SMALLEST_P_WITHOUT_NOISE = 0.001
+"""Differences without any spread show that noise was not measured, not that there is none: no smaller p is stated."""
 POWER = 0.8
 """The power that "would settle it" means: the convention of Cohen 1988, chapter 1."""
-MOST_SEEDS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedT:
-    """Student's paired t: arrays over the leading axes. ``low`` and ``high`` hold the mean at level 1 - alpha."""
+class MeanTest:
+    """Student's t for a mean difference: arrays over the leading axes; ``variance`` is the variance of the mean."""
 
     mean: Floats
-    sd: Floats
-    low: Floats
-    high: Floats
-    p_value: Floats
+    variance: Floats
+    df: Floats
+
+    @property
+    def standard_error(self) -> Floats:
+        """Standard error of the mean difference."""
+        return np.sqrt(self.variance)
+
+    @property
+    def p_value(self) -> Floats:
+        """Two-sided p-value of no difference; not below 0.001 where there is no spread."""
+        from scipy import stats
+
+        t_value = _over(np.abs(self.mean), self.standard_error)
+        return self._floored(np.asarray(2 * stats.t.sf(t_value, self.df)))
+
+    def reach(self, alpha: float) -> Floats:
+        """Half the width of the interval at level 1 - alpha."""
+        from scipy import stats
+
+        return np.asarray(stats.t.ppf(1 - alpha / 2, self.df) * self.standard_error)
+
+    def interval(self, alpha: float) -> tuple[Floats, Floats]:
+        """Ends of the interval at level 1 - alpha."""
+        reach = self.reach(alpha)
+        return self.mean - reach, self.mean + reach
+
+    def equivalence_p(self, margin: float) -> Floats:
+        """P-value of two one-sided t tests (Schuirmann 1987) for a mean difference within ±margin.
+
+        Without spread the distance to the nearer bound decides alone; on the bound itself nothing is shown.
+        """
+        from scipy import stats
+
+        room = margin - np.abs(self.mean)
+        room = np.where(np.abs(room) <= ROUNDING_SHARE * margin, 0.0, room)
+        return self._floored(np.asarray(stats.t.sf(_over(room, self.standard_error), self.df)))
+
+    def draws(self, rng: np.random.Generator, size: int) -> Floats:
+        """Draws [size] of the true mean difference, of one test without leading axes."""
+        return np.asarray(self.mean + self.standard_error * rng.standard_t(float(self.df), size=size))
+
+    def _floored(self, p_value: Floats) -> Floats:
+        return np.where(self.variance > 0, p_value, np.maximum(p_value, SMALLEST_P_WITHOUT_NOISE))
 
 
-def paired_t(differences_S: Floats, alpha: float) -> PairedT:
-    """Return mean, interval and two-sided p-value of paired differences [..., S], S at least 2.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One difference by every test that it must pass: the largest p-value and the widest interval decide.
 
-    Equal differences have no noise to test against: p is 0 for a shift that all seeds share exactly, 1 for no shift.
+    ``tests`` are named: ``seeds`` (paired by seed, on this exam), ``documents`` (over seeds and documents) and
+    ``welch`` (runs that are not paired).
     """
-    from scipy import stats
 
-    n_seeds = differences_S.shape[-1]
-    assert n_seeds >= 2, "a paired t test needs two differences"
-    mean = differences_S.mean(axis=-1)
-    sd = differences_S.std(axis=-1, ddof=1)
-    sd = np.where(sd <= DEGENERATE_SHARE * np.abs(differences_S).max(axis=-1), 0.0, sd)
-    standard_error = sd / np.sqrt(n_seeds)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t_value = np.where(sd > 0, mean / standard_error, np.where(mean != 0, np.inf, 0.0))
-    p_value = 2 * stats.t.sf(np.abs(t_value), n_seeds - 1)
-    reach = stats.t.ppf(1 - alpha / 2, n_seeds - 1) * standard_error
-    return PairedT(mean=mean, sd=sd, low=mean - reach, high=mean + reach, p_value=np.asarray(p_value))
+    tests: dict[str, MeanTest]
+
+    @property
+    def p_value(self) -> Floats:
+        """The largest p-value."""
+        return np.asarray(np.max([test.p_value for test in self.tests.values()], axis=0))
+
+    def equivalence_p(self, margin: float) -> Floats:
+        """The largest p-value of two one-sided tests."""
+        return np.asarray(np.max([test.equivalence_p(margin) for test in self.tests.values()], axis=0))
+
+    def deciding(self, alpha: float) -> MeanTest:
+        """Return, of a single difference, the widest test among those that do not exclude zero, else among all."""
+        open_tests = [test for test in self.tests.values() if float(test.p_value) > alpha]
+        return max(open_tests or self.tests.values(), key=lambda test: float(test.reach(alpha)))
+
+
+def student(values_S: Floats) -> MeanTest:
+    """Student's t for the mean of values [..., S], S at least 2: of paired differences it is the paired t test."""
+    n_values = values_S.shape[-1]
+    assert n_values >= 2, "a t test needs two values"
+    mean = values_S.mean(axis=-1)
+    return MeanTest(mean=mean, variance=_variance(values_S) / n_values, df=np.full(np.shape(mean), n_values - 1.0))
+
+
+def welch(first: MeanTest, second: MeanTest) -> MeanTest:
+    """Welch's t for the difference of the means of two unpaired samples of any sizes (Welch 1947)."""
+    variance = first.variance + second.variance
+    squares = first.variance**2 / first.df + second.variance**2 / second.df
+    df = _over(variance**2, squares, where_zero=first.df + second.df)
+    return MeanTest(mean=first.mean - second.mean, variance=variance, df=df)
+
+
+def effective_documents(weights_D: Floats) -> float:
+    """Number of equally weighted documents whose mean is as noisy as that of these, from their shares [D]."""
+    return float((weights_D**2).sum() ** 2 / (weights_D**4).sum())
+
+
+def over_documents(seeds: MeanTest, documents_D: Floats, weights_D: Floats) -> MeanTest:
+    """The same difference over new seeds and new documents: V = V_S + V_D.
+
+    ``documents_D`` [..., D] are differences by document, the mean over seeds; ``weights_D`` their shares of the
+    tokens. Seeds are crossed with documents: the noise of a seed on a document is in both terms and is not subtracted,
+    which errs on the safe side (Brennan 2001, *Generalizability Theory*). Degrees of freedom are Satterthwaite's.
+    """
+    n_documents = weights_D.shape[-1]
+    assert n_documents >= 2, "documents vary only where there are two"
+    mean = (documents_D * weights_D).sum(axis=-1)[..., None]
+    squares = (weights_D**2 * (documents_D - mean) ** 2).sum(axis=-1)
+    of_documents = n_documents / (n_documents - 1) * squares
+    variance = seeds.variance + of_documents
+    df_documents = effective_documents(weights_D) - 1
+    df = _over(variance**2, seeds.variance**2 / seeds.df + of_documents**2 / df_documents, where_zero=df_documents)
+    return MeanTest(mean=seeds.mean, variance=variance, df=df)
 
 
 def mean_interval(values_S: Floats, alpha: float) -> tuple[float, float, float]:
-    """Return mean, low and high end of Student's interval of one arm's losses [S]; the ends are nan for one seed."""
+    """Return mean, low and high end of Student's interval of values [S]; the ends are nan for a single one."""
     if values_S.shape[-1] < 2:
         return float(values_S.mean()), float("nan"), float("nan")
-    found = paired_t(values_S, alpha)
-    return float(found.mean), float(found.low), float(found.high)
-
-
-def winner(losses_SA: Floats, alpha: float) -> NDArray[np.int64]:
-    """Return the index [...] of the arm that is better than every other one, or -1, from losses [..., S, A].
-
-    The arm of lowest mean wins when a two-sided paired t test at ``alpha`` separates it from each other arm. This is
-    an intersection-union test (Berger 1982): it needs no correction for the number of rivals, because a false win
-    needs the two tied best arms to differ, which one test does at rate ``alpha``.
-    """
-    best = losses_SA.mean(axis=-2).argmin(axis=-1)
-    own_S1 = np.take_along_axis(losses_SA, best[..., None, None], axis=-1)
-    differences_AS = np.swapaxes(own_S1 - losses_SA, -1, -2)
-    p_A = paired_t(differences_AS, alpha).p_value.copy()
-    np.put_along_axis(p_A, best[..., None], 0.0, axis=-1)
-    return np.where((p_A <= alpha).all(axis=-1), best, -1)
-
-
-def tost_p(differences_S: Floats, margin: float) -> Floats:
-    """Return the p-value [...] of two one-sided t tests (Schuirmann 1987) for a mean difference within ±margin."""
-    from scipy import stats
-
-    n_seeds = differences_S.shape[-1]
-    found = paired_t(differences_S, 0.05)
-    standard_error = found.sd / np.sqrt(n_seeds)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # Without noise the distance to the nearer bound decides alone; on the bound itself nothing is shown.
-        room = margin - np.abs(found.mean)
-        t_value = np.where(standard_error > 0, room / standard_error, np.where(room > 0, np.inf, -np.inf))
-    return np.asarray(stats.t.sf(t_value, n_seeds - 1))
-
-
-def tie_p(losses_SA: Floats, margin: float, alpha: float) -> Floats:
-    """Return the p-value [...] of a tie within ``margin`` between the two arms of lowest mean, from [..., S, A].
-
-    Of several rivals the nearest one was picked by the same losses, so its p-value is multiplied by the number of
-    rivals that are not shown, each at ``alpha``, to lie beyond the margin. Without that a tie with one of two rivals at
-    the margin itself is claimed in up to 8% of sweeps, with one of nine in 20% (see sweeps.verdict.calibration).
-    """
-    order = losses_SA.mean(axis=-2).argsort(axis=-1)
-    ordered_AS = np.swapaxes(np.take_along_axis(losses_SA, order[..., None, :], axis=-1), -1, -2)
-    p_A = tost_p(ordered_AS[..., 1:, :] - ordered_AS[..., :1, :], margin)
-    return np.asarray(np.minimum(1.0, p_A[..., 0] * _within_reach(p_A, alpha)))
-
-
-def _within_reach(p_A: Floats, alpha: float) -> NDArray[np.int64]:
-    """How many rivals may lie inside the margin, from their p-values of two one-sided tests; the nearest always may."""
-    return np.asarray(np.maximum(1, (p_A < 1 - alpha).sum(axis=-1)))
-
-
-def tied(losses_SA: Floats, margin: float, alpha: float) -> NDArray[np.bool_]:
-    """Return whether the two arms of lowest mean are equivalent within ``margin`` at ``alpha``, from [..., S, A]."""
-    return np.asarray(tie_p(losses_SA, margin, alpha) <= alpha)
+    found = student(values_S)
+    low, high = found.interval(alpha)
+    return float(found.mean), float(low), float(high)
 
 
 def holm(p_values: Floats) -> Floats:
@@ -122,77 +158,18 @@ def holm(p_values: Floats) -> Floats:
     return np.asarray(multipletests(p_values, method="holm")[1], dtype=np.float64)
 
 
-def probability_better(differences_S: Floats) -> float:
-    """Return the probability that a beats b on one more seed, from differences a - b [S].
+def probability_below_zero(seeds: MeanTest, next_variance: float) -> float:
+    """Return the probability that the difference is below zero on one more seed, whose variance is ``next_variance``.
 
-    The predictive probability of Student's t: with n seeds the next difference has scale sd * sqrt(1 + 1/n). The plain
-    share of seeds won (Bouthillier et al. 2021) takes six values with five seeds and calls five of five certain.
+    The predictive probability of Student's t. The plain share of seeds won (Bouthillier et al. 2021) takes six values
+    with five seeds and calls five of five certain.
     """
     from scipy import stats
 
-    n_seeds = differences_S.shape[-1]
-    found = paired_t(differences_S, 0.05)
-    if found.sd == 0:
-        return 0.5 if found.mean == 0 else float(found.mean < 0)
-    scale = float(found.sd) * float(np.sqrt(1 + 1 / n_seeds))
-    return float(stats.t.cdf(-float(found.mean) / scale, n_seeds - 1))
-
-
-def win_power(mean: float, sd: float, seeds_N: NDArray[np.int64], alpha: float) -> Floats:
-    """Return the power [N] of the two-sided paired t test at ``alpha`` against a true mean difference."""
-    from scipy import stats
-
-    if sd == 0:
-        return np.full(seeds_N.shape, float(mean != 0))
-    effect_N = abs(mean) / sd * np.sqrt(seeds_N)
-    # The noncentral t of scipy loses its digits far out, where the power is 1 in double precision anyway.
-    power_N = stats.nct.sf(stats.t.ppf(1 - alpha / 2, seeds_N - 1), seeds_N - 1, np.minimum(effect_N, 30.0))
-    return np.asarray(np.where(effect_N > 30, 1.0, power_N), dtype=np.float64)
-
-
-def tie_power(mean: float, sd: float, margin: float, seeds_N: NDArray[np.int64], alpha: float) -> Floats:
-    """Return the power [N] of two one-sided tests at a true mean difference (Phillips 1990, a lower bound)."""
-    from scipy import stats
-
-    if abs(mean) >= margin:
-        return np.zeros(seeds_N.shape)
-    if sd == 0:
-        return np.ones(seeds_N.shape)
-    critical_N = stats.t.ppf(1 - alpha, seeds_N - 1)
-    missed_N = np.zeros(seeds_N.shape)
-    for bound in (margin - mean, margin + mean):
-        effect_N = np.minimum(bound / sd * np.sqrt(seeds_N), 30.0)
-        missed_N = missed_N + stats.nct.cdf(critical_N, seeds_N - 1, effect_N)
-    return np.asarray(np.clip(1 - missed_N, 0, 1), dtype=np.float64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedsNeeded:
-    """How many fresh seeds would settle a verdict with power 0.8, and as what, were the means what they seem."""
-
-    seeds: int
-    settles: Literal["wins", "tie"]
-
-
-def seeds_needed(losses_SA: Floats, margin: float | None, alpha: float) -> SeedsNeeded | None:
-    """Return the seeds that would settle losses [S, A] as a win of the best arm or as a tie, None beyond 200.
-
-    The power against all rivals together is bounded from below by one minus the summed chances to miss each.
-    """
-    seeds_N = np.arange(3, MOST_SEEDS + 1)
-    order = losses_SA.mean(axis=0).argsort()
-    differences_AS = (losses_SA[:, order[:1]] - losses_SA[:, order[1:]]).T
-    rivals = [paired_t(differences_S, alpha) for differences_S in differences_AS]
-    win_N = 1 - sum(
-        (1 - win_power(float(r.mean), float(r.sd), seeds_N, alpha) for r in rivals), np.zeros(seeds_N.shape)
-    )
-    answers = [SeedsNeeded(seeds=int(seeds_N[win_N >= POWER][0]), settles="wins")] if (win_N >= POWER).any() else []
-    if margin is not None:
-        shared_alpha = alpha / int(_within_reach(tost_p(differences_AS, margin), alpha))
-        tie_N = tie_power(float(rivals[0].mean), float(rivals[0].sd), margin, seeds_N, shared_alpha)
-        if (tie_N >= POWER).any():
-            answers.append(SeedsNeeded(seeds=int(seeds_N[tie_N >= POWER][0]), settles="tie"))
-    return min(answers, key=lambda answer: answer.seeds, default=None)
+    scale = float(np.sqrt(seeds.variance + next_variance))
+    if scale == 0:
+        return 0.5 if seeds.mean == 0 else float(seeds.mean < 0)
+    return float(stats.t.cdf(-float(seeds.mean) / scale, float(seeds.df)))
 
 
 def smallest_detectable(sd: float, n_seeds: int, alpha: float) -> float:
@@ -204,28 +181,17 @@ def smallest_detectable(sd: float, n_seeds: int, alpha: float) -> float:
     return sd * float(TTestPower().solve_power(nobs=n_seeds, alpha=alpha, power=POWER, alternative="two-sided"))
 
 
-def resampled_documents(
-    loss_sums_DP: Floats, tokens_D: Floats, alpha: float, rng: np.random.Generator, *, resamples: int = 2_000
-) -> tuple[Floats, Floats]:
-    """Return the ends [P] of percentile intervals of mean differences per token under resampling of the documents.
-
-    ``loss_sums_DP`` are summed loss differences per document and pair, ``tokens_D`` a document's scored tokens (Efron
-    and Tibshirani 1993, the ratio estimator: documents are drawn, their sums divided by their tokens). All pairs share
-    the draws.
-    """
-    n_documents = tokens_D.shape[0]
-    means: list[Floats] = []
-    for start in range(0, resamples, 250):  # a few megabytes of weights at a time
-        n_draws = min(250, resamples - start)
-        weights_RD = rng.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=n_draws)
-        means.append((weights_RD @ loss_sums_DP) / (weights_RD @ tokens_D)[:, None])
-    low_P, high_P = np.quantile(np.concatenate(means), [alpha / 2, 1 - alpha / 2], axis=0)
-    return low_P, high_P
+def _variance(values_S: Floats) -> Floats:
+    """Sample variance along the last axis; zero where the spread is rounding of equal values."""
+    variance = values_S.var(axis=-1, ddof=1)
+    smallest = DEGENERATE_SHARE * np.abs(values_S).max(axis=-1)
+    return np.where(variance <= smallest**2, 0.0, variance)
 
 
-def best_shares(losses_SA: Floats, rng: np.random.Generator, *, resamples: int = 2_000) -> Floats:
-    """Return the share [A] of bootstrap resamples of the seeds in which each arm has the lowest mean."""
-    n_seeds, n_arms = losses_SA.shape
-    drawn_RS = rng.integers(n_seeds, size=(resamples, n_seeds))
-    best_R = losses_SA[drawn_RS].mean(axis=1).argmin(axis=1)
-    return np.bincount(best_R, minlength=n_arms) / resamples
+def _over(numerator: Floats, denominator: Floats, *, where_zero: Floats | float | None = None) -> Floats:
+    """``numerator / denominator``; where that is zero: ``where_zero``, or infinity of the numerator's sign."""
+    safe = np.where(denominator > 0, denominator, 1.0)
+    if where_zero is not None:
+        return np.where(denominator > 0, numerator / safe, where_zero)
+    signed = np.where(numerator > 0, np.inf, np.where(numerator < 0, -np.inf, 0.0))
+    return np.where(denominator > 0, numerator / safe, signed)

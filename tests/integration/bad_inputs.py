@@ -32,6 +32,42 @@ BAD_INPUTS = {
         words="run --space empty.toml",
         says=("budget_tokens is missing", "strategies is missing", "model is missing", "`sweeps new` writes"),
     ),
+    "space nested without end": Row(
+        words="plan --space deep.toml", says=("deep.toml is nested too deeply", "`sweeps new` writes")
+    ),
+    "space of too many keys": Row(
+        words="run --space keys.toml",
+        says=("key_0=1 is not a key of a space", "the space has 2,956 more problems; correct those above first"),
+    ),
+    "space a pipe": Row(words="plan --space pipe", says=("pipe is not a regular file; save the space in a file",)),
+    "space a broken link": Row(
+        words="plan --space link", says=("link is a link to nowhere.toml, which does not exist; check the path",)
+    ),
+    "space with a NUL": Row(words="plan --space nul.toml", says=("nul.toml is not valid TOML", "correct that line")),
+    "space with a name too long": Row(
+        words=f"plan --space {'x' * 5_000}", says=("cannot be read (File name too long); name a readable TOML file",)
+    ),
+    # values that moe or a machine would refuse later, or that would fill the memory first
+    **{
+        f"{override.partition('=')[0]} beyond reason": Row(
+            words=f"run --space space.toml --set {override}", says=(says,)
+        )
+        for override, says in {
+            "model.n_layers=100000000": "model.n_layers=100000000 must be at most 512; choose a value <= 512",
+            "model.n_experts=100000000": "model.n_experts=100000000 must be at most 1024",
+            "model.d_model=1000000000000": "model.d_model=1000000000000 must be at most 65536",
+            "seeds.confirm=100000000": "seeds.confirm=100000000 must be at most 1000",
+            "seeds.explore=100000000": "seeds.explore=100000000 must be at most 100",
+            "tokenizer.vocab_size=1000000000": "tokenizer.vocab_size=1000000000 must be at most 1048576",
+            "tokenizer=bpe:²": 'tokenizer.vocab_size="²" must be a whole number',
+            "exam.rows_test=100000000": "exam.rows_test=100000000 must be at most 1000000",
+            "resources.threads_per_trial=100000": "resources.threads_per_trial=100000 must be at most 1024",
+            "resources.gpu_per_trial=2": 'must be "auto", 0, a share of one GPU from 0.01 to 1',
+            "corpus.validation_share=0.6": "corpus.validation_share=0.6 must be less than 0.5; choose a value < 0.5",
+            "strategies.².seq_len=8": "--set strategies.² names none of the strategies",
+            "optimizer.kind=adamw": 'optimizer.kind="adamw" is not a key of optimizer; leave it out; known keys:',
+        }.items()
+    },
     # --set
     "set without equals": Row(
         words="plan --preset smoke --set budget_tokens",
@@ -119,6 +155,17 @@ BAD_INPUTS = {
         words="extend first --strategy 'a b=0x16'",
         says=("2 problems in --strategy a b=0x16", 'name="a b" must match', "micro_batch_size=0 must be at least 1"),
     ),
+    "extend by an arm in superscript": Row(
+        words="extend first --strategy medium=²x16", says=("--strategy 'medium=²x16' is not NAME=MICRO_BATCHxSEQ_LEN",)
+    ),
+    "extend by seeds beyond reason": Row(
+        words="extend first --seeds 99999999999",
+        says=("seeds.confirm=99999999999 must be at most 1000; choose a value <= 1000",),
+    ),
+    "extend by a rate beyond reason": Row(
+        words="extend first --lr 1e300",
+        says=("--lr=1e+300 must be a rate from 1e-12 to 1000",),
+    ),
     "extend by fewer seeds": Row(
         words="extend first --seeds 1",
         says=("--seeds=1 is the total of confirm seeds, and the sweep has 3 already; choose more than 3",),
@@ -131,17 +178,17 @@ BAD_INPUTS = {
         words="extend first --lr -1 --adamw-lr 0.1 --seeds 2",
         says=(
             "3 problems in the extension",
-            "--lr=-1.0 must be a positive",
+            "--lr=-1.0 must be a rate from",
             "--adamw-lr=[0.1] has no grid",
             "--seeds=2",
         ),
     ),
     "extend by a known arm": Row(
-        words="extend first --strategy short=2x16", says=('name="short" is already the name of', "a name of its own")
+        words="extend first --strategy short=2x16", says=('name="short" is already the name of', "its own name")
     ),
     "resume with another budget": Row(
         words="resume first --set budget_tokens=8192",
-        says=("budget_tokens=8192 was 4096 when the sweep began", "leave it, extend the sweep, or start one"),
+        says=("budget_tokens=8192 was 4096 when the sweep started", "leave it, extend the sweep, or start another one"),
     ),
     "resume with a misspelt wish": Row(
         words="resume first --set resourcs.workers=1", says=("resourcs", "did you mean 'resources'?")
@@ -236,14 +283,14 @@ BAD_INPUTS = {
             "4 problems in the space with its corpus",
             "strategies.long.seq_len=4096 exceeds the longest document (",
             'another corpus, or corpus.longer_windows = "warn"',
-            "exam.rows_validation=4 asks for 16388 tokens, and the validation split has",
-            "exam.rows_test=9000 asks for",
+            "exam.rows_validation=4 needs 16388 tokens, and the validation split has",
+            "exam.rows_test=9000 needs",
             "tokenizer.vocab_size=60000 is more than the train split yields (",
         ),
     ),
     "an exam too large for a plan": Row(
         words="plan --space space.toml --set exam.rows_test=9000 --json",
-        says=("exam.rows_test=9000 asks for 585000 tokens", "choose rows_test <= 137"),
+        says=("exam.rows_test=9000 needs 585000 tokens", "choose rows_test <= 137"),
     ),
 }
 

@@ -1,13 +1,18 @@
-"""A tiny sweep that runs for real: real Ray, real training, a made-up corpus, seconds instead of minutes."""
+"""A tiny sweep that runs for real: real Ray, real training, a made-up corpus, seconds instead of minutes.
+
+What takes long is made once a session and shared: ``undisturbed`` ran to its end, ``killed`` was ended in the middle,
+``resumed`` went on from there. Tests read them; a test that changes one takes a copy.
+"""
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.integration.sweeping import TINY_SPACE, Sweeps
+from tests.integration.sweeping import Sweeps, kill_when, unfinished_checkpoints
 
 WORDS = ["river", "stone", "lantern", "winter", "quiet", "harbour", "letter", "garden", "thunder", "silver", "walked"]
 
@@ -44,19 +49,70 @@ def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@contextmanager
+def sweeps_in(folder: Path, corpus: Path, cache: Path) -> Iterator[Sweeps]:
+    """Every process that is started meanwhile ends with it."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    made = Sweeps(folder, corpus, cache)
+    try:
+        yield made
+    finally:
+        made.end()
+        for child in psutil.Process().children(recursive=True):
+            if child.pid not in before:
+                child.kill()
+
+
+@contextmanager
+def _unchanged(sweeps: Sweeps) -> Iterator[None]:
+    """A shared sweep is the same after all tests as before them."""
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (sweeps.runs / "first").rglob("*") if path.is_file()}
+
+    before = written()
+    yield
+    assert written() == before, "a test changed a sweep that others read; let it take a copy"
+
+
 @pytest.fixture
 def sweeps(tmp_path: Path, corpus: Path, token_cache: Path) -> Iterator[Sweeps]:
-    """The console script, with ``space.toml`` (seconds) and ``slow.toml`` (long enough to be killed) in its folder."""
-    for name, budget in (("space", 4096), ("slow", 32768)):
-        text = TINY_SPACE.format(budget=budget, rung=budget // 2, corpus=corpus)
-        (tmp_path / f"{name}.toml").write_text(text)
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    made = Sweeps(tmp_path, token_cache)
-    yield made
-    for process in made.started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    for child in psutil.Process().children(recursive=True):
-        if child.pid not in before:
-            child.kill()
+    """The command line on runs of this test alone."""
+    with sweeps_in(tmp_path, corpus, token_cache) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_cache: Path) -> Iterator[Sweeps]:
+    """The sweep ``first`` of ``space.toml``, run to its verdict; what it printed is in ``first.txt``. Read only."""
+    with sweeps_in(tmp_path_factory.mktemp("undisturbed"), corpus, token_cache) as made:
+        (made.folder / "first.txt").write_text(made("run", "--space", "space.toml", "--name", "first"))
+        with _unchanged(made):
+            yield made
+
+
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_cache: Path) -> Iterator[Sweeps]:
+    """The same sweep, killed once a cell had ended and another one had a checkpoint to go on from. Read only."""
+    with sweeps_in(tmp_path_factory.mktemp("killed"), corpus, token_cache) as made:
+        process = made.start("run", "--space", "space.toml", "--name", "first")
+        sweep = made.runs / "first"
+        kill_when(
+            lambda: any(sweep.glob("cells/*/outcome.json")) and bool(unfinished_checkpoints(sweep)),
+            "a cell that has ended and one amid its training",
+            process,
+        )
+        with _unchanged(made):
+            yield made
+
+
+@pytest.fixture(scope="session")
+def resumed(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_cache: Path, killed: Sweeps
+) -> Iterator[Sweeps]:
+    """The killed sweep, resumed to its verdict. Read only."""
+    with sweeps_in(tmp_path_factory.mktemp("resumed"), corpus, token_cache) as made:
+        made.copy(killed)
+        made("resume", "first")
+        with _unchanged(made):
+            yield made

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 
 from tests.integration.ray_cluster import RayCluster, ray_cluster
+from tests.integration.sweeping import PATIENCE_S
 
-START_DEADLINE_S = 30.0
+PROGRAMS = ("unshare", "nsenter", "mount", "hostname")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,7 @@ class Machine:
     address: str
     prefix: tuple[str, ...]
 
-    def run(
-        self, command: str, environment: Mapping[str, str], cwd: Path, *, timeout_s: float = 600
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, command: str, environment: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
         """Run a shell's line there, as somebody who is logged in types it."""
         return subprocess.run(
             [*self.prefix, "/bin/sh", "-c", f"cd {shlex.quote(str(cwd))} && {command}"],
@@ -36,7 +35,6 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout_s,
             check=False,
         )
 
@@ -65,7 +63,7 @@ def _machine(network: RayCluster, name: str) -> Iterator[Machine]:
 
 def _first_process(holder: subprocess.Popen[bytes]) -> int:
     """The pid here of process 1 there, once the machine is made."""
-    deadline_s = time.monotonic() + START_DEADLINE_S
+    deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
         children = psutil.Process(holder.pid).children()
         if children and children[0].name() == "sleep":

@@ -14,7 +14,7 @@ from http.client import HTTPException
 
 import grpc
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 10.0
 PATHS = ("/", "/metrics", "/logs", "/api/v0/logs", "/api/jobs/", "/api/version", "/nodes?view=summary")
 HEALTH = ("/api/healthz", "/api/local_raylet_healthz")
 JOB_APIS = ("/api/job_agent/jobs/", "/api/jobs/")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,13 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 
-PATIENCE_S = 300.0
+PATIENCE_S = 1200.0
+"""After this long a test gives up waiting. It only ends what hangs: no test judges how fast something is."""
 
 TINY_SPACE = """
-description = "two arms that train in a second"
+description = "two arms that train in two seconds"
 budget_tokens = {budget}
 rungs_tokens = [{rung}]
 early_stopping = {{ kind = "asha", keep = [1] }}
@@ -55,9 +61,13 @@ top_k = 1
 rows_validation = 4
 rows_test = 6
 """
-"""Two arms that train in a second, with ``budget``, ``rung`` and ``corpus`` left open."""
+"""Two arms that train in two seconds, with ``budget``, ``rung`` and ``corpus`` left open."""
 
-Losses = dict[str, tuple[str, int, Any, Any]]
+AT_ONCE = ("--set", "budget_tokens=4096", "--set", "rungs_tokens=[2048]", "--set", "seeds.confirm=1")
+"""Options that make the tiny sweep a matter of its start-up, where a test does not compare it to another one."""
+
+_OF_THE_CALLER = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PRESET", "SPACE", "NAME", "ARGS", "ONLY"}
+"""What ``make test ARGS=...`` leaves to its children, and a make among them would take for its own."""
 
 
 def command(*words: str) -> list[str]:
@@ -67,20 +77,25 @@ def command(*words: str) -> list[str]:
 
 def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment without what decides where sweeps, Ray and MLflow live, and with ``variables``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_")) and name not in _OF_THE_CALLER
+    }
     return {**kept, **variables}
 
 
 class Sweeps:
-    """Runs the console script in a process of its own, on runs and caches of this test alone."""
+    """Runs the command line in a process of its own, on the runs of one folder; ``space.toml`` is the tiny sweep."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
+    def __init__(self, folder: Path, corpus: Path, cache: Path) -> None:
         self.folder = folder
         self.runs = folder / "runs"
         self.started: list[subprocess.Popen[str]] = []
         self.environment = clean_environment(
             SWEEPS_RUNS_DIR=str(self.runs), SWEEPS_CACHE_DIR=str(cache), OMP_NUM_THREADS="1", COLUMNS="200"
         )
+        (folder / "space.toml").write_text(TINY_SPACE.format(budget=16384, rung=8192, corpus=corpus))
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start ``sweeps WORDS`` and return at once."""
@@ -95,19 +110,67 @@ class Sweeps:
         self.started.append(process)
         return process
 
-    def __call__(self, *words: str, code: int = 0, timeout_s: float = 240) -> str:
+    def __call__(self, *words: str, code: int = 0) -> str:
         """Run ``sweeps WORDS`` to its end, expect its exit code, return what it printed."""
-        said, _ = (process := self.start(*words)).communicate(timeout=timeout_s)
+        said, _ = (process := self.start(*words)).communicate()
         assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{said}"
         return said
+
+    def copy(self, other: Sweeps) -> None:
+        """Take over the sweeps of another folder, and their MLflow store, as if they had been run here."""
+        shutil.copytree(other.runs, self.runs)
+        with sqlite3.connect(self.runs / "mlflow.db") as database:  # MLflow keeps absolute paths
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+                database.execute(moved, (str(other.runs), str(self.runs)))
+        database.close()
+
+    def end(self) -> None:
+        """End what a test started and left."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
     def outcomes(self, name: str) -> dict[str, dict[str, Any]]:
         """Every outcome of a sweep by cell id."""
         return outcomes(str(self.runs), name)
 
-    def losses(self, name: str) -> Losses:
+    def end_of(self, name: str) -> End:
         """What two runs of one sweep must agree on."""
-        return losses(str(self.runs), name)
+        return how_it_ends(str(self.runs), name)
+
+    def verdict(self, name: str) -> dict[str, Any]:
+        """What ``verdict.json`` holds."""
+        found: dict[str, Any] = Storage(str(self.runs)).child(name).read_json("verdict.json")
+        return found
+
+
+Losses = dict[str, tuple[str, int, Any, Any]]
+End = tuple[Losses, dict[tuple[str, int], tuple[Any, ...]]]
+
+
+def how_it_ends(runs_uri: str, name: str) -> End:
+    """Outcomes and curves: what must be the same to the last bit, whatever disturbed a sweep."""
+    return losses(runs_uri, name), curves(runs_uri, name)
+
+
+def durable_tokens(sweep: Path) -> dict[str, int]:
+    """Tokens of the newest complete checkpoint of each cell."""
+    found: dict[str, int] = {}
+    for manifest in sweep.glob("cells/*/checkpoint-*/manifest.json"):
+        cell, tokens = manifest.parts[-3], int(manifest.parent.name.removeprefix("checkpoint-"))
+        found[cell] = max(found.get(cell, 0), tokens)
+    return found
+
+
+def unfinished_checkpoints(sweep: Path) -> list[Path]:
+    """The newest complete checkpoint of each cell without an outcome."""
+    return [
+        sweep / "cells" / cell / f"checkpoint-{tokens:015d}"
+        for cell, tokens in durable_tokens(sweep).items()
+        if not (sweep / "cells" / cell / "outcome.json").exists()
+    ]
 
 
 def outcomes(runs_uri: str, name: str) -> dict[str, dict[str, Any]]:
@@ -174,7 +237,36 @@ def wait_for(
         time.sleep(0.05)
 
 
+def kill_when(condition: Callable[[], bool], what: str, process: subprocess.Popen[str]) -> None:
+    """Kill a sweep with all its processes, as when its machine loses power, at a moment at which the condition holds.
+
+    They stand still while it is looked at once more, so that what is left is what the condition saw.
+    """
+
+    def family() -> list[psutil.Process]:
+        driver = psutil.Process(process.pid)
+        return [driver, *driver.children(recursive=True)]
+
+    def send(number: int) -> None:
+        for member in family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+
+    def holds() -> bool:
+        if not condition():
+            return False
+        send(signal.SIGSTOP)
+        if not condition():
+            send(signal.SIGCONT)
+            return False
+        return True
+
+    wait_for(holds, what, process)
+    send(signal.SIGKILL)
+    process.communicate()
+
+
 def end_with_children(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     """Send a signal to a process that this test started; its Ray goes down with it."""
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate()

@@ -63,7 +63,7 @@ def ask(world: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
         monkeypatch.setattr(sys, "argv", ["sweeps", *shlex.split(words)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
         material._tokens.cache_clear()
-        material._material.cache_clear()
+        material._training_data.cache_clear()
         with pytest.raises(SystemExit) as ended:
             main()
         said = capfd.readouterr()

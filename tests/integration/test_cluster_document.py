@@ -19,8 +19,10 @@ from typing import Literal
 import pytest
 
 from tests.integration.documents import ROOT, block_commands, copy_working_tree, inline_commands
-from tests.integration.machines import Machine, machines
-from tests.integration.ray_cluster import can_use_namespaces
+from tests.integration.machines import PROGRAMS, Machine, machines
+from tests.integration.ray_cluster import needs_namespaces
+from tests.integration.sweeping import PATIENCE_S, clean_environment
+from tests.programs import needs
 
 DOCUMENT = "docs/cluster.md"
 
@@ -29,12 +31,13 @@ AT_SMOKE_SIZE = "--set budget_tokens=16384 --set rungs_tokens=[8192] --set seeds
 ELSEWHERE = {
     "git clone ... moe-sweeps && cd moe-sweeps": "the address is not known; the working tree is copied instead",
     "pip install boto3": "boto3 is there already: tests/integration/test_deploy.py uses it",
+    "ray get-auth-token --generate": "makes a file in the home folder; the machines here get their token by variable",
     "ray up deploy/ray-cluster.yaml": "starts machines on AWS; test_deploy.py goes as far as a stand-in for AWS does",
     "ray down deploy/ray-cluster.yaml": "ends machines on AWS",
     "ray dashboard deploy/ray-cluster.yaml": "a tunnel to AWS; the job server is reached on the head itself",
     "kubectl apply -f deploy/rayjob.yaml": "needs Kubernetes; test_deploy.py holds the manifest to KubeRay's schema",
     "kubectl port-forward svc/...-head-svc 8265": "needs Kubernetes",
-    "MLFLOW_DB_PASSWORD=... docker compose -f deploy/mlflow-compose.yaml up -d": (
+    "MLFLOW_DB_PASSWORD=... MLFLOW_ALLOWED_HOSTS=HOST:5000 docker compose -f deploy/mlflow-compose.yaml up -d": (
         "needs Docker and its images; test_deploy.py holds the file to Compose's schema"
     ),
     "sweeps ui": "a server for a browser, which tests/integration/test_readme.py starts and ends",
@@ -52,8 +55,8 @@ class Typed:
     where: Where = "the head"
     code: int = 0
     says: str = ""
-    within_s: float = 0.0
-    """How long it may take until it says so: it is typed again until then."""
+    again: bool = False
+    """Whether it is typed again until it says so."""
 
 
 FOLLOWED = {
@@ -64,12 +67,10 @@ FOLLOWED = {
     "ray start --address=HEAD:6379 --disable-usage-stats": Typed(
         where="every other machine", says="Ray runtime started"
     ),
-    "ray status": Typed(
-        says=r"(?:1 node_\w+\s+){3}", within_s=60.0
-    ),  # a node that has started is listed a little later
+    "ray status": Typed(says=r"(?:1 node_\w+\s+){3}", again=True),  # a node is listed a little after its start
     "RAY_ADDRESS=auto sweeps doctor --runs-dir s3://bucket/runs": Typed(says="cluster at auto"),
     "sweeps plan --preset matched --assume-gpu-gib 24": Typed(says="GPU"),
-    "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="no hours are told for a cluster"),
+    "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="hours and cost are unknown for a cluster"),
     'make sweep RAY_ADDRESS=auto PRESET=matched NAME=first ARGS="--runs-dir s3://bucket/runs"': Typed(
         says="(?s)Preflight.*3 trials at once"
     ),
@@ -113,21 +114,19 @@ def three(tmp_path: Path) -> Iterator[tuple[Machine, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.skipif(not can_use_namespaces(), reason="machines of their own need root and iproute2")
+@needs("git", "make", *PROGRAMS)
+@needs_namespaces
 @pytest.mark.skipif(not (ROOT / ".venv" / ".ready-dev").exists(), reason="no program .venv made by make")
 def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
     three: tuple[Machine, ...], copy: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "SWEEPS_"))}
-    environment = {
-        **kept,
-        "PATH": f"{copy / '.venv' / 'bin'}{os.pathsep}{kept['PATH']}",  # "`.venv/bin/` stands before every `ray`"
-        "PYTHONPATH": str(copy),
-        "SWEEPS_CACHE_DIR": str(tmp_path / "cache"),  # one for all, so that tokens are made once
-        "COLUMNS": "200",
-    }
+    environment = clean_environment(
+        PATH=f"{copy / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",  # "`.venv/bin/` stands before every `ray`"
+        PYTHONPATH=str(copy),
+        SWEEPS_CACHE_DIR=str(tmp_path / "cache"),  # one for all, so that tokens are made once
+        COLUMNS="200",
+    )
     typists = {"every machine": three, "the head": three[:1], "every other machine": three[1:]}
     for command in [*block_commands(DOCUMENT), *inline_commands(DOCUMENT)]:
         if command in ELSEWHERE:
@@ -139,9 +138,9 @@ def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
             continue
         typed = instead(command, three[0], runs)
         for machine in typists[step.where]:
-            deadline_s = time.monotonic() + step.within_s
+            deadline_s = time.monotonic() + PATIENCE_S
             done = machine.run(typed, environment, copy)
-            while not re.search(step.says, done.stdout) and time.monotonic() < deadline_s:
+            while step.again and not re.search(step.says, done.stdout) and time.monotonic() < deadline_s:
                 time.sleep(1.0)
                 done = machine.run(typed, environment, copy)
             assert done.returncode == step.code, f"{machine.name}: {typed}\n{done.stdout}"

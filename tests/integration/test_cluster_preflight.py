@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,24 +12,29 @@ from typing import Any
 
 import pytest
 
-from tests.integration.ray_cluster import RayCluster, can_use_namespaces, on_path, python_without_project, ray_cluster
+from tests.integration.ray_cluster import (
+    REPOSITORY,
+    RayCluster,
+    needs_namespaces,
+    on_path,
+    python_without_project,
+    ray_cluster,
+)
+from tests.programs import needs
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 ASK = """
 import json, sys
 from dataclasses import asdict
-import os
-from sweeps.cluster.connection import joined_ray
-from sweeps.cluster.machines import cluster_facts
+from sweeps.cluster.machines import machines_at_hand
 from sweeps.cluster.preflight import preflight
 storage, tracking = sys.argv[1:]
-with joined_ray(os.environ["RAY_ADDRESS"]):
+with machines_at_hand() as machines:
     result = preflight(storage_uri=storage, tracking_uri=tracking or None)
-    facts = cluster_facts(result.gpu_gib_by_node)
 print(json.dumps({"answers": [asdict(answer) for answer in result.answers], "problems": result.problems,
-                  "warnings": result.warnings, "cpus": [node.cpus for node in facts.nodes], "gpus": facts.gpus,
-                  "growth": len(facts.growth)}))
+                  "warnings": result.warnings, "cpus": [node.cpus for node in machines.nodes], "gpus": machines.gpus,
+                  "growth": len(machines.growth)}))
 """
 
 
@@ -50,8 +56,8 @@ def cluster(folder: Path) -> Iterator[RayCluster]:
         started.start()
         bare = python_without_project(folder / "python")
         started.start(num_gpus=1, environment=on_path(bare), python=bare)
-        packages = f"{folder / 'packages'}{os.pathsep}{Path(__file__).parents[2]}"
-        private = folder / "unshared" if started.uses_namespaces else None
+        packages = f"{folder / 'packages'}{os.pathsep}{REPOSITORY}"
+        private = folder / "unshared" if started.uses_namespaces and shutil.which("unshare") else None
         started.start(num_cpus=2, private_folder=private, environment={"PYTHONPATH": packages})
         started.wait_for(3)
         yield started
@@ -81,11 +87,11 @@ def test_every_node_answers_for_itself_and_a_torch_that_differs_is_named(cluster
     assert not (folder / "runs" / "preflight").exists()
 
 
+@needs("unshare", "mount")
+@needs_namespaces
 def test_storage_that_one_node_does_not_share_and_a_server_that_is_down_are_named_with_the_rest(
     cluster: RayCluster, folder: Path
 ) -> None:
-    if not can_use_namespaces():
-        pytest.skip("a private mount needs root and iproute2")
     said = asked(cluster, folder / "unshared", "http://127.0.0.1:9")
     third = cluster.nodes[2].address
     assert [problem.partition(" is ")[0] for problem in said["problems"]] == [
@@ -105,7 +111,7 @@ def test_a_sweep_is_refused_before_it_costs_anything_with_what_nodes_lack_and_wh
     assert done.returncode == 2, done.stdout + done.stderr
     assert all(node.address in done.stdout for node in cluster.nodes)
     assert f"node {cluster.nodes[2].address}: torch is 9.9.9" in done.stderr
-    assert "asks for 2 CPU and 0.5 GPU and no node has that (the largest has 2 CPU" in done.stderr
+    assert "needs 2 CPU and 0.5 GPU, and the largest node has 2 CPU and 1 GPU" in done.stderr
     assert "Traceback" not in done.stderr
 
 

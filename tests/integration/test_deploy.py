@@ -20,8 +20,14 @@ PINNED_RAY = "2.60.0"
 
 
 def parsed(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
+    """The file's content; of a file with several resources the first."""
+    content: dict[str, Any] = next(yaml.safe_load_all((DEPLOY / name).read_text()))
     return content
+
+
+def network_policy() -> dict[str, Any]:
+    _, policy = yaml.safe_load_all((DEPLOY / "rayjob.yaml").read_text())
+    return dict(policy)
 
 
 def changed(name: str, change: Callable[[Any], object]) -> dict[str, Any]:
@@ -100,6 +106,15 @@ def test_a_deployment_file_passes_its_tools_schema_and_has_no_field_that_is_not_
     assert problems(parsed(name), closed(schema(rules))) == []
 
 
+def test_the_network_policy_passes_kubernetes_schema_and_a_wrong_field_is_named() -> None:
+    rules = closed(schema("network-policy"))
+    policy = network_policy()
+    assert problems(policy, rules) == []
+    policy["spec"]["ingres"] = policy["spec"].pop("ingress")
+    [found] = problems(policy, rules)
+    assert re.match("spec: .*'ingres' was unexpected", found)
+
+
 def worker(file: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = file["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     return found
@@ -174,6 +189,65 @@ def test_the_ray_job_scales_its_gpu_group_from_zero_and_declares_that_growth() -
     grown = declared_growth(variables["SWEEPS_CLUSTER_GROWTH"])
     assert len(grown) == group["maxReplicas"]
     assert {(node.cpus, node.gpus) for node in grown} == {(int(limits["cpu"]), int(limits["nvidia.com/gpu"]))}
+
+
+def groups_of(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pod templates of the head and of every group of workers."""
+    cluster = job["spec"]["rayClusterSpec"]
+    return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+def test_clusters_ask_for_a_token() -> None:
+    assert parsed("rayjob.yaml")["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    launcher = parsed("ray-cluster.yaml")
+    starts = [*launcher["head_start_ray_commands"], *launcher["worker_start_ray_commands"]]
+    assert all("RAY_AUTH_MODE=token" in start for start in starts if "ray start" in start)
+    assert launcher["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_only_the_clusters_pods_the_submitter_and_the_operator_reach_it() -> None:
+    job, policy = parsed("rayjob.yaml"), network_policy()["spec"]
+    own = policy["podSelector"]["matchLabels"]
+    assert all(own.items() <= pods["metadata"]["labels"].items() for pods in groups_of(job))
+    among_themselves, with_token = policy["ingress"]
+    assert among_themselves == {"from": [{"podSelector": {"matchLabels": own}}]}
+    assert [port["port"] for port in with_token["ports"]] == [8265]
+    submitter, operator = with_token["from"]
+    assert submitter == {"podSelector": {"matchLabels": {"job-name": job["metadata"]["name"]}}}
+    assert operator["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
+
+
+def test_no_container_runs_as_root_or_gains_rights() -> None:
+    job = parsed("rayjob.yaml")
+    for pods in groups_of(job):
+        user = pods["spec"]["securityContext"]
+        assert user["runAsNonRoot"]
+        assert user["runAsUser"] > 0
+        for each in pods["spec"]["containers"]:
+            assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert re.search(r"^USER 1000:100$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    services = parsed("mlflow-compose.yaml")["services"]
+    assert services["database"]["user"] == "postgres"
+    assert "\nUSER 10001\n" in services["server"]["build"]["dockerfile_inline"]
+    for service in services.values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_every_image_has_a_digest_or_an_exact_version() -> None:
+    services = parsed("mlflow-compose.yaml")["services"]
+    digest = r"[\w./-]+:\d+\.\d+(\.\d+)?-\w+(-\w+)?@sha256:[0-9a-f]{64}"
+    [base] = re.findall("^FROM (.*)$", services["server"]["build"]["dockerfile_inline"], re.MULTILINE)
+    assert re.fullmatch(digest, base)
+    assert re.fullmatch(digest, services["database"]["image"])
+    installed = re.search("pip install --no-cache-dir (.*)", services["server"]["build"]["dockerfile_inline"])
+    assert installed is not None
+    assert all("==" in package for package in installed[1].split())
+
+
+def test_the_mlflow_server_answers_named_hosts_only() -> None:
+    [allowed] = [word for word in parsed("mlflow-compose.yaml")["services"]["server"]["command"] if "allowed" in word]
+    assert allowed.startswith("--allowed-hosts=${MLFLOW_ALLOWED_HOSTS:?"), "required, so that it never becomes '*'"
 
 
 def test_the_ray_job_resumes_the_sweep_that_it_began() -> None:

@@ -11,14 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.ray_cluster import RayCluster, can_use_namespaces, ray_cluster
+from tests.integration.ray_cluster import RayCluster, needs_namespaces, ray_cluster
 from tests.integration.sweeping import TINY_SPACE, clean_environment, command, end_with_children, holders, wait_for
+from tests.programs import needs
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not can_use_namespaces(), reason="needs root and `ip` (iproute2) for a second machine"),
-]
+pytestmark = [pytest.mark.slow, needs_namespaces, needs("ss")]
 
 PROBER = Path(__file__).with_name("port_prober.py")
 HARMLESS = {"GET /api/healthz", "GET /api/local_raylet_healthz", "grpc.health.v1.Health/Check"}
@@ -61,7 +58,6 @@ def test_no_port_of_a_local_sweep_takes_a_command_or_gives_data_without_the_toke
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
         )
         assert sweep.poll() is None, "the sweep ended while it was being asked"
         family = psutil.Process(sweep.pid).children(recursive=True)

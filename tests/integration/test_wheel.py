@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.sweeping import TINY_SPACE, clean_environment, command
+from tests.integration.sweeping import AT_ONCE, TINY_SPACE, clean_environment, command
 from tests.integration.tracked_files import ROOT, copy_tracked
+from tests.programs import needs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, needs("git")]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_a_wheel_runs_a_sweep_outside_of_the_repository(wheel: Path, tmp_path: P
     )
     assert all(path.startswith(str(installed)) for path in asked.stdout.split())
     ran = subprocess.run(
-        command("run", "--space", "space.toml", "--name", "first"),
+        command("run", "--space", "space.toml", "--name", "first", *AT_ONCE),
         cwd=tmp_path,
         env=environment,
         capture_output=True,

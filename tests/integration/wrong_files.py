@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -22,10 +23,10 @@ COLUMNS = "strategy,lr,seed,phase,outcome,tokens_seen,val_loss,test_loss\n"
 def begin_and_damage(folder: Path, corpus: Path, token_cache: Path) -> None:
     """Write a space, ``runs`` with a sweep that was begun and not run, and ``damaged`` with what became of copies."""
     (folder / "space.toml").write_text(TINY_SPACE.format(budget=4096, rung=2048, corpus=corpus))
-    space = load_space(path=folder / "space.toml")
+    space = load_space(path=folder / "space.toml", overrides=["precision=fp32"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWEEPS_CACHE_DIR", str(token_cache))
-        made = material.material_for(space)
+        made = material.load_training_data(space)
     first = Ledger(Storage(str(folder / "runs")), "first")
     begin(first, space, made, audit={}, peaks_gib={}, command=None)
     sound = folder / "runs" / "first"
@@ -58,6 +59,9 @@ def write_wrong_files(folder: Path) -> None:
         "everything.toml": EVERYTHING_WRONG,
         "not.toml": "rungs_tokens = []\nbudget_tokens = = 3\n",
         "empty.toml": "",
+        "deep.toml": "x = " + "[" * 3_000,
+        "nul.toml": "budget_tokens = 3\0",
+        "keys.toml": "".join(f"key_{number} = 1\n" for number in range(3_000)),
         "empty.txt": "",
         "one.txt": "to be or not to be " * 100,
         "paper.pdf": "%PDF",
@@ -76,5 +80,7 @@ def write_wrong_files(folder: Path) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("nowhere.toml")
     for name in ("binary.txt", "binary.csv", "latin.toml"):
         (folder / name).write_bytes(bytes(range(256)))

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from moe.__main__ import main
+from moe.device import Device
+from moe.precision import resolve_precision
 from moe.single_run import newest_checkpoint, parse_corpus, parse_tokenizer
 from moe.trainer import Trainer
 
@@ -52,7 +54,7 @@ def test_help_answers_without_importing_torch():
 def test_training_prints_a_falling_curve_and_a_test_loss(train, capsys):
     assert train() == 0
     out = capsys.readouterr().out
-    assert "precision  fp32, because the device is a CPU" in out
+    assert f"precision  {resolve_precision('auto', Device.resolve('cpu')).reason}" in out
     assert "guessing   5.5" in out
     losses = [float(line.split()[1]) for line in out.splitlines() if "█" in line]
     assert len(losses) == 4

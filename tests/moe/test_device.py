@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from moe.device import Device, is_out_of_memory, set_threads
+from moe.device import BF16_CPU_INSTRUCTIONS, Device, is_out_of_memory, set_threads
 from moe.errors import ConfigError, DeviceMissing
 
 
@@ -9,10 +11,30 @@ def test_auto_takes_cuda_where_there_is_one_and_the_cpu_elsewhere():
     assert Device.resolve("auto").kind == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_cpu_is_taken_when_asked_for_and_has_no_known_bf16_units():
+@pytest.mark.parametrize(
+    ("capabilities", "instructions"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, ()),
+        ({"architecture": "aarch64", "neon": True}, ()),
+        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "AMD EPYC"}, ("avx512_bf16",)),
+        ({"amx_bf16": True}, ("amx_bf16",)),
+    ],
+    ids=["AVX2", "ARM", "AVX-512 BF16", "AMX"],
+)
+def test_a_cpu_has_fast_bf16_where_it_has_an_instruction_for_it(monkeypatch, capabilities, instructions):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     device = Device.resolve("cpu")
     assert device.torch_device == torch.device("cpu")
-    assert not device.has_fast_bf16
+    assert device.bf16_instructions == instructions
+    assert device.has_fast_bf16 is bool(instructions)
+
+
+def test_torch_names_the_instructions_that_linux_lists():
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    if "avx2" not in flags:
+        pytest.skip("this is no x86 CPU under Linux")
+    assert Device.resolve("cpu").bf16_instructions == tuple(name for name in BF16_CPU_INSTRUCTIONS if name in flags)
 
 
 def test_cuda_asked_for_on_a_machine_without_it_names_the_remedy(monkeypatch):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moe.corpus import open_corpus
+from moe.corpus_sources import open_corpus
 from moe.errors import CorpusError
 from tests.moe.synthetic_corpora import files_corpus, write_jsonl
 

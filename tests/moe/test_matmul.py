@@ -77,3 +77,11 @@ def test_linear_equals_torch_in_value_and_gradient():
     wanted = torch.autograd.grad(x_NI @ weight_OI.T, (x_NI, weight_OI), grad_NO)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_takes_a_gradient_that_is_one_number_for_all():
+    """The gradient of a sum has strides of zero."""
+    x_NI, weight_OI = torch.randn(40, 50, requires_grad=True), torch.randn(33, 50, requires_grad=True)
+    grad_x_NI, grad_weight_OI = torch.autograd.grad(linear(x_NI, weight_OI).sum(), (x_NI, weight_OI))
+    torch.testing.assert_close(grad_x_NI, weight_OI.sum(dim=0).expand(40, -1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad_weight_OI, x_NI.sum(dim=0).expand(33, -1), rtol=1e-5, atol=1e-5)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from moe import kernels
 from moe.config import BatchConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from moe.device import Device
 from moe.memory import GIB, PeakMemory, TensorBytes, predict_peak_gib, training_tensors
@@ -59,7 +58,7 @@ def test_prediction_is_within_ten_percent_of_the_measured_peak(micro_batch_size,
 
 
 def allocator_peak_bytes(run):
-    """What torch's CPU allocator handed out at most, kernels' own buffers included, by torch's profiler."""
+    """What torch's CPU allocator handed out at most, an operation's own buffers included, by torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     live = peak = 0
@@ -72,7 +71,7 @@ def allocator_peak_bytes(run):
 
 @pytest.mark.parametrize(("micro_batch_size", "seq_len"), LAPTOP_ARMS)
 def test_prediction_is_within_ten_percent_of_what_the_allocator_hands_out(micro_batch_size, seq_len):
-    """The tracker sees tensors; the allocator also sees what kernels take for themselves, a few percent more."""
+    """The tracker sees tensors; the allocator also sees what an operation takes for itself, a few percent more."""
     config, precision = make_config(micro_batch_size, seq_len), resolve_precision("fp32", CPU)
 
     def build_and_step():
@@ -112,16 +111,3 @@ def test_a_peak_is_remembered_after_its_tensors_are_freed():
         assert watch.live_bytes == 4000
         before.add_(1)
     assert watch.peak_bytes == 8000
-
-
-def test_without_kernels_a_step_needs_no_more():
-    """What torch's own passes copy would show here."""
-    config, precision = make_config(8, 256), resolve_precision("fp32", CPU)
-
-    def peak_bytes():
-        model, optimizers = make_trainer_parts(config, precision)
-        return allocator_peak_bytes(lambda: [step(model, optimizers, config, precision) for _ in range(2)])
-
-    with kernels.switched_off():
-        without = peak_bytes()
-    assert without == pytest.approx(peak_bytes(), rel=0.05)

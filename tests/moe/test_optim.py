@@ -145,15 +145,24 @@ def test_large_groups_are_orthogonalised_in_several_batches(monkeypatch):
 def test_newton_schulz_runs_in_bf16_where_it_is_fast_and_never_in_fp16():
     turing = Device(kind="cuda", name="Tesla T4", compute_capability=(7, 5))
     ampere = Device(kind="cuda", name="A10", compute_capability=(8, 6))
+    zen4 = Device(kind="cpu", name="Zen 4", bf16_instructions=("avx512_bf16",))
+    named = {
+        Device(kind="cpu"): ("fp32", "bf16", "fp16"),
+        zen4: ("fp32", "bf16"),
+        turing: ("fp32", "fp16"),
+        ampere: ("fp32", "bf16"),
+    }
     chosen = {
         (device.name, name): newton_schulz_dtype(device, resolve_precision(name, device))
-        for device, names in {CPU: ("fp32", "bf16", "fp16"), turing: ("fp32", "fp16"), ampere: ("fp32", "bf16")}.items()
+        for device, names in named.items()
         for name in names
     }
     assert chosen == {
         ("cpu", "fp32"): torch.float32,
         ("cpu", "bf16"): torch.bfloat16,
         ("cpu", "fp16"): torch.float32,
+        ("Zen 4", "fp32"): torch.float32,
+        ("Zen 4", "bf16"): torch.bfloat16,
         ("Tesla T4", "fp32"): torch.float32,
         ("Tesla T4", "fp16"): torch.float32,
         ("A10", "fp32"): torch.bfloat16,

@@ -6,6 +6,8 @@ from moe.errors import ConfigError
 from moe.precision import resolve_precision
 
 CPU = Device(kind="cpu")
+ZEN4 = Device(kind="cpu", bf16_instructions=("avx512_bf16",))
+SAPPHIRE_RAPIDS = Device(kind="cpu", bf16_instructions=("avx512_bf16", "amx_bf16"))
 TURING = Device(kind="cuda", name="Tesla T4", compute_capability=(7, 5))
 AMPERE = Device(kind="cuda", name="A10", compute_capability=(8, 6))
 
@@ -13,7 +15,9 @@ AMPERE = Device(kind="cuda", name="A10", compute_capability=(8, 6))
 @pytest.mark.parametrize(
     ("device", "name", "reason"),
     [
-        (CPU, "fp32", "fp32, because the device is a CPU"),
+        (CPU, "fp32", "fp32, because the CPU has neither avx512_bf16 nor amx_bf16"),
+        (ZEN4, "bf16", "bf16, because the CPU multiplies it natively (avx512_bf16)"),
+        (SAPPHIRE_RAPIDS, "bf16", "bf16, because the CPU multiplies it natively (avx512_bf16 and amx_bf16)"),
         (TURING, "fp16", "fp16, because Tesla T4 has compute capability 7.5 (below 8.0: no bf16 units)"),
         (AMPERE, "bf16", "bf16, because A10 has compute capability 8.6 (8.0 or newer)"),
     ],

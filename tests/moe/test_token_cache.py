@@ -96,7 +96,7 @@ def start_build(texts: Path, cache: Path, *, threads: str = "1"):
 
 
 def answer(process):
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate()
     assert process.returncode == 0
     return out.split()
 

@@ -23,10 +23,10 @@ def test_every_problem_with_a_corpus_is_told_at_once(tiny: Space) -> None:
     assert [str(problem) for problem in check_against_corpus(tiny, poor)] == [
         "strategies.long_seq.seq_len=64 exceeds the longest document (50 tokens); "
         'choose seq_len <= 50, another corpus, or corpus.longer_windows = "warn"',
-        "corpus=60 train tokens holds not one block of 65 tokens; choose a larger corpus or shorter arms",
-        "exam.rows_validation=32 asks for 2080 tokens, and the validation split has 130; "
+        "corpus=60 train tokens is less than one block of 65 tokens; choose a larger corpus or shorter arms",
+        "exam.rows_validation=32 needs 2080 tokens, and the validation split has 130; "
         "choose rows_validation <= 2, raise corpus.validation_share or choose a larger corpus",
-        "exam.rows_test=64 asks for 4160 tokens, and the test split has 10; "
+        "exam.rows_test=64 needs 4160 tokens, and the test split has 10; "
         "raise corpus.test_share or choose a larger corpus",
         "tokenizer.vocab_size=512 is more than the train split yields (300 tokens); "
         "choose vocab_size <= 300 or a larger corpus",

@@ -75,17 +75,17 @@ def test_every_reason_against_an_extension_is_given_at_once(tiny: Space) -> None
     with pytest.raises(SpaceErrors) as caught:
         extended_space(tiny, lr=[-0.1], strategies=arms, confirm_seeds=2)
     assert [str(problem) for problem in caught.value.problems] == [
-        "--lr=-0.1 must be a positive finite rate; choose a rate like 0.02",
+        "--lr=-0.1 must be a rate from 1e-12 to 1000; choose a rate like 0.02",
         "--seeds=2 is the total of confirm seeds, and the sweep has 3 already; choose more than 3",
-        "strategies.longer.seq_len=128 is longer than the longest arm (64 tokens), by which blocks and the exam's rows "
-        "were fixed when the sweep began; choose 8 <= seq_len <= 64 or start a sweep under another name",
-        "strategies.shorter.seq_len=4 is shorter than the shortest arm (8 tokens), by which the exam's common context "
-        "was fixed when the sweep began; choose 8 <= seq_len <= 64 or start a sweep under another name",
+        "strategies.longer.seq_len=128 is longer than the longest arm (64 tokens), by which the sweep fixed blocks and "
+        "the exam's rows when it started; choose 8 <= seq_len <= 64 or start another sweep",
+        "strategies.shorter.seq_len=4 is shorter than the shortest arm (8 tokens), by which the sweep fixed the exam's "
+        "common context when it started; choose 8 <= seq_len <= 64 or start another sweep",
         "strategies.uneven=192 tokens per step does not hit the sweep's frozen rungs and budget exactly (nearest to "
         "1024: 960 or 1152, 2048: 1920 or 2112, 4096: 4032 or 4224); "
         "choose a shape whose tokens per step divide 1024, 2048, 4096",
         "strategies.empty.micro_batch_size=0 must be at least 1; choose a value >= 1",
-        'strategies.5.name="large_batch" is already the name of strategies.0; give every arm a name of its own',
+        'strategies.5.name="large_batch" is already the name of strategies.0; give every arm its own name',
         "strategies.twin has the same shape 8 x 8, accumulate 1 as strategies.0, so both would be the same cells; "
         "change one of them or leave it out",
     ]
@@ -107,17 +107,17 @@ def test_resources_may_change_between_run_and_resume_and_identity_may_not(tiny: 
     assert frozen_differences(tiny, with_overrides(tiny, ["resources.workers=4", "description=x", "keep=all"])) == []
     changed = with_overrides(tiny, ["model.d_expert=32", "resources.workers=4", "rates.adamw_fixed=0.001"])
     assert [str(problem) for problem in frozen_differences(tiny, changed)] == [
-        "model.d_expert=32 was 16 when the sweep began, and decides what its cells are; "
-        "leave it, extend the sweep, or start one under another name",
-        "rates.adamw_fixed=0.001 was unset when the sweep began, and decides what its cells are; "
-        "leave it, extend the sweep, or start one under another name",
-        "rates.adamw_ratio=unset was 0.3 when the sweep began, and decides what its cells are; "
-        "leave it, extend the sweep, or start one under another name",
+        "model.d_expert=32 was 16 when the sweep started, and decides what its cells are; "
+        "leave it, extend the sweep, or start another one",
+        "rates.adamw_fixed=0.001 was unset when the sweep started, and decides what its cells are; "
+        "leave it, extend the sweep, or start another one",
+        "rates.adamw_ratio=unset was 0.3 when the sweep started, and decides what its cells are; "
+        "leave it, extend the sweep, or start another one",
     ]
 
 
 def test_a_rate_for_a_search_that_draws_adamws_ratio_is_refused(tiny_text: str) -> None:
     ratio = "search={kind='optuna', adamw_ratio_low=0.1, adamw_ratio_high=1.0}"
     space = parse_space(tiny_text.replace("adamw_ratio = 0.3", ""), [ratio])
-    with pytest.raises(SpaceErrors, match=r"--lr=\[0.03\] has no AdamW rate to go with.*; start a sweep under another"):
+    with pytest.raises(SpaceErrors, match=r"--lr=\[0.03\] has no AdamW rate to go with.*; start another sweep"):
         extended_space(space, lr=[0.03])

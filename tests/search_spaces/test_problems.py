@@ -98,7 +98,7 @@ def test_one_wrong_value_of_each_kind_is_reported_in_one_message() -> None:
         "'_' and '-', and start with a letter or a digit",
         "strategies.no/slash.micro_batch_size=0 must be at least 1; choose a value >= 1",
         "strategies.odd.grad_accum_steps=1.0 must be a whole number; write 1",
-        'strategies.1.name="same" is already the name of strategies.0; give every arm a name of its own',
+        'strategies.1.name="same" is already the name of strategies.0; give every arm its own name',
         "strategies.1 has the same shape 8 x 8, accumulate 1 as strategies.0, so both would be the same cells; "
         "change one of them or leave it out",
         "strategies.odd.seq_len=48 must divide the longest seq_len (64), from whose blocks every arm's windows are "
@@ -118,8 +118,8 @@ def test_one_wrong_value_of_each_kind_is_reported_in_one_message() -> None:
         "schedule.decay_share=0.5 leaves no room for schedule.warmup_share (0.6): together they exceed the budget; "
         "choose decay_share <= 0.4",
         'resources.workers=0 must be "auto" or a whole number of at least 1; write "auto" or a number such as 2',
-        'resources.gpu_per_trial=1.5 must be "auto", 0, a fraction of a GPU up to 1, a whole number of GPUs, or a '
-        'table of these by arm; write "auto", 0.25, or { large_batch = 0.5, ... }',
+        'resources.gpu_per_trial=1.5 must be "auto", 0, a share of one GPU from 0.01 to 1 (a trial trains on one '
+        'GPU), or a table of shares by arm; write "auto", 0.25, or { large_batch = 0.5, ... }',
         "verdict.alpha=0.5 must be less than 0.5; choose a value < 0.5",
         "learning_rates=[0.1] is not a key of a space; did you mean 'rates.lr'?",
     ]
@@ -147,6 +147,13 @@ def test_a_key_at_the_wrong_place_is_told_where_it_belongs(tiny_text: str) -> No
 def test_a_key_like_no_other_is_shown_the_known_ones(tiny_text: str) -> None:
     assert messages_of(tiny_text, ["seeds.zzz=1"]) == [
         "seeds.zzz=1 is not a key of seeds; leave it out; known keys: explore, confirm"
+    ]
+
+
+def test_a_key_that_several_tables_have_is_not_looked_for_in_one_of_them(tiny_text: str) -> None:
+    assert messages_of(tiny_text, ['optimizer.kind="adamw"']) == [
+        'optimizer.kind="adamw" is not a key of optimizer; leave it out; known keys: muon_momentum, '
+        "muon_weight_decay, adamw_betas, adamw_eps, adamw_weight_decay, clip_grad_norm"
     ]
 
 
@@ -180,7 +187,7 @@ def test_a_value_in_the_place_of_a_table_is_refused(tiny_text: str) -> None:
         (["corpus=files"], "corpus.paths is missing, and a corpus of kind 'files' needs it"),
         (["corpus=embeded"], "corpus.kind=\"embeded\" must be one of embedded, files, hub; did you mean 'embedded'?"),
         (["corpus.dataset=a/b"], "corpus.dataset=\"a/b\" has no meaning for a corpus of kind 'embedded'; leave it out"),
-        (["corpus.validation_share=0.5", "corpus.test_share=0.5"], "leaves nothing to train on"),
+        (["corpus.validation_share=0.6"], "corpus.validation_share=0.6 must be less than 0.5; choose a value < 0.5"),
         (["tokenizer=bpe:many"], 'tokenizer.vocab_size="many" must be a whole number'),
         (["tokenizer=bpe:100"], "tokenizer.vocab_size=100 must be at least 257; choose a value >= 257"),
         (["tokenizer.path=x"], "has no meaning for a tokenizer of kind 'bpe'; leave it out, set kind = \"directory\""),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces import load_space
-from sweeps.training_config import at_home_anywhere, corpus_config
+from sweeps.training_config import corpus_config, with_absolute_paths
 
 
 def test_a_path_that_was_relative_to_the_command_is_found_from_any_folder(
@@ -15,7 +15,7 @@ def test_a_path_that_was_relative_to_the_command_is_found_from_any_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     typed = ["corpus=files:texts/*.txt", "tokenizer=directory:my-tokenizer"]
-    space = at_home_anywhere(load_space(preset="smoke", overrides=typed))
+    space = with_absolute_paths(load_space(preset="smoke", overrides=typed))
     monkeypatch.chdir("/")
     assert corpus_config(space).paths == (str(tmp_path / "texts" / "*.txt"),)
     assert space.tokenizer.path == str(tmp_path / "my-tokenizer")
@@ -23,4 +23,4 @@ def test_a_path_that_was_relative_to_the_command_is_found_from_any_folder(
 
 def test_a_space_without_paths_stays_as_it_is() -> None:
     space = load_space(preset="smoke")
-    assert at_home_anywhere(space) == space
+    assert with_absolute_paths(space) == space

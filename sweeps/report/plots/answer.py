@@ -103,7 +103,7 @@ def _draw_differences(panel: Axes, facts: Facts, tips: Tips) -> None:
     panel.set_ylim(-len(pairs) + 0.5, 0.75)
     _bare_rows(panel)
     panel.set_xlabel("difference of test losses" + (", margin shaded" if margin else ""))
-    panel.set_title("Paired differences, seed by seed")
+    panel.set_title("Differences of the arms")
 
 
 def _bare_rows(panel: Axes) -> None:

@@ -63,7 +63,7 @@ PLOTS = (
         name="confirm",
         title="The judged cells",
         note="First, each mark is one confirm seed; a thin line joins cells of one seed, which saw the same tokens. "
-        "Then their paired differences; an interval that stays clear of zero takes the colour of the better arm. "
+        "Then the differences of the arms; an interval that stays clear of zero takes the colour of the better arm. "
         "Bars are {confidence} intervals.",
         available=answer.has_confirm,
         draw=answer.draw_confirm,

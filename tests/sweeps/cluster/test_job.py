@@ -66,9 +66,9 @@ class JobServer:
     def get_job_info(self, job_id: str) -> SimpleNamespace:
         if job_id == "raysubmit_look":
             state = self.look_states.pop(0) if len(self.look_states) > 1 else self.look_states[0]
-            return SimpleNamespace(submission_id=job_id, status=state, message="as told")
+            return SimpleNamespace(submission_id=job_id, status=state, message="a message")
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        return SimpleNamespace(submission_id=job_id, status=state, driver_exit_code=self.code, message="as told")
+        return SimpleNamespace(submission_id=job_id, status=state, driver_exit_code=self.code, message="a message")
 
     def get_job_logs(self, job_id: str) -> str:
         if job_id == "raysubmit_look":
@@ -165,9 +165,12 @@ def test_a_cluster_that_lacks_one_gets_what_the_project_needs_by_constraints_and
     runtime_env = submitted["runtime_env"]
     assert runtime_env["pip"]["pip_check"] is False
     assert runtime_env["config"] == {"setup_timeout_seconds": 1800}
-    pins = {pin.partition("==")[0] for pin in runtime_env["pip"]["packages"]}
-    assert {"torch", "mlflow", "aiohttp"} <= pins, "with all that they need in turn"
-    assert not {"ray", "pytest", "mypy", "moto"} & pins
+    *pins, under = runtime_env["pip"]["packages"]
+    assert under == "-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt", "and all that they need, as pinned"
+    assert server.staged.count("constraints.txt") == 1
+    names = {pin.partition("==")[0] for pin in pins}
+    assert {"torch", "mlflow", "typer"} <= names
+    assert not {"ray", "pytest", "mypy", "moto"} & names
     assert submitted["entrypoint"].startswith("python -m sweeps run "), "this Python is outside of that environment"
     assert said[0] == (
         "the cluster lacks mlflow==3.17.2, optuna==5.0.0, torch==2.13.0 and 1 more: "
@@ -175,11 +178,11 @@ def test_a_cluster_that_lacks_one_gets_what_the_project_needs_by_constraints_and
     )
 
 
-def test_a_cluster_that_cannot_say_what_it_has_is_refused_with_its_reason(
+def test_a_cluster_that_cannot_list_its_packages_is_refused_with_its_reason(
     server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.look_states = ["PENDING", "FAILED"]
-    with pytest.raises(BadInputError, match="the cluster cannot run a job: FAILED: as told"):
+    with pytest.raises(BadInputError, match="the cluster cannot run a job: FAILED: a message"):
         run_as_job(ADDRESS, REQUEST, environment={}, say=lambda line: None)
     server.look_states = ["PENDING"]
     monkeypatch.setattr(job, "LOOK_DEADLINE_S", -1.0)

@@ -8,25 +8,24 @@ import sys
 from pathlib import Path
 
 from sweeps.cluster.node_probe import INSTALL_DEADLINE_S, NODE_DEADLINE_S, node_deadline_s
-from sweeps.cluster.pinned import LACKING, lacking, pins_of_first_rank, pins_of_project
+from sweeps.cluster.pinned import LACKING, lacking, project_pins
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_an_environment_is_what_the_project_needs_however_it_spells_it_and_no_ray(tmp_path: Path) -> None:
+def test_the_pins_are_those_of_packages_that_the_project_names_however_they_are_spelt(tmp_path: Path) -> None:
     constraints = tmp_path / "constraints.txt"
     constraints.write_text(
-        "# pinned\ntorch==2.13.0\nray[tune]==2.60.0\npytest==9\n-r other\n"
-        "Typing_Extensions==4.1 ; python_version > '3'\n"
+        "# pinned\ntorch==2.13.0\nray[tune]==2.60.0\npytest==9\naiohttp==3\n-r other\n"
+        "PyArrow==25 ; python_version > '3'\n"
     )
-    assert pins_of_project(constraints) == ["torch==2.13.0", "Typing_Extensions==4.1"]
-    assert pins_of_first_rank(constraints) == ["torch==2.13.0"]
+    assert project_pins(constraints) == ["torch==2.13.0", "PyArrow==25"]
 
 
-def test_every_package_that_the_project_names_is_judged_by() -> None:
-    pins = pins_of_first_rank(ROOT / "constraints.txt")
-    assert {"torch", "mlflow", "optuna", "typer"} < {pin.partition("==")[0] for pin in pins}
-    assert set(pins) < set(pins_of_project(ROOT / "constraints.txt"))
+def test_the_pins_of_this_project_are_all_but_rays() -> None:
+    names = {pin.partition("==")[0] for pin in project_pins(ROOT / "constraints.txt")}
+    assert {"torch", "mlflow", "optuna", "typer"} < names
+    assert not {"ray", "pytest"} & names
 
 
 def test_another_version_is_lacking_and_another_build_of_the_same_is_not() -> None:
@@ -39,7 +38,7 @@ def test_another_version_is_lacking_and_another_build_of_the_same_is_not() -> No
     ]
 
 
-def test_a_machine_with_nothing_but_python_can_say_what_it_lacks() -> None:
+def test_a_machine_with_nothing_but_python_can_list_what_it_lacks() -> None:
     words = [sys.executable, "-S", "-m", "sweeps.cluster.pinned", "torch==2.13.0", "mlflow==3.17.2"]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == f"{LACKING}{json.dumps(['torch==2.13.0', 'mlflow==3.17.2'])}\n"

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweeps.cluster.machines import Gpu, gpu_memories_gib, local_facts, usable_cpus, visible_gpus
+from sweeps.cluster.gpus import Gpu, gpu_memories_gib, lowest_compute_capability, visible_gpus
+from sweeps.cluster.machines import local_machine, usable_cpus
 from sweeps.cluster.reachability import hub_problem, tracking_problem
 from sweeps.commands import doctor
 from sweeps.commands.doctor import (
@@ -77,8 +78,6 @@ def test_the_whole_examination_names_every_subject_and_a_remedy_for_whatever_is_
         "versions",
         "torch",
         "device",
-        "matmul",
-        "kernels",
         "Ray",
         "storage",
         "tracking",
@@ -88,7 +87,7 @@ def test_the_whole_examination_names_every_subject_and_a_remedy_for_whatever_is_
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(render(rows))
     console.file.close()
-    assert "GFLOP/s in fp32 on one CPU thread" in console.export_text()
+    assert "a private one per sweep" in console.export_text()
 
 
 def test_versions_that_differ_from_the_pins_are_named(tmp_path: Path) -> None:
@@ -138,26 +137,27 @@ def test_low_disk_space_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_leftovers_of_ray_are_named_with_their_pids() -> None:
     rows = leftover_rows(
-        processes=[(41, "gcs_server"), (42, "raylet")],
+        daemons=[(41, "gcs_server"), (42, "raylet")],
         current_cluster=True,
         auth_token=True,
         environment={},
-        wants_running_cluster=False,
+        uses_cluster=False,
     )
     assert rows[0].found == "running: gcs_server (pid 41), raylet (pid 42)"
-    assert rows[1].remedy == "export RAY_AUTH_MODE=disabled, or =token on all"
-
-
-def test_a_cluster_that_is_wanted_is_no_leftover_and_a_stale_file_is_one() -> None:
-    wanted = {"auth_token": True, "environment": {"RAY_AUTH_MODE": "token"}}
-    running = leftover_rows(
-        processes=[(1, "raylet")],
-        current_cluster=True,
-        wants_running_cluster=True,
-        **wanted,  # type: ignore[arg-type]
+    assert rows[1].remedy.startswith("export RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on all nodes, or "), (
+        "safest first"
     )
-    assert running == []
-    [row] = leftover_rows(processes=[], current_cluster=True, wants_running_cluster=False, **wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chosen", [{"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_TOKEN": "secret"}])
+def test_a_cluster_in_use_is_no_leftover_and_a_stale_file_is_one(chosen: dict[str, str]) -> None:
+    def rows(daemons: list[tuple[int, str]], *, uses_cluster: bool) -> list[Row]:
+        return leftover_rows(
+            daemons=daemons, current_cluster=True, auth_token=True, environment=chosen, uses_cluster=uses_cluster
+        )
+
+    assert rows([(1, "raylet")], uses_cluster=True) == []
+    [row] = rows([], uses_cluster=False)
     assert row.remedy == "delete that file"
 
 
@@ -250,8 +250,15 @@ def test_gpu_memory_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_memories_gib() == (24.0, 80.0)
-    [node] = local_facts().nodes
+    [node] = local_machine().nodes
     assert (node.gpus, node.gpu_gib) == (2, 24.0)
+
+
+def test_the_lowest_compute_capability_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, "echo 10.0; echo 7.5; echo '[N/A]'", monkeypatch)
+    assert lowest_compute_capability() == (7, 5)
+    nvidia_smi(tmp_path, "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2", monkeypatch)
+    assert lowest_compute_capability() is None
 
 
 @pytest.mark.parametrize("shown", ["1", "GPU-1c", "GPU-1c3d", "1,GPU-lost,0"])
@@ -261,7 +268,7 @@ def test_the_memory_of_a_hidden_gpu_counts_for_nothing(
     nvidia_smi(tmp_path, "echo 0, GPU-1a2b, 24576; echo 1, GPU-1c3d, 81920", monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    [node] = local_facts().nodes
+    [node] = local_machine().nodes
     assert (node.gpus, node.gpu_gib) == (1, 80.0)
     assert gpu_memories_gib() == (24.0, 80.0), "a task of Ray's that holds no GPU sees all of the machine's"
 
@@ -286,7 +293,7 @@ def test_a_slice_of_a_gpu_has_the_memory_that_cuda_says(tmp_path: Path, monkeypa
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     slice_of_it = SimpleNamespace(total_memory=10 * 2**30)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: slice_of_it)
-    [node] = local_facts().nodes
+    [node] = local_machine().nodes
     assert (node.gpus, node.gpu_gib) == (1, 10.0)
 
 
@@ -299,6 +306,6 @@ def test_a_driver_that_fails_shows_no_gpu(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_declared_gpus_stand_for_real_ones_and_cpus_follow_the_affinity() -> None:
-    facts = local_facts(declared_gpus=2)
+    facts = local_machine().declaring(2)
     assert facts.gpus == 2
     assert facts.nodes[0].cpus == usable_cpus() >= 1

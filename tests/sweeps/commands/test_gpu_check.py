@@ -13,7 +13,7 @@ import pytest
 from search_spaces import Space, load_space, parse_space, preset_text
 from sweeps.commands.gpu_check import gpu_check, run_checks, write_report
 from sweeps.errors import NoDeviceError
-from sweeps.packing.fractions import allocator_share
+from sweeps.packing.shares import allocator_share
 from sweeps.trial.gpu_experiments import Check, Laboratory, arm_checks, kill_and_resume, packing
 from sweeps.trial.gpu_trial import TrialFacts, TrialOrder
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from search_spaces import Space, load_space
+from sweeps.cluster.machines import Machines
 from sweeps.packing import duration
 from sweeps.packing.duration import BUSY_SHARE, estimate, expected_tokens
-from sweeps.packing.fractions import ResourcePlan
+from sweeps.packing.shares import Packing
 from sweeps.running.live_table import time_taken
 
 VOCAB = 1024
+CPUS = Machines.of(cpus=2)
 
 
 @pytest.fixture
@@ -21,17 +23,12 @@ def space() -> Space:
     return load_space(preset="smoke")
 
 
-def resources(space: Space, *, workers: int = 2, gpu_fraction: float | None = None) -> ResourcePlan:
+def packing(space: Space, *, gpu_fraction: float | None = None, workers: int = 2) -> Packing:
     arms = [arm.name for arm in space.strategies]
-    return ResourcePlan(
-        workers=workers,
-        threads_per_trial=1,
-        gpu_fraction=dict.fromkeys(arms, gpu_fraction),
-        slots=dict.fromkeys(arms, workers),
-    )
+    return Packing(threads=1, gpu_fraction=dict.fromkeys(arms, gpu_fraction), slots=dict.fromkeys(arms, workers))
 
 
-def material_without_exams() -> Any:
+def data_without_exams(vocab_size: int = VOCAB) -> Any:
     exam = SimpleNamespace(
         validation=SimpleNamespace(n_targets=0),
         test=SimpleNamespace(n_rows=0),
@@ -39,7 +36,7 @@ def material_without_exams() -> Any:
         eval_lens=(64,),
         block_len=1024,
     )
-    return SimpleNamespace(exam=exam)
+    return SimpleNamespace(exam=exam, tokens=SimpleNamespace(vocab_size=vocab_size))
 
 
 def speed(monkeypatch: pytest.MonkeyPatch, measured: dict[str, float] | None) -> list[int]:
@@ -65,7 +62,7 @@ def test_hours_are_tokens_at_the_measured_speed_shared_among_the_workers(
     measured = {"large_batch": 1e-5, "balanced": 2e-5, "long_seq": 3e-5}
     asked = speed(monkeypatch, measured)
     monkeypatch.setattr(duration, "_exam_tokens", lambda *_: 0)
-    found = estimate(space, material_without_exams(), VOCAB, resources(space))
+    found = estimate(space, data_without_exams(), packing(space), CPUS)
     assert found is not None
     assert found.hours * 3600 == pytest.approx(3.5 * space.budget_tokens * 6e-5 / 2 / BUSY_SHARE)
     assert found.source == "measured by some steps of each arm"
@@ -74,21 +71,21 @@ def test_hours_are_tokens_at_the_measured_speed_shared_among_the_workers(
 
 def test_exams_take_time_too(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     speed(monkeypatch, dict.fromkeys(("large_batch", "balanced", "long_seq"), 1e-5))
-    without = estimate(space, material_without_exams(), VOCAB, resources(space))
-    material = material_without_exams()
-    material.exam.validation.n_targets = 3000
-    with_exams = estimate(space, material, VOCAB, resources(space))
+    without = estimate(space, data_without_exams(), packing(space), CPUS)
+    data = data_without_exams()
+    data.exam.validation.n_targets = 3000
+    with_exams = estimate(space, data, packing(space), CPUS)
     assert without is not None and with_exams is not None
     # 3 arms, 2 explore and 2 confirm cells each, a validation exam at the rung and at the end, a third of a step's cost
     more_s = 3 * 4 * 2 * 3000 * 1e-5 / 3 / 2 / BUSY_SHARE
     assert (with_exams.hours - without.hours) * 3600 == pytest.approx(more_s)
 
 
-def test_steps_too_long_to_try_are_reckoned_from_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_too_long_to_time_are_estimated_from_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = speed(monkeypatch, None)
     monkeypatch.setattr(duration, "matmul_flops_per_s", lambda: 1e10)
     tutorial = load_space(preset="tutorial")
-    found = estimate(tutorial, material_without_exams(), 49_152, resources(tutorial))
+    found = estimate(tutorial, data_without_exams(49_152), packing(tutorial), CPUS)
     assert found is not None
     assert found.source == "from its matmul rate"
     assert found.hours > 100
@@ -99,18 +96,20 @@ def test_a_probe_that_fails_leaves_the_estimate_from_matrix_products(
     space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speed(monkeypatch, None)
-    found = estimate(space, material_without_exams(), VOCAB, resources(space))
+    found = estimate(space, data_without_exams(), packing(space), CPUS)
     assert found is not None
     assert found.source == "from its matmul rate"
 
 
-def test_nothing_is_said_of_gpus_that_are_not_here(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = speed(monkeypatch, {"large_batch": 1e-5})
-    assert estimate(space, material_without_exams(), VOCAB, resources(space, gpu_fraction=0.5)) is None
-    assert estimate(space, material_without_exams(), VOCAB, resources(space, workers=0)) is None
-    assert asked == []
+def test_trials_that_share_a_gpu_take_turns_and_are_never_estimated_without_a_measurement(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = speed(monkeypatch, None)
+    gpu = Machines.of(cpus=16, gpus=1, gpu_gib=24.0)
+    assert estimate(space, data_without_exams(), packing(space, gpu_fraction=0.125, workers=8), gpu) is None
+    assert asked == [1]
 
 
 def test_the_first_estimate_is_held_against_the_truth() -> None:
-    assert time_taken(400.0, 300.0) == "took 6m40s; the first estimate was 5m00s (-25%)"
+    assert time_taken(400.0, 300.0) == "took 6 min 40 s; first estimate 5 min (25% too low)"
     assert time_taken(40.0, None) == "took 40 s"

@@ -15,7 +15,16 @@ from sweeps.report.facts import Facts, Stretch
 from sweeps.report.plots.answer import FEWEST_TARGETS, position_losses
 from sweeps.report.plots.files import PLOTS, Picture, draw_all
 from sweeps.report.plots.schedule import MAX_STRETCHES, merged
-from sweeps.report.plots.style import ARM_LIGHT, CSS_VARIABLES, MARKERS, Tips, arm_marker, drawing, inline_svg, svg_text
+from sweeps.report.plots.style import (
+    ARM_LIGHT,
+    CSS_VARIABLES,
+    MARKERS,
+    Tips,
+    arm_marker,
+    drawing,
+    inline_svg,
+    svg_text,
+)
 from sweeps.report.plots.training import MAX_CURVES_PER_ARM, MAX_POINTS_PER_CURVE, smoothed, thin_curve, thinned
 from sweeps.verdict.rows import ControlSplit, Estimate
 from tests.sweeps.report_data import changed, judged, results

@@ -1,6 +1,8 @@
-"""A sitting: what is refused leaves the ledger as it was, and what is cut short is done again."""
+"""A session: what is refused leaves the ledger as it was, and what is interrupted is done again."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from moe.flops import total_parameters
 from search_spaces import Identity, Space, explore_cells, load_space, with_overrides
+from sweeps.cluster.machines import Machines
 from sweeps.commands.extend import extend_plan
 from sweeps.commands.status import status_of
 from sweeps.errors import BadInputError, DamagedError, WorldError
@@ -18,12 +21,23 @@ from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import BEGINNING_KEYS, Ledger
 from sweeps.plan.phases import first_cells
+from sweeps.running.begin import SpaceChoice
 from sweeps.running.finish import finish, keep_needed_weights
-from sweeps.running.session import Sitting, _peaks, _tell_of_other_kernels, resume, run_new
-from sweeps.running.signals import resumable
+from sweeps.running.session import SessionOptions, _peaks, resume, run_new
+from sweeps.running.signals import Interruption
 from sweeps.training_config import model_config
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+
+
+def options(folder: Path, **more: Any) -> SessionOptions:
+    return SessionOptions(runs_uri=str(folder), console=Console(), **more)
+
+
+def interruption_of(ledger: Ledger) -> Interruption:
+    interruption = Interruption(Console())
+    interruption.ledger = ledger
+    return interruption
 
 
 @pytest.fixture
@@ -43,23 +57,13 @@ def ledger(tmp_path: Path, space: Space) -> Ledger:
 
 
 def test_an_extension_that_other_code_refuses_is_not_written(ledger: Ledger, tmp_path: Path) -> None:
-    def more(held: Ledger) -> None:
-        extend_plan(held, lr=[0.5])
+    def more(held: Ledger, space: Space) -> Space:
+        return extend_plan(held, space, lr=[0.5])
 
     with pytest.raises(BadInputError, match="the code of moe has changed"):
-        resume("first", Sitting(runs_uri=str(tmp_path)), Console(), extend=more)
+        resume("first", options(tmp_path), extend=more)
     assert len(ledger.plan_pages()) == 1
     assert ledger.code_changes() == []
-
-
-@pytest.mark.parametrize(("began_with", "told"), [("avx2", True), ("avx512", False), (None, False)])
-def test_a_machine_with_other_kernels_is_told(
-    began_with: str | None, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("moe.kernels.load", lambda: SimpleNamespace(found="avx512"))
-    console = Console(record=True, width=200, quiet=False)
-    _tell_of_other_kernels({"hardware": {"kernels": began_with}}, console, Sitting(runs_uri=str(tmp_path)))
-    assert ("kernels were 'avx2' when the sweep began, now 'avx512'" in console.export_text()) == told
 
 
 def test_a_retry_that_other_code_refuses_keeps_the_outcome(ledger: Ledger, tmp_path: Path) -> None:
@@ -67,27 +71,29 @@ def test_a_retry_that_other_code_refuses_keeps_the_outcome(ledger: Ledger, tmp_p
     folder = ledger.cell_folder(planned.cell_id)
     folder.write_outcome(planned.cell, "failed", reason="a bug")
     with pytest.raises(BadInputError, match="the code of moe has changed"):
-        resume("first", Sitting(runs_uri=str(tmp_path), retry_failed=True), Console())
+        resume("first", options(tmp_path, retry_failed=True))
     assert folder.outcome() is not None
 
 
-def test_a_new_sweep_does_not_take_over_the_rest_of_a_deleted_one(tmp_path: Path, space: Space) -> None:
+def test_a_new_sweep_does_not_take_over_the_rest_of_a_deleted_one(tmp_path: Path) -> None:
     (tmp_path / "first" / "cells").mkdir(parents=True)
     with pytest.raises(BadInputError, match=r"holds no sweep and is not empty \(cells\)"):
-        run_new(space, "first", Sitting(runs_uri=str(tmp_path)), Console())
+        run_new(SpaceChoice(preset="smoke"), "first", options(tmp_path))
 
 
-def test_the_verdict_is_written_once_the_report_is(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verdict_is_written_once_the_report_is(
+    ledger: Ledger, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sweeps.running.finish.write_reports", killed)
     with pytest.raises(KeyboardInterrupt):
-        finish(ledger, Console(), keep="best", quiet=True)
+        finish(ledger, space, Console(), quiet=True)
     assert ledger.verdict() is None
 
 
-def test_weights_are_kept_as_the_last_sitting_wished(ledger: Ledger) -> None:
+def test_weights_are_kept_as_the_last_session_requests(ledger: Ledger) -> None:
     planned = ledger.planned_cells()[0]
     folder = ledger.cell_folder(planned.cell_id)
     folder.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
@@ -99,48 +105,43 @@ def test_weights_are_kept_as_the_last_sitting_wished(ledger: Ledger) -> None:
     assert folder.checkpoints.complete() == []
 
 
-def test_an_arm_that_an_extension_added_gets_a_predicted_peak(
-    ledger: Ledger, space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_arm_that_an_extension_added_gets_a_predicted_peak(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen, added = (arm.name for arm in space.strategies[:2])
-    beginning = {"strategies": [{"name": frozen, "predicted_peak_gib": 1.0}], "precision": "fp32"}
-    monkeypatch.setattr(Ledger, "beginning", lambda _self: beginning)
+    beginning = {"strategies": [{"name": frozen, "predicted_peak_gib": 1.0}]}
     predicted = {arm.name: 2.0 for arm in space.strategies}
     monkeypatch.setattr("sweeps.running.session.predicted_peaks", lambda *_, **__: predicted)
-    peaks = _peaks(ledger, space, vocab_size=512)
+    peaks = _peaks(beginning, space, Machines.of(cpus=2), vocab_size=512)
     assert (peaks[frozen], peaks[added]) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("ended_by", [WorldError("No space left on device"), KeyboardInterrupt()])
-def test_whatever_ends_a_sitting_from_outside_names_the_command_that_goes_on(
-    ledger: Ledger, ended_by: BaseException
-) -> None:
-    with pytest.raises(WorldError, match="sweeps resume first"), resumable(ledger):
+def test_whatever_interrupts_a_session_names_the_command_that_resumes(ledger: Ledger, ended_by: BaseException) -> None:
+    with pytest.raises(WorldError, match=r"Resume with: .*sweeps resume first"), interruption_of(ledger):
         raise ended_by
 
 
 def test_what_ends_it_before_the_sweep_began_names_none(tmp_path: Path) -> None:
     nothing = Ledger(Storage(str(tmp_path)), "nothing")
-    with pytest.raises(BadInputError, match=r"^no Ray cluster answers$"), resumable(nothing):
+    with pytest.raises(BadInputError, match=r"^no Ray cluster answers$"), interruption_of(nothing):
         raise WorldError("no Ray cluster answers")
-    with pytest.raises(WorldError, match=r"^interrupted before the sweep began"), resumable(nothing):
+    with pytest.raises(WorldError, match=r"^interrupted before the sweep began"), interruption_of(nothing):
         raise KeyboardInterrupt
 
 
 def test_damage_is_not_called_resumable(ledger: Ledger) -> None:
-    with pytest.raises(DamagedError, match=r"^outcome is damaged$"), resumable(ledger):
+    with pytest.raises(DamagedError, match=r"^outcome is damaged$"), interruption_of(ledger):
         raise DamagedError("outcome is damaged")
 
 
 def test_sigterm_is_as_resumable_as_ctrl_c_before_and_after_the_trials_run(ledger: Ledger) -> None:
-    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable(ledger):
+    with pytest.raises(WorldError, match=r"interrupted; .*sweeps resume first"), interruption_of(ledger):
         signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(WorldError, match=r"interrupted; .* sweeps resume first"), resumable(ledger):
+    with pytest.raises(WorldError, match=r"interrupted; .*sweeps resume first"), interruption_of(ledger):
         raise SystemExit(signal.SIGTERM)  # what Ray makes of one
 
 
 def test_a_sweep_that_another_driver_began_meanwhile_is_not_begun_again(
-    tmp_path: Path, space: Space, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = Ledger(Storage(str(tmp_path)), "first")
     beginning = dict.fromkeys(BEGINNING_KEYS)
@@ -149,12 +150,17 @@ def test_a_sweep_that_another_driver_began_meanwhile_is_not_begun_again(
         elsewhere.begin(beginning)
         return SimpleNamespace(tokens=SimpleNamespace(vocab_size=512))
 
-    monkeypatch.setattr("sweeps.running.session._material", meanwhile)
+    @contextmanager
+    def no_ray(*_: Any) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr("sweeps.running.session._ray", no_ray)
+    monkeypatch.setattr("sweeps.running.session._training_data", meanwhile)
     monkeypatch.setattr("sweeps.running.session.corpus_facts", lambda _: None)
     for pure in ("audit_table", "predicted_peaks"):
         monkeypatch.setattr(f"sweeps.running.session.{pure}", lambda *_, **__: {})
-    with pytest.raises(BadInputError, match="'first' is there already and is never overwritten"):
-        run_new(space, "first", Sitting(runs_uri=str(tmp_path), quiet=True), Console())
+    with pytest.raises(BadInputError, match="'first' exists already and is never overwritten"):
+        run_new(SpaceChoice(preset="smoke"), "first", options(tmp_path, quiet=True))
     assert elsewhere.plan_pages() == []
 
 
@@ -168,19 +174,19 @@ def test_what_a_retry_would_go_on_from_is_kept(ledger: Ledger) -> None:
     assert kept == [[100], [100], []]
 
 
-def test_a_rate_that_is_named_twice_is_added_once(ledger: Ledger) -> None:
-    extend_plan(ledger, lr=[0.5, 0.5])
+def test_a_rate_that_is_named_twice_is_added_once(ledger: Ledger, space: Space) -> None:
+    extend_plan(ledger, space, lr=[0.5, 0.5])
     ids = [planned.cell_id for planned in ledger.planned_cells()]
     assert len(ids) == len(set(ids)) == 6 + 3
 
 
 def test_a_status_that_is_asked_for_while_cells_are_added_shows_those_it_knows(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = LedgerReader.results
 
     def added_meanwhile(self: LedgerReader) -> Any:
-        extend_plan(ledger, lr=[0.5])
+        extend_plan(ledger, space, lr=[0.5])
         return results(self)
 
     monkeypatch.setattr(LedgerReader, "results", added_meanwhile)
@@ -206,11 +212,10 @@ def test_a_sweep_is_not_resumed_where_the_storage_lacks_room_for_what_is_left(
     ledger: Ledger, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = SimpleNamespace(vocab_size=512)
-    monkeypatch.setattr("sweeps.running.session._material", lambda *_, **__: SimpleNamespace(tokens=tokens))
+    monkeypatch.setattr("sweeps.running.session._training_data", lambda *_, **__: SimpleNamespace(tokens=tokens))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
-    sitting = Sitting(runs_uri=str(tmp_path), quiet=True, allow_code_change=True)
     with pytest.raises(BadInputError, match=r"has 1 MiB free, and this sweep may come to hold \d+ MiB more; free some"):
-        resume("first", sitting, Console())
+        resume("first", options(tmp_path, quiet=True, allow_code_change=True))
 
     planned = ledger.planned_cells()
     held = ledger.cell_folder(planned[0].cell_id)

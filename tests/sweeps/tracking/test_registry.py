@@ -126,7 +126,6 @@ def read_in_a_fresh_process(store: TrackingStore, exam: Path) -> Any:
         [sys.executable, "-W", "ignore", "-c", READER, store.uri, str(exam)],
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"},
     )

@@ -6,7 +6,6 @@ import errno
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,12 +276,14 @@ def test_a_store_that_does_not_answer_is_one_message_with_the_command_and_no_pas
     assert "secret" not in str(caught.value)
 
 
-def test_a_database_that_is_down_is_told_at_once() -> None:
+def test_a_database_that_is_down_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"somebody waits {seconds} s before another attempt, as MLflow does for 100 s in all")
+
+    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", wait)
     store = TrackingStore(uri="postgresql://ada:secret@127.0.0.1:9/mlflow", artifacts_dir=None)
-    started_s = time.monotonic()
     with pytest.raises(TrackingUnavailableError, match=r"repeat `sweeps sync first` when it answers") as caught:
         sync(SweepView(results=made_up.finished_sweep()), store)
-    assert time.monotonic() - started_s < 20  # MLflow's own attempts last 100 s
     assert "Connection refused" in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -298,7 +299,7 @@ def test_a_process_killed_while_it_makes_the_database_leaves_a_store_that_opens(
         "event.listen(Engine, 'after_cursor_execute', kill)\n"
         "connect(tracking_store(sys.argv[1], {}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "mlflow.db").exists()
     connect(tracking_store(str(tmp_path), {})).create_experiment("first")
@@ -354,7 +355,7 @@ def test_the_terminal_stays_quiet_and_the_working_directory_clean(tmp_path: Path
     )
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", code, str(root)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, str(root)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [each.name for each in tmp_path.iterdir()] == ["runs"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moe.device import Device
 from search_spaces import Space, load_space
-from sweeps.cluster.machines import ClusterFacts, NodeFacts
+from sweeps.cluster.machines import Machines, Node
 from sweeps.trial.gpu_trial import TrialFacts, TrialOrder
 from sweeps.trial.probe import ProbedPeaks, Run, calibrated_peaks, probe_key, probed_peaks
 
+GPU = Machines(nodes=(Node(cpus=8, gpus=1, gpu_gib=24.0),), gpu_name="a GPU", compute_capability=(8, 0))
 PREDICTED_GIB = {"large_batch": 4.0, "balanced": 4.0, "long_seq": 4.0}
 
 
@@ -79,8 +80,6 @@ def test_a_damaged_memory_of_a_probe_is_measured_again(tmp_path: Path) -> None:
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measuring:
     """This machine pretends to have a GPU on which every arm has the same peak."""
     gpu = Measuring()
-    device = Device(kind="cuda", name="a GPU", compute_capability=(8, 0))
-    monkeypatch.setattr("sweeps.trial.probe.training_device", lambda: device)
     monkeypatch.setattr("sweeps.trial.probe.Laboratory", lambda folder: gpu)
     monkeypatch.setattr("sweeps.trial.probe.run_on_cluster", gpu.run)
     monkeypatch.setenv("SWEEPS_CACHE_DIR", str(tmp_path))
@@ -88,19 +87,19 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measuring:
 
 
 def test_a_sweep_measures_its_peaks_on_a_gpu_that_is_here_or_up_in_its_cluster(on_a_gpu: Measuring) -> None:
-    assert calibrated_peaks(matched(), PREDICTED_GIB, None).peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
-    cluster = ClusterFacts.of(cpus=8, gpus=2, gpu_gib=24.0)
+    assert calibrated_peaks(matched(), PREDICTED_GIB, GPU).peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
+    cluster = replace(GPU, address="auto")
     assert calibrated_peaks(matched(), PREDICTED_GIB, cluster).peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
     assert len(on_a_gpu.asked) == 2 * len(PREDICTED_GIB), "another GPU is another probe"
 
 
 def test_nothing_is_probed_where_no_gpu_is_up_or_shares_are_given(on_a_gpu: Measuring) -> None:
-    still_to_start = ClusterFacts(nodes=(NodeFacts(cpus=4),), growth=(NodeFacts(cpus=8, gpus=1, gpu_gib=24.0),))
+    still_to_start = replace(GPU, nodes=(Node(cpus=4),), growth=GPU.nodes, address="auto")
     assert calibrated_peaks(matched(), PREDICTED_GIB, still_to_start).peaks_gib == PREDICTED_GIB
-    assert calibrated_peaks(matched("resources.gpu_per_trial=0.5"), PREDICTED_GIB, None).peaks_gib == PREDICTED_GIB
-    assert calibrated_peaks(matched("resources.declared_gpus=2"), PREDICTED_GIB, None).peaks_gib == PREDICTED_GIB
+    assert calibrated_peaks(matched("resources.gpu_per_trial=0.5"), PREDICTED_GIB, GPU).peaks_gib == PREDICTED_GIB
+    assert calibrated_peaks(matched("resources.declared_gpus=2"), PREDICTED_GIB, GPU).peaks_gib == PREDICTED_GIB
     assert on_a_gpu.asked == []
 
 
 def test_on_a_cpu_predictions_stand() -> None:
-    assert calibrated_peaks(matched(), PREDICTED_GIB, None).peaks_gib == PREDICTED_GIB
+    assert calibrated_peaks(matched(), PREDICTED_GIB, Machines.of(cpus=2)).peaks_gib == PREDICTED_GIB

@@ -54,7 +54,7 @@ def test_where_the_views_name_different_arms_the_statement_names_the_view() -> N
 
     verdict = judged(scored(confirm(), common_context_loss=common))
     assert verdict.outcome == "wins"
-    assert "large_batch wins in own context" in verdict.statement
+    assert "large_batch wins on this exam, in own context" in verdict.statement
     assert "on the common context of 64 tokens balanced wins" in verdict.statement
     agreed = judged(scored(confirm(), common_context_loss=common_loss))
     assert "context" not in agreed.statement
@@ -126,26 +126,52 @@ def test_a_control_judged_at_the_edge_of_its_own_grid_says_so_without_withholdin
     assert any(caveat.startswith(edge) for caveat in verdict.caveats)
 
 
-def by_document(spread: float) -> Any:
-    """Eight documents; the large batch's lead swings by ``spread`` from one to the next."""
+def by_document(spread: float, documents: int = 32) -> Any:
+    """Documents of 64 tokens; the large batch's lead swings by ``spread`` from one to the next."""
 
     def view(found: CellResult) -> dict[str, tuple[float, int]]:
         sign = 1 if found.cell.strategy == "large_batch" else 0
         assert found.test_loss is not None
-        return {f"document {i}": (64 * (found.test_loss + sign * spread * (-1) ** i * (1 + i)), 64) for i in range(8)}
+        swings = [spread * (-1) ** place * (1 + place // 2) for place in range(documents)]
+        return {f"document {i}": (64 * (found.test_loss + sign * swing), 64) for i, swing in enumerate(swings)}
 
     return view
 
 
-def test_a_lead_that_a_few_documents_make_is_stated_as_on_this_exam() -> None:
-    uneven = judged(scored(confirm(), loss_by_document=by_document(0.3)))
+def test_a_lead_that_other_documents_may_reverse_is_undecided_and_said_to_hold_on_this_exam() -> None:
+    uneven = judged(scored(confirm(), loss_by_document=by_document(0.1)))
     low, high = uneven.document_intervals["large_batch", "balanced"]
     assert low < 0 < high
-    assert "large_batch wins on this exam" in uneven.statement
-    even = judged(scored(confirm(), loss_by_document=by_document(0.0)))
-    low, high = even.document_intervals["large_batch", "balanced"]
-    assert (low, high) == pytest.approx((-0.2, -0.2))
-    assert "on this exam" not in even.statement
+    assert uneven.outcome == "undecided"
+    assert uneven.exam.winner_over_seeds == "large_batch"
+    assert "by seeds alone, on this exam, large_batch is better than every other arm" in uneven.statement
+    assert "an exam of about " in uneven.statement
+    assert uneven.documents_needed is not None
+    assert uneven.documents_needed > 32
+    even = judged(scored(confirm(), loss_by_document=by_document(0.01)))
+    assert (even.outcome, even.winner) == ("wins", "large_batch")
+    assert even.statement.startswith("large_batch wins: ")
+    assert "paired over 5 fresh seeds and 32 documents of the exam" in even.statement
+
+
+def test_the_wider_interval_is_printed_and_the_one_over_seeds_stands_beside_it() -> None:
+    pair = judged(scored(confirm(), loss_by_document=by_document(0.01))).as_dict()["pairs"][0]
+    seeds, documents = pair["tests"]
+    assert (seeds["test"], documents["test"]) == ("seeds", "documents")
+    assert documents["ci_low"] < seeds["ci_low"] < pair["difference"] < seeds["ci_high"] < documents["ci_high"]
+    assert (pair["ci_low"], pair["ci_high"]) == (documents["ci_low"], documents["ci_high"])
+    assert pair["p_value"] == max(seeds["p_value"], documents["p_value"])
+
+
+def test_documents_of_one_group_are_one_unit_of_the_exam() -> None:
+    cells = scored(confirm(), loss_by_document=by_document(0.01, documents=64))
+    results = sweep([*explore(), *cells])
+    groups = {f"document {i}": f"author {i % 25}" for i in range(64)}
+    grouped = replace(results, beginning={**results.beginning, "exam": {"document_groups": groups}})
+    exam = decide(grouped).exam
+    assert (exam.unit, exam.documents, exam.is_on_this_exam) == ("group", 25, False)
+    assert "25 groups of the exam" in decide(grouped).statement
+    assert (decide(results).exam.unit, decide(results).exam.documents) == ("document", 64)
 
 
 def test_documents_of_one_arm_alone_are_no_pair() -> None:
@@ -170,12 +196,12 @@ def test_rungs_are_labelled_by_the_schedule_and_paired_by_seed() -> None:
     assert rows[0].pairs[0].difference == pytest.approx(-0.2)
 
 
-def test_an_order_that_changed_before_the_schedule_ended_supports_no_caveat() -> None:
+def test_an_undecayed_order_supports_no_caveat() -> None:
     drops = {"large_batch": 0.9, "balanced": 0.5, "long_seq": 0.5}
     cells = [replace(f, records=curves(f.test_loss or 0.0, drops[f.cell.strategy])) for f in confirm()]
     verdict = judged(cells)
-    assert min(verdict.by_rung[0].means, key=verdict.by_rung[0].means.__getitem__) != verdict.leading
-    assert not any("order" in caveat for caveat in verdict.caveats)
+    assert min(verdict.by_rung[0].means, key=verdict.by_rung[0].means.__getitem__) == "balanced"
+    assert not any("changed" in caveat or "another arm led" in caveat for caveat in verdict.caveats)
 
 
 def timed(budgets: dict[str, int], lift: float) -> list[CellResult]:

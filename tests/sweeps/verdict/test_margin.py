@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -33,16 +34,55 @@ def curved(slope: float, train_slope: float, **space: object) -> SweepResults:
     return sweep(cells, **{"verdict": AUTO, **space})
 
 
-def test_the_margin_is_the_slope_of_the_plateau_times_the_logarithm_of_five_percent_more_tokens() -> None:
-    assert default_margin(curved(0.5, 0.5)) == pytest.approx(0.5 * math.log(1.05))
+def test_the_margin_is_the_slope_of_validation_loss_on_the_plateau_times_the_logarithm_of_five_percent() -> None:
+    for train_slope in (0.5, 0.4, 0.9):  # training losses have no say
+        assert default_margin(curved(0.5, train_slope)) == pytest.approx(0.5 * math.log(1.05))
 
 
-def test_of_two_measured_slopes_the_smaller_one_makes_the_margin() -> None:
-    assert default_margin(curved(0.5, 0.4)) == pytest.approx(0.4 * math.log(1.05))
-    assert default_margin(curved(0.3, 0.4)) == pytest.approx(0.3 * math.log(1.05))
+def test_of_the_two_best_arms_the_flatter_one_makes_the_margin_and_the_third_has_no_say() -> None:
+    slopes = {"large_batch": 0.5, "balanced": 0.4, "long_seq": 0.1}
+    cells = [
+        cell(arm, lr, 1, loss=loss, records=along(slopes[arm], 0.5))
+        for arm, curve in CURVES.items()
+        for lr, loss in curve.items()
+    ]
+    found = estimate(sweep(cells, verdict=AUTO))
+    assert found is not None
+    assert found.value == pytest.approx(0.4 * math.log(1.05))
+    assert "the smaller of large_batch and balanced" in found.source
+    assert "on the plateau of the schedule, undecayed" in found.source
 
 
-def test_the_decay_is_no_part_of_the_slope() -> None:
+def test_slopes_that_vary_from_rate_to_rate_lower_the_margin_to_their_bound() -> None:
+    wobble = {0.005: 0.9, 0.01: -0.02, 0.02: 0.0, 0.04: 0.02}  # 0.005 is no neighbour of the best rate
+    cells = [
+        cell(arm, lr, 1, loss=loss, records=along(0.5 + wobble[lr], 0.5))
+        for arm, curve in CURVES.items()
+        for lr, loss in curve.items()
+    ]
+    # Three slopes an arm with sd 0.02, pooled over two arms: 4 degrees of freedom, t(0.95) = 2.1318, one own slope
+    expected = (0.5 - 2.1318 * 0.02) * math.log(1.05)
+    assert default_margin(sweep(cells, verdict=AUTO)) == pytest.approx(expected, rel=1e-4)
+    steep = {lr: 30 * value for lr, value in wobble.items()}
+    wild = [replace(c, records=along(0.5 + steep[c.cell.lr or 0.0], 0.5)) for c in cells]
+    assert default_margin(sweep(wild, verdict=AUTO)) is None  # no slope is shown to be above zero
+
+
+def test_decayed_cells_at_two_budgets_make_the_margin_corrected_for_their_secant() -> None:
+    cells = [
+        cell(arm, lr, 1, loss=loss + (0.6 if budget == 250 else 0.0), budget=budget, records=along(0.9, 0.9))
+        for arm, curve in CURVES.items()
+        for lr, loss in curve.items()
+        for budget in (250, 1_000)
+    ]
+    found = estimate(sweep(cells, verdict=AUTO))
+    assert found is not None
+    # the secant over a factor of four, 0.6 / ln 4, overstates the slope by at most 1.4427
+    assert found.value == pytest.approx(0.6 / math.log(4) / 1.4427 * math.log(1.05), rel=1e-4)
+    assert "between decayed explore cells at two budgets" in found.source
+
+
+def test_the_decay_does_not_enter_the_slope() -> None:
     # The drop of 0.3 at the end must not show: with it the slope of the exams would be 0.93, below that of training.
     longer = {"warmup_share": 0.05, "decay_share": 0.5}
     assert default_margin(curved(0.5, 1.0)) == pytest.approx(0.5 * math.log(1.05))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sweeps.verdict.optimum import RateCurve, locate, outlasts_a_better_rate
-from sweeps.verdict.selection import choices, choose, edges
+from sweeps.verdict.optimum import RateCurve, lead_outlasts_better_rate, locate, tie_outlasts_better_rates
+from sweeps.verdict.selection import choices, choose, edges, failed_candidates
+from sweeps.verdict.statistics import student
 from tests.sweeps.planted_sweep import CURVES, cell, confirm, explore, sweep
 
 BOWL = {0.005: 5.0, 0.01: 4.6, 0.02: 4.5, 0.04: 4.9}
@@ -153,8 +155,46 @@ def test_a_lead_outlasts_a_better_rate_only_when_it_is_larger_than_the_gain_coul
     assert found is not None
     noise = np.array([-0.01, 0.01, 0.0, 0.005, -0.005])
     rng = np.random.default_rng(0)
-    assert outlasts_a_better_rate(found, 0.3 + noise, 0.05, rng)
-    assert not outlasts_a_better_rate(found, 0.03 + noise, 0.05, rng)
+    assert lead_outlasts_better_rate(found, student(0.3 + noise), 0.05, rng)
+    assert not lead_outlasts_better_rate(found, student(0.03 + noise), 0.05, rng)
+
+
+def test_a_tie_outlasts_better_rates_only_where_the_larger_gain_leaves_it_inside_the_margin() -> None:
+    x = np.log([0.005, 0.01, 0.02, 0.04])
+
+    def optimum(best: float) -> Any:
+        curve = RateCurve(log_lrs=tuple(x), losses=tuple(4.5 + 0.3 * (x - math.log(best)) ** 2), chosen=2, n_seeds=1)
+        return locate(curve, 0.001, 4, np.random.default_rng(0))
+
+    at_best, beside = optimum(0.02), optimum(0.0141)  # the second could gain 0.3 * ln(0.02 / 0.0141)^2 = 0.037
+    difference = student(np.array([-0.001, 0.001, 0.0, 0.0005, -0.0005]))
+    rng = np.random.default_rng(0)
+    assert tie_outlasts_better_rates((at_best, at_best), difference, 0.03, 0.05, rng)
+    assert not tie_outlasts_better_rates((at_best, beside), difference, 0.03, 0.05, rng)
+    assert tie_outlasts_better_rates((at_best, beside), difference, 0.06, 0.05, rng)
+
+
+def test_a_best_rate_that_failed_on_another_seed_is_a_candidate_and_a_worse_one_is_not() -> None:
+    cells = [cell("balanced", lr, 1, loss=loss) for lr, loss in BOWL.items()]
+    cells += [cell("balanced", lr, 2, loss=loss) for lr, loss in BOWL.items() if lr not in (0.005, 0.02)]
+    for failed, expected in ((0.02, [0.02]), (0.005, [])):
+        others = [0.005, 0.02]
+        others.remove(failed)
+        ended = [cell("balanced", failed, 2, outcome="oom"), cell("balanced", others[0], 2, loss=BOWL[others[0]])]
+        choice = choose(sweep([*cells, *ended]), "balanced")
+        assert choice is not None
+        assert [rate.lr for rate in failed_candidates(choice)] == expected
+
+
+def test_a_rate_that_failed_outright_is_a_candidate_only_next_to_the_chosen_one() -> None:
+    next_to_it = [cell("balanced", lr, 1, loss=loss) for lr, loss in BOWL.items() if lr != 0.01]
+    choice = choose(sweep([*next_to_it, cell("balanced", 0.01, 1, outcome="failed")]), "balanced")
+    assert choice is not None
+    assert [rate.lr for rate in failed_candidates(choice)] == [0.01]
+    behind = [*explore({"balanced": BOWL}), cell("balanced", 0.0025, 1, outcome="failed")]
+    choice = choose(sweep(behind), "balanced")
+    assert choice is not None
+    assert failed_candidates(choice) == ()
 
 
 def test_a_stopped_rate_is_carried_to_the_budget_for_the_curve_and_never_chosen() -> None:

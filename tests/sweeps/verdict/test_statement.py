@@ -26,12 +26,14 @@ def with_beginning(results: SweepResults, **parts: Any) -> SweepResults:
     return replace(results, beginning={**results.beginning, **parts})
 
 
-def test_a_clear_win_quotes_its_numbers_and_carries_no_qualifier() -> None:
+def test_a_clear_win_quotes_its_numbers_and_without_documents_it_is_on_this_exam() -> None:
     text = statement(sweep(explore() + confirm()))
-    assert text.startswith("large_batch wins: its test loss after 1,000 tokens is 0.2000 nats below balanced (95% ")
+    assert text.startswith(
+        "large_batch wins on this exam: its test loss after 1,000 tokens is 0.2000 nats below balanced (95% "
+    )
     assert "interval +0.1965 to +0.2035, p < 0.001) and 0.4000 nats below long_seq" in text
     assert "over 5 fresh seeds" in text
-    for qualifier in ("at the chosen rates", "on this exam", "own context", "negligible", "unplanned"):
+    for qualifier in ("at the chosen rates", "own context", "negligible", "unplanned"):
         assert qualifier not in text
 
 
@@ -52,7 +54,7 @@ def test_a_win_inside_the_margin_reads_detectable_but_negligible() -> None:
 
 def test_a_lead_that_a_better_rate_could_undo_is_stated_at_the_chosen_rates() -> None:
     text = statement(sweep(explore() + confirm(NARROW)))
-    assert "large_batch wins at the chosen rates" in text
+    assert "large_batch wins at the chosen rates, on this exam" in text
     assert "balanced could plausibly gain up to 0." in text
     assert "long_seq could plausibly gain" not in text
 
@@ -87,8 +89,10 @@ def test_undecided_names_the_seeds_that_would_settle_it_and_the_command() -> Non
 def test_a_tie_quotes_the_test_that_shows_it() -> None:
     tied = {**CLEAR_WIN, "balanced": (4.402, 4.408, 4.391, 4.404, 4.397)}
     text = statement(sweep(explore() + confirm(tied)))
-    assert text.startswith("Tie: large_batch and balanced after 1,000 tokens differ by 0.0004 nats")
-    assert "within the margin of 0.0300 nats (two one-sided tests, p < 0.001) over 5 fresh seeds" in text
+    assert text.startswith(
+        "Tie at the chosen rates, on this exam: large_batch and balanced after 1,000 tokens differ by"
+    )
+    assert "within the margin of 0.0300 nats (two one-sided tests, p < 0.001), each difference paired" in text
 
 
 def test_confirm_seeds_at_another_rate_are_not_said_to_be_missing() -> None:
@@ -105,20 +109,20 @@ def test_an_arm_whose_finished_cells_have_no_loss_is_not_said_to_be_short_of_the
     assert "no explore cell of balanced has a validation loss at the full budget (outcomes: completed)" in text
 
 
-def test_no_verdict_says_which_arm_is_lowest_so_far_and_that_it_is_no_finding() -> None:
+def test_no_verdict_says_which_arm_is_lowest_so_far_and_that_it_is_not_a_finding_yet() -> None:
     text = statement(sweep(explore()))
-    assert "the lowest loss of explore is large_batch's (4.4000), which is no finding" in text
+    assert "the lowest explore loss is large_batch's (4.4000), which is not a finding yet" in text
     two = {arm: losses[:2] for arm, losses in CLEAR_WIN.items()}
     text = statement(sweep(explore() + confirm(two), seeds={"explore": 1, "confirm": 2}))
     assert text.startswith("Exploratory: too few confirm seeds (large_batch 2, balanced 2, long_seq 2)")
-    assert "so far large_batch has the lowest mean test loss (2 complete seeds), which is no finding" in text
+    assert "so far large_batch has the lowest mean test loss (2 complete seeds), which is not a finding yet" in text
 
 
 def test_several_arms_at_the_edge_are_told_together() -> None:
     falling = {arm: {0.01: 4.9, 0.02: 4.8, 0.04: 4.6} for arm in CURVES}
     text = statement(sweep(explore(falling) + confirm(lr=0.04)))
     assert "the best rates of large_batch (0.04, next 0.08), balanced (0.04, next 0.08) and long_seq" in text
-    assert "`sweeps extend planted --lr 0.08` would bring what is missing" in text
+    assert "`sweeps extend planted --lr 0.08` would supply what is missing" in text
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,17 @@ NOISY = {
 }
 KEYS = [
     "schema", "sweep", "outcome", "winner", "statement", "metric", "alpha", "margin", "budget_tokens", "strategies",
-    "pairs", "seeds_needed", "looks", "context", "controls", "by_rung", "by_budget", "caveats",
+    "pairs", "exam", "pairing", "tie_at_chosen_rates", "excluded", "last_decided", "seeds_needed", "documents_needed",
+    "looks", "context", "controls", "by_rung", "by_budget", "caveats",
 ]  # fmt: skip
 STRATEGY_KEYS = [
     "name", "micro_batch_size", "seq_len", "grad_accum_steps", "tokens_per_step", "best_lr", "best_lr_at_edge", "seeds",
     "losses", "mean", "ci_low", "ci_high", "bpb", "common_context_loss", "tokens_per_s", "peak_mem_allocated_gib",
-    "diverged",
+    "diverged", "excluded",
 ]  # fmt: skip
 PAIR_KEYS = [
     "a", "b", "difference", "ci_low", "ci_high", "p_value", "p_adjusted", "probability_a_better", "decision",
+    "passes_win_test", "tests",
 ]  # fmt: skip
 
 
@@ -120,7 +122,10 @@ def test_fewer_than_three_confirm_seeds_are_exploratory_whatever_they_say(seeds:
     assert (verdict.outcome, verdict.winner) == ("exploratory", None)
     assert verdict.command == "sweeps extend planted --seeds 3"
     assert verdict.seeds_needed == 3
-    assert all(pair.decision == "not_judged" for pair in verdict.pairs)
+    for pair in verdict.pairs:
+        assert pair.decision == "not_judged"
+        assert (pair.p_value, pair.p_adjusted, pair.probability_a_better) == (None, None, None)
+        assert [test.p_value for test in pair.tests] == [None] * len(pair.tests)
 
 
 def test_exploratory_outranks_withheld_and_both_reasons_are_told() -> None:
@@ -147,13 +152,119 @@ def test_a_best_rate_at_the_edge_withholds_and_prints_the_command() -> None:
     assert (row["name"], row["best_lr"], row["best_lr_at_edge"]) == ("long_seq", 0.04, True)
 
 
-def test_a_diverged_confirm_seed_withholds_even_a_clear_win_of_another_arm() -> None:
+def test_a_diverged_confirm_seed_ends_its_own_arm_and_the_others_are_judged() -> None:
     verdict = decide(sweep(explore() + with_fate(confirm(), "long_seq", 103, "diverged")))
+    assert (verdict.outcome, verdict.winner) == ("wins", "large_batch")
+    assert "long_seq diverged on confirm seed 103 at its chosen rate 0.02" in verdict.statement
+    assert "can neither win nor tie" in verdict.statement
+    assert "the 4 finished seeds of long_seq do not have the lowest mean (4.8030)" in verdict.statement
+    assert "a lower rate may not diverge: `sweeps extend planted --lr 0.0141`" in verdict.statement
+    found = verdict.as_dict()
+    row = found["strategies"][2]
+    assert (row["diverged"], row["excluded"], row["seeds"]) == (1, True, [101, 102, 104, 105])
+    assert found["excluded"] == [
+        {
+            "name": "long_seq",
+            "diverged_seeds": [103],
+            "lr": 0.02,
+            "lower_lr": 0.0141,
+            "finished_mean": pytest.approx(4.803),
+        }
+    ]
+    assert [pair["decision"] for pair in found["pairs"]] == ["large_batch is better", "not_judged", "not_judged"]
+    assert [len(row["seeds"]) for row in found["strategies"]] == [5, 5, 4]
+
+
+def test_an_arm_that_diverged_is_said_to_have_the_lowest_mean_where_it_has() -> None:
+    verdict = decide(sweep(explore() + with_fate(confirm(), "large_batch", 103, "diverged")))
+    assert (verdict.outcome, verdict.winner) == ("wins", "balanced")
+    assert "the 4 finished seeds of large_batch have the lowest mean (4.4025)" in verdict.statement
+
+
+def test_with_one_arm_left_the_verdict_is_withheld() -> None:
+    cells = with_fate(with_fate(confirm(), "large_batch", 103, "diverged"), "long_seq", 101, "diverged")
+    verdict = decide(sweep(explore() + cells))
     assert verdict.outcome == "withheld"
-    assert "long_seq diverged on seed 103" in verdict.statement
-    row = verdict.as_dict()["strategies"][2]
-    assert row["diverged"] == 1
-    assert row["seeds"] == [101, 102, 104, 105]
+    assert "only balanced is left to judge: large_batch diverged on confirm seed 103" in verdict.statement
+    assert verdict.command == "sweeps extend planted --lr 0.0141"
+
+
+def test_an_arm_that_diverged_at_every_rate_holds_up_no_other() -> None:
+    cells = [
+        replace(found, outcome="diverged", val_loss=None) if found.cell.strategy == "long_seq" else found
+        for found in explore()
+    ]
+    judged = [found for found in confirm() if found.cell.strategy != "long_seq"]
+    verdict = decide(sweep(cells + judged))
+    assert (verdict.outcome, verdict.winner) == ("wins", "large_batch")
+    assert "long_seq diverged at every rate that explore tried" in verdict.statement
+    assert "--lr 0.0025" in verdict.statement
+
+
+def test_deciding_again_with_an_arm_that_diverged_is_the_same_look() -> None:
+    results = sweep(explore() + with_fate(confirm(), "long_seq", 103, "diverged"))
+    before = decide(results).as_dict()
+    assert decide(replace(results, earlier_verdicts=(before,))).as_dict() == before
+
+
+def test_an_edge_far_behind_blocks_nothing_and_is_named() -> None:
+    flat = {**CURVES, "long_seq": {0.005: 5.3, 0.01: 4.9, 0.02: 4.82, 0.04: 4.8}}
+    others = [found for found in confirm() if found.cell.strategy != "long_seq"]
+    verdict = decide(sweep([*explore(flat), *others, *confirm({"long_seq": CLEAR_WIN["long_seq"]}, lr=0.04)]))
+    assert (verdict.outcome, verdict.winner) == ("wins", "large_batch")
+    assert (
+        "the best rate of long_seq (0.04) is the highest tried, but it is 0.4000 nats behind, more than 3 times the "
+        "0.0200 nats that the last step of its grid gained"
+    ) in verdict.statement
+    assert verdict.as_dict()["strategies"][2]["best_lr_at_edge"] is True
+
+
+def test_a_best_rate_that_failed_on_another_explore_seed_withholds_with_the_command() -> None:
+    second = [
+        replace(found, outcome="failed", val_loss=None)
+        if (found.cell.strategy, found.cell.lr) == ("balanced", 0.02)
+        else found
+        for found in explore(seed=2)
+    ]
+    cells = [*explore(), *second, *confirm()]
+    cells = [replace(f, cell=replace(f.cell, lr=0.01)) if _is_confirm_of(f, "balanced") else f for f in cells]
+    verdict = decide(sweep(cells, seeds={"explore": 2, "confirm": 5}))
+    assert verdict.outcome == "withheld"
+    assert "the best rate of balanced by its finished cells (0.02) failed on another explore seed" in verdict.statement
+    assert verdict.command == "sweeps resume planted --retry-failed"
+
+
+def _is_confirm_of(found: CellResult, arm: str) -> bool:
+    return found.cell.phase == "confirm" and found.cell.strategy == arm
+
+
+def test_a_rate_that_failed_next_to_the_best_withholds_with_the_command_and_no_other() -> None:
+    failed = [
+        replace(found, outcome="oom", val_loss=None)
+        if (found.cell.strategy, found.cell.lr) == ("balanced", 0.04)
+        else found
+        for found in explore()
+    ]
+    verdict = decide(sweep([*failed, *confirm()]))
+    assert verdict.outcome == "withheld"
+    assert "a rate of balanced next to its chosen one (0.04) failed in explore" in verdict.statement
+    assert verdict.command == "sweeps resume planted --retry-failed"
+
+
+def test_a_withheld_verdict_points_to_the_last_one_that_decided() -> None:
+    first = sweep(explore() + confirm())
+    before = decide(first).as_dict()
+    incomplete = decide(sweep(explore() + with_fate(confirm(), "balanced", 104, None))).as_dict()
+    more = [*first.cells, cell("balanced", 0.03, 1, outcome=None)]
+    verdict = decide(sweep(more, verdicts=[before, incomplete])).as_dict()
+    assert verdict["outcome"] == "withheld"
+    assert verdict["last_decided"] == {
+        "outcome": "wins",
+        "winner": "large_batch",
+        "statement": before["statement"],
+        "verdict": "verdicts/0001.json",
+    }
+    assert before["last_decided"] is None
 
 
 @pytest.mark.parametrize(
@@ -245,7 +356,7 @@ def test_another_rate_on_seeds_that_were_decided_on_is_another_look_and_needs_fr
     better = [cell("balanced", 0.015, 1, loss=4.3), *confirm({"balanced": (4.2, 4.21, 4.19, 4.2, 4.2)}, lr=0.015)]
     verdict = decide(sweep([*first.cells, *better], verdicts=[decide(first).as_dict()]))
     assert verdict.outcome == "exploratory"
-    assert "seeds that no decision has seen (0 there)" in verdict.statement
+    assert "3 seeds that no decision has seen, of which there are 0" in verdict.statement
 
 
 def test_an_unplanned_extension_by_fewer_than_three_seeds_is_exploratory() -> None:

@@ -1,17 +1,22 @@
-"""Arms that fill the same memory (``fit_memory_gib``): the study's own question, asked properly.
+"""Predicted peak memory of each arm, and arms made to fill a given memory (``fit_memory_gib``).
 
-For every sequence length the largest micro-batch whose predicted peak fits; ``search_spaces.fitted_space`` then cuts
-one number of tokens per step into micro-batches. Pure search: the prediction is given.
+For every sequence length the search finds the largest micro-batch whose predicted peak fits;
+``search_spaces.fitted_space`` then cuts one number of tokens per step into micro-batches.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from search_spaces import Space, Strategy, fitted_space
+from sweeps.training_config import any_cell, train_config
+
+if TYPE_CHECKING:
+    from moe.device import Device
 
 Predict = Callable[[int, int], float]
 """Predicted peak in GiB of ``(micro_batch_size, seq_len)``; grows with the micro-batch."""
@@ -29,31 +34,58 @@ MOST_ACCUMULATION = 8
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryFit:
-    """``space`` with the shapes that the planner made, the predicted peak of each arm, and what must be said."""
+    """``space`` with the shapes that were found, the predicted peak of each arm, and warnings."""
 
     space: Space
-    largest_micro_batches: Mapping[str, int]
     peaks_gib: Mapping[str, float]
     warnings: tuple[str, ...]
 
-    @property
-    def peaks_are_equal(self) -> bool:
-        """Whether the smallest predicted peak is within ten percent of the largest."""
-        return min(self.peaks_gib.values()) >= EQUAL_MEMORY * max(self.peaks_gib.values())
+
+def predicted_peaks(space: Space, device: Device, *, vocab_size: int) -> dict[str, float]:
+    """Peak GiB of tensors of each arm's training on ``device``, predicted before it runs."""
+    return {arm.name: _predicted_gib(space, arm, vocab_size, device) for arm in space.strategies}
+
+
+def fit_arms(space: Space, device: Device, *, vocab_size: int) -> tuple[Space, tuple[str, ...]]:
+    """``space`` with arms that fill ``fit_memory_gib``, and notes on them; unchanged where it asks for none."""
+    if not space.needs_fitting:
+        return space, ()
+
+    def predict(micro_batch_size: int, seq_len: int) -> float:
+        arm = next(arm for arm in space.strategies if arm.seq_len == seq_len)
+        tried = arm.model_copy(update={"micro_batch_size": micro_batch_size, "grad_accum_steps": 1})
+        return _predicted_gib(space, tried, vocab_size, device)
+
+    fit = fit_memory(space, predict)
+    shapes = ", ".join(
+        f"{arm.name} {arm.micro_batch_size} x {arm.seq_len} x {arm.grad_accum_steps}" for arm in fit.space.strategies
+    )
+    return fit.space, (f"arms made to fill {space.fit_memory_gib:g} GiB: {shapes}", *fit.warnings)
+
+
+def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, device: Device) -> float:
+    from moe.memory import predict_peak_gib
+    from moe.precision import resolve_precision
+
+    precision = resolve_precision(space.precision, device).name
+    one_step = {"strategies": (arm,), "budget_tokens": arm.tokens_per_step, "rungs_tokens": ()}
+    shaped = space.model_copy(update=one_step)
+    config = replace(train_config(shaped, any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len)
+    return predict_peak_gib(config, precision=precision, device=device)
 
 
 def largest_micro_batch(seq_len: int, memory_gib: float, predict: Predict) -> int:
     """The largest micro-batch whose predicted peak is at most ``memory_gib``; 0 where not even one window fits.
 
     Peaks are nearly a straight line in the micro-batch, so a line through two predictions is tried first and its
-    neighbours confirm it: about five predictions instead of twenty.
+    nearest values confirm it: about five predictions instead of twenty.
     """
     if predict(1, seq_len) > memory_gib:
         return 0
     fits, too_large, stride = 1, MOST_MICRO_BATCH + 1, 1
     while too_large - fits > 1:
         trial = _on_the_line(seq_len, fits, memory_gib, predict) if fits > 1 else 2
-        if trial <= fits:  # the line says that this is the largest: ask its neighbour, then farther ones
+        if trial <= fits:  # the line says that this is the largest: try the next one, then farther ones
             trial = fits + stride
             stride *= 2
         if trial >= too_large:
@@ -79,7 +111,6 @@ def fit_memory(space: Space, predict: Predict) -> MemoryFit:
     largest = {arm.name: largest_micro_batch(arm.seq_len, memory_gib, remembered) for arm in space.strategies}
     fitted = fitted_space(space, largest)
     peaks_gib = {arm.name: remembered(arm.micro_batch_size, arm.seq_len) for arm in fitted.strategies}
-    fit = MemoryFit(space=fitted, largest_micro_batches=largest, peaks_gib=peaks_gib, warnings=())
     warnings = []
     if min(peaks_gib.values()) < EQUAL_MEMORY * memory_gib:
         filled = " / ".join(f"{peak_gib / memory_gib:.0%}" for peak_gib in peaks_gib.values())
@@ -88,9 +119,9 @@ def fit_memory(space: Space, predict: Predict) -> MemoryFit:
             f"the arms fill {filled} of {memory_gib:g} GiB, since tokens per step must divide budget and rungs; "
             f"a budget and rungs that are multiples of {tokens} tokens would let them fill it"
         )
-    if not fit.peaks_are_equal:
+    if min(peaks_gib.values()) < EQUAL_MEMORY * max(peaks_gib.values()):
         warnings.append("predicted peaks differ by more than 10%: the report will make no claim about equal memory")
-    return MemoryFit(space=fitted, largest_micro_batches=largest, peaks_gib=peaks_gib, warnings=tuple(warnings))
+    return MemoryFit(space=fitted, peaks_gib=peaks_gib, warnings=tuple(warnings))
 
 
 def fullest_step(arms: tuple[Strategy, ...], largest: Mapping[str, int]) -> int:

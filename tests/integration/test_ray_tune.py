@@ -1,8 +1,14 @@
-"""Fractions of GPUs that are only declared: what Ray packs where, at every moment."""
+"""Ray Tune as the engine, without a sweep around it: what a worker does to the next one, and what it packs where.
+
+Its GPUs are only declared.
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from sweeps.cluster.machines import ClusterFacts
-from sweeps.packing.fractions import plan_resources, trials_per_gpu
-from sweeps.packing.shares import Share
+from search_spaces import load_space
+from sweeps.cluster.machines import Machines
+from sweeps.packing.shares import Share, pack, trials_per_gpu
 from sweeps.running.ray_tune import local_ray, run_trials
 from sweeps.trial.device_load import device_name, running_trial
 from tests.integration.desk import Desk
@@ -22,6 +28,8 @@ pytestmark = pytest.mark.slow
 GPUS = 2
 SEGMENTS_PER_ARM = 8
 SEGMENT_S = 0.3
+CELLS = ["cell-0", "cell-1", "cell-2"]
+CLEAN_UP_S = 4.0  # longer than the two seconds that Ray Tune grants the thread of a trial that it has stopped
 PEAKS_GIB = {"large_batch": 12.0, "balanced": 9.3}  # of 24 GiB: a whole GPU, and half of one
 
 
@@ -31,13 +39,31 @@ def declared() -> Iterator[None]:
         yield
 
 
+@pytest.mark.faults
+def test_a_trial_whose_clean_up_is_slow_costs_the_next_one_nothing_but_time(declared: None, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    def slow_to_clean_up(config: dict[str, Any]) -> None:
+        from ray import tune
+
+        try:
+            Path(folder, config["cell_id"]).touch()
+            tune.report({"ended": "done"})
+        finally:
+            time.sleep(CLEAN_UP_S)
+
+    desk = Desk(CELLS)
+    run_trials(desk, Share(threads=1, gpu_fraction=0.0), slots=1, storage_uri=None, trainable=slow_to_clean_up)
+    assert desk.ended == [(cell_id, "done") for cell_id in CELLS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == CELLS
+
+
 @pytest.mark.parametrize("arm", PEAKS_GIB)
 def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declared: None, tmp_path: Path) -> None:
-    plan = plan_resources(
-        arms=list(PEAKS_GIB),
-        predicted_peaks_gib=PEAKS_GIB,
-        facts=ClusterFacts.of(cpus=4, gpus=GPUS, gpu_gib=24.0),
-    )
+    space = load_space(preset="smoke")
+    arms = tuple(strategy for strategy in space.strategies if strategy.name in PEAKS_GIB)
+    machines = Machines.of(cpus=4, gpus=GPUS, gpu_gib=24.0)
+    plan = pack(space.model_copy(update={"strategies": arms}), PEAKS_GIB, machines)
     fraction = plan.gpu_fraction[arm]
     assert fraction is not None
     folder, slots = str(tmp_path), plan.slots[arm]
@@ -82,3 +108,16 @@ def test_as_many_trials_share_a_gpu_at_every_moment_as_planned(arm: str, declare
     for spans in by_gpu.values():
         together = max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
         assert together == trials_per_gpu(fraction)
+
+
+def test_a_ray_of_our_own_has_its_token_even_where_this_process_used_a_cluster_without_one() -> None:
+    code = (
+        "import os; os.environ['RAY_AUTH_MODE'] = 'disabled'\n"
+        "import ray\n"
+        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False); ray.shutdown()\n"
+        "from sweeps.running.ray_tune import local_ray\n"
+        "with local_ray(cpus=1, declared_gpus=None):\n"
+        "    print('tokens', os.environ['RAY_AUTH_MODE'], ray.get(ray.remote(lambda: 7).remote()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.endswith("tokens token 7\n"), done.stdout + done.stderr

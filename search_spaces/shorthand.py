@@ -1,0 +1,75 @@
+"""The short forms in which a space may be written, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def written_out(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A space's table with every short form replaced, and with the values that follow from others filled in.
+
+    What is no short form stays as it is, right or wrong.
+    """
+    full = {key: SHORTHANDS[key](value) if _is_short(key, value) else value for key, value in table.items()}
+    model, search, strategies = full.get("model"), full.get("search"), full.get("strategies")
+    if isinstance(model, Mapping) and "n_heads" in model:
+        full["model"] = {"n_kv_heads": model["n_heads"], **model}  # no grouped-query attention
+    if isinstance(search, Mapping):
+        bounds = _ends_of_grid(full.get("rates")) if search.get("kind") == "optuna" else {}
+        full["search"] = {"kind": "grid", **bounds, **search}
+    if full.get("fit_memory_gib") is not None and full.get("fitted") is not True and isinstance(strategies, list):
+        unknown = {"micro_batch_size": 1, "grad_accum_steps": 1}  # the planner will choose them
+        full["strategies"] = [{**unknown, **arm} if isinstance(arm, Mapping) else arm for arm in strategies]
+    return full
+
+
+def _is_short(key: str, value: object) -> bool:
+    return key in SHORTHANDS and isinstance(value, str)
+
+
+def _corpus(text: str) -> dict[str, Any]:
+    kind, _, rest = text.partition(":")
+    if not rest:
+        return {"kind": kind}
+    if kind == "files":
+        return {"kind": kind, "paths": [rest]}
+    owner, _, tail = rest.partition("/")
+    dataset, _, name = tail.partition("/")
+    table = {"kind": kind, "dataset": f"{owner}/{dataset}" if dataset else owner}
+    return {**table, "name": name} if name else table
+
+
+def _tokenizer(text: str) -> dict[str, Any]:
+    kind, _, rest = text.partition(":")
+    key = {"bpe": "vocab_size", "directory": "path", "hub": "id"}.get(kind)
+    if not rest or key is None:
+        return {"kind": kind}
+    return {"kind": kind, key: _whole_number_or_text(rest) if kind == "bpe" else rest}
+
+
+def _whole_number_or_text(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _kind_alone(text: str) -> dict[str, Any]:
+    return {"kind": text}
+
+
+def _ends_of_grid(rates: object) -> dict[str, float]:
+    """The bounds of an optuna search where it names none: those of the grid that it replaces."""
+    grid = rates.get("lr") if isinstance(rates, Mapping) else None
+    if not isinstance(grid, list | tuple) or not grid or not all(type(rate) in (int, float) for rate in grid):
+        return {}
+    return {"lr_low": min(grid), "lr_high": max(grid)}
+
+
+SHORTHANDS: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    "corpus": _corpus,
+    "tokenizer": _tokenizer,
+    "early_stopping": _kind_alone,
+    "search": _kind_alone,
+}
