@@ -51,7 +51,7 @@ def _arm_row(facts: Facts, arm: ArmResult) -> list[Cell]:
         Cell(text=arm.name, arm=facts.index[arm.name]),
         Cell(text=written.loss(arm.mean)),
         Cell(text=written.interval(arm.ci_low, arm.ci_high)),
-        Cell(text=written.rate(arm.best_lr), note="at the edge" if edge else "", mark=edge),
+        Cell(text=written.rate(arm.best_lr), note="edge" if edge else "", mark=edge),
         Cell(text=shape_text(arm.arm), note=f"{per_step:,} tokens a step" if per_step else ""),
         Cell(text=str(len(arm.seeds)), note=f"{arm.diverged} diverged" if arm.diverged else ""),
         Cell(text=written.loss(arm.bpb)),

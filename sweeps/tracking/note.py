@@ -52,7 +52,9 @@ def parent_note(view: SweepView, artifacts_url: str) -> str:
 def _statement(view: SweepView) -> str:
     if view.verdict is None:
         return "**No verdict yet.** " + ("The sweep is running." if view.states is not None else "It can be resumed.")
-    return f"**{view.verdict.outcome}**: {view.verdict.statement}"
+    statement = f"**{view.verdict.outcome}**: {view.verdict.statement}"
+    last = view.verdict.last_decided
+    return statement if last is None else f"{statement}\n\nLast decided ({last['verdict']}): {last['statement']}"
 
 
 def _arm_table(verdict: Verdict | None) -> str:
