@@ -40,7 +40,7 @@ help:
 	@echo 'make doctor                 what this machine can do, and what to mend'
 	@echo 'make test                   quick tests, one real sweep on Ray included (at most 8 minutes on two cores)'
 	@echo 'make test-all               every test: whole sweeps, clusters, faults (at most 40 minutes)'
-	@echo 'make test-faults            the fault tests alone, at many more moments'
+	@echo 'make test-faults            the fault tests alone, at many more moments, and 20,000 simulated schedules'
 	@echo 'make check | fix            lint and types; format'
 	@echo 'make words                  words that the documents and the code should write otherwise'
 	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep, early_stopping: writes bench/*.json'
@@ -69,6 +69,7 @@ test-all: $(VENV)/.ready-dev
 
 test-faults: $(VENV)/.ready-dev
 	@SWEEPS_FAULTS=full $(VENV)/bin/python -m pytest -m 'faults' $(ARGS)
+	@SWEEPS_SIMULATIONS=$${SWEEPS_SIMULATIONS:-20000} $(VENV)/bin/python -m pytest -s tests/simulation
 
 check: $(VENV)/.ready-dev
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

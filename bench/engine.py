@@ -16,6 +16,7 @@ import psutil
 
 from bench.results import write_json
 from search_spaces import Identity, Space, explore_cells, load_space
+from sweeps.ledger.cell_folder import CellWriter
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.packing.shares import Packing
@@ -42,9 +43,10 @@ def fake_segment(config: dict[str, Any]) -> None:
         loss = int(job.cell_id, 16) % 1000 / 1000 if number == REPORTS else None
         records.append({"tokens_seen": tokens, "val_loss": loss, "timestamp_s": time.time()})
         tune.report({**records[-1], "tokens_per_s": 1.0, "train_time_s": 1.0, "exam_time_s": 0.0, "ended": None})
-    folder.write_segment(0, job.until_tokens, records)
-    folder.storage.write_json("outcome.json", {"schema": 1, "outcome": "completed", "tokens_seen": job.until_tokens,
-                                               "val_loss": loss, "test_loss": None, "reason": None})  # fmt: skip
+    writer = CellWriter(folder, "000001-cafe")
+    writer.write_records(0, job.until_tokens, records)
+    planned = Ledger(Storage(job.runs_uri), job.sweep).planned(job.cell_id)
+    writer.end(planned.cell, "completed", tokens_seen=job.until_tokens, val_loss=loss)
     tune.report({"ended": "done"})
 
 
@@ -74,7 +76,8 @@ def measure(cells: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Storage(folder), "fake")
         ledger.add_cells(first_cells(space, explore_cells(space, identity)), because="fake")
-        beginning = {"sweep_id": "fake", "space": space.resolved(), "strategies": [], "fingerprints": {}}
+        prints = {"corpus": "c", "tokenizer": "t", "exam": "e", "code": "d"}
+        beginning = {"sweep_id": "fake", "space": space.resolved(), "strategies": [], "fingerprints": prints}
         ledger.begin({**beginning, "created_s": time.time()})
         arms = [arm.name for arm in space.strategies]
         packing = Packing(threads=1, gpu_fraction=dict.fromkeys(arms), slots=dict.fromkeys(arms, WORKERS))

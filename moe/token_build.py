@@ -71,7 +71,7 @@ def build(
     with ExitStack() as files:
         writer = _Writer(folder, files, made, limits=limits, total_bytes=source.total_bytes, on_progress=on_progress)
         exhausted = writer.write_all(_chained(held, placed))
-    writer.write_document_tables()
+    writer.write_document_tables(with_groups=corpus.group_column is not None)
     _require_every_split(writer, source)
     return {
         "corpus_fingerprint": writer.fingerprint(),
@@ -140,6 +140,7 @@ class _Writer:
     ) -> None:
         self.dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         self.names: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
+        self._groups: dict[str, str] = {}
         self.n_tokens: dict[SplitName, int] = dict.fromkeys(SPLITS, 0)
         self._folder = folder
         self._tokenizer = tokenizer
@@ -174,8 +175,11 @@ class _Writer:
         """Hash of the name, split and text of every document written, in order."""
         return self._digest.hexdigest()
 
-    def write_document_tables(self) -> None:
-        """Writes where documents begin, their bytes and names, beside the token files."""
+    def write_document_tables(self, *, with_groups: bool) -> None:
+        """Writes where documents begin, their bytes and names, beside the token files; groups of the test split."""
+        if with_groups:
+            groups = json.dumps(self._groups, ensure_ascii=False)
+            (self._folder / "test.document_groups.json").write_text(groups, encoding="utf-8")
         for split in SPLITS:
             np.save(self._folder / f"{split}.document_starts.npy", np.asarray(self._starts[split], dtype=np.int64))
             np.save(self._folder / f"{split}.document_bytes.npy", np.asarray(self._bytes[split], dtype=np.int64))
@@ -196,6 +200,8 @@ class _Writer:
             self._digest.update(json.dumps([split, document.name, len(content)]).encode())
             self._digest.update(content)
             self.names[split].append(document.name)
+            if split == "test" and document.group is not None:
+                self._groups[document.name] = document.group
             self._starts[split].append(self.n_tokens[split])
             self._bytes[split].append(len(content))
             ended = np.append(tokens, np.uint32(self._tokenizer.separator_id)).astype(self.dtype)

@@ -216,7 +216,9 @@ def _request(
     corpus: CorpusConfig, tokenizer: TokenizerConfig, source: CorpusSource, limits: dict[str, int]
 ) -> dict[str, Any]:
     """What decides the cache's content, and nothing else: neither where files lie nor which rules the audit has."""
+    groups = {} if corpus.group_column is None else {"document_groups": True}
     return {
+        **groups,
         "schema": SCHEMA,
         "source": source.identity,
         "shares": None if source.bounded else [corpus.validation_share, corpus.test_share],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,14 @@ class TokenFile:
     document_starts: npt.NDArray[np.int64]
     document_bytes: npt.NDArray[np.int64]
     document_names: Sequence[str]
+    document_groups: Mapping[str, str] = field(default_factory=dict)
+    """Groups (author, site) of documents by name: of the test split, where the corpus names a group column."""
 
     @classmethod
     def open(cls, folder: Path, split: str, *, dtype: str) -> TokenFile:
         """Maps the files of ``split`` that a build wrote into ``folder``."""
         path = folder / f"{split}.tokens"
+        groups = folder / f"{split}.document_groups.json"
         # An empty file cannot be mapped.
         tokens = np.asarray(np.memmap(path, dtype=dtype, mode="r")) if path.stat().st_size else np.empty(0, dtype)
         return cls(
@@ -43,6 +46,7 @@ class TokenFile:
             document_starts=np.load(folder / f"{split}.document_starts.npy"),
             document_bytes=np.load(folder / f"{split}.document_bytes.npy"),
             document_names=tuple(json.loads((folder / f"{split}.document_names.json").read_bytes())),
+            document_groups=json.loads(groups.read_bytes()) if groups.exists() else {},
         )
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:

@@ -41,6 +41,10 @@ class StorageError(WorldError):
     """The storage could not be read or written."""
 
 
+class StorageAwayError(StorageError):
+    """The storage did not answer; the same operation may succeed a moment later."""
+
+
 class DamagedError(StorageError):
     """An object is there and is not what was written: cut short, changed, or a part of it missing.
 

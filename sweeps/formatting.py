@@ -212,5 +212,5 @@ def _from_here(path: Path) -> str:
     """The path relative to the working folder where it lies below, else as it is."""
     try:
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, FileNotFoundError):  # elsewhere, or the working folder was deleted
         return str(path)

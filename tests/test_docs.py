@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from moe.audit import Audit, Finding
-from search_spaces import Identity, explore_cells, load_space
+from search_spaces import explore_cells, load_space
 from sweeps.cli import app
 from sweeps.commands.plan import ArmPlan, SweepPlan
 from sweeps.commands.status import list_of_sweeps, status_of
-from sweeps.ledger.cell_folder import CellFolder
+from sweeps.ledger.cell_folder import CellFolder, CellWriter
 from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.space import identity_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.plan.phases import first_cells
@@ -86,9 +87,8 @@ def completed(tmp_path: Path) -> CellFolder:
     ledger = Ledger(Storage(str(tmp_path)), "first")
     folder = ledger.cell_folder(planned.cell_id)
     trainer: Any = EndingTrainer()
-    _Segment(ledger, folder, trainer, whole_job(tmp_path, planned), print, lambda: 1).train(
-        planned, lambda report: None
-    )
+    writer = CellWriter(folder, "000001-cafe")
+    _Segment(ledger, writer, trainer, whole_job(tmp_path, planned), lambda: 1).train(planned, lambda report: None)
     return folder
 
 
@@ -141,7 +141,16 @@ def sweep_with_everything() -> SweepResults:
 
 
 def test_every_key_of_a_verdict_is_explained() -> None:
-    verdict = decide(sweep_with_everything()).as_dict()
+    everything = sweep_with_everything()
+    verdict = decide(everything).as_dict()
+    spoilt = tuple(
+        replace(c, outcome="diverged") if c.cell.cell_id == "confirm-balanced-shuffled-0.02-101" else c
+        for c in everything.cells
+    )
+    again = decide(
+        replace(everything, cells=(*spoilt, cell("balanced", 0.03, 1, outcome=None)), earlier_verdicts=(verdict,))
+    ).as_dict()
+    verdict |= {key: again[key] for key in ("excluded", "last_decided")}
     parts = [verdict["context"], verdict["controls"], verdict["by_rung"], *verdict["by_budget"].values()]
     assert all(parts), "the planted sweep has every optional part of a verdict"
     assert_explains("Verdicts", set(paths_in(verdict)))
@@ -151,8 +160,9 @@ def test_every_key_of_the_status_is_explained(tmp_path: Path) -> None:
     runs = Storage(str(tmp_path))
     ledger = Ledger(runs, "first")
     space = load_space(preset="smoke")
-    identity = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
-    ledger.add_cells(first_cells(space, explore_cells(space, identity)), because="the first grid")
+    ledger.add_cells(
+        first_cells(space, explore_cells(space, identity_of(made_up.beginning()))), because="the first grid"
+    )
     shapes = [{**strategy.model_dump(), "tokens_per_step": 1_024} for strategy in space.strategies]
     ledger.begin({**made_up.beginning(), "space": space.resolved(), "strategies": shapes})
     ledger.write_verdict(made_up.verdict().as_dict())

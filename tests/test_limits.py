@@ -17,8 +17,8 @@ from moe.tokenizer import TokenizerConfig
 from search_spaces import Cell, Identity, Rate, Space, SpaceErrors, cell_at, explore_cells, load_space, rates_at
 from search_spaces.extension import widened_rate
 from search_spaces.fields import MAX_RATE, MIN_RATE
-from sweeps.cluster.machines import ClusterFacts
-from sweeps.packing.shares import resource_plan
+from sweeps.cluster.machines import Machines
+from sweeps.packing.shares import pack
 from sweeps.training_config import corpus_config, tokenizer_config, train_config
 
 Place = tuple[str | int, ...]
@@ -56,9 +56,9 @@ def require_trainable(space: Space) -> None:
     tokenizer_config(space)
     for config in configs_of(space, explore_cells(space, IDENTITY)):
         check_config(config)
-    facts = ClusterFacts.of(cpus=2_048, gpus=1_024, gpu_gib=80.0)
+    machines = Machines.of(cpus=2_048, gpus=1_024, gpu_gib=80.0)
     peaks = {arm.name: 1.0 for arm in space.strategies}
-    assert resource_plan(space, peaks, facts=facts).problems == ()
+    assert pack(space, peaks, machines).problems == ()
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def _joined_machines(address: str) -> Machines:
         return found
     from moe.device import BF16_COMPUTE_CAPABILITY
 
-    # bf16 and fp16 take the same memory, so a GPU that can do bf16 stands for those that nobody could ask
+    # bf16 and fp16 take the same memory, so a GPU that can do bf16 stands for those whose node did not answer
     known = [gpu.compute_capability for gpu in gpus.values() if gpu.compute_capability is not None]
     return replace(
         found, gpu_name="a GPU of the cluster", compute_capability=min(known, default=BF16_COMPUTE_CAPABILITY)

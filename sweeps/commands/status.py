@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces import Space, SpaceErrors
 from sweeps.errors import SweepError
 from sweeps.formatting import duration, shown_command, with_shown_commands
-from sweeps.ledger.lease import DRIVER_LEASE, living_holder
+from sweeps.ledger.lease import CELL_LEASE, DRIVER_LEASE, living_holder
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.space import space_of
 from sweeps.ledger.storage import Storage
@@ -19,7 +19,6 @@ from sweeps.ledger.sweep_folder import Ledger, sweep_names
 from sweeps.plan.forecast import forecast_from_records
 from sweeps.plan.queue import Plan, progress_of
 from sweeps.running.driver import stopping_rule
-from sweeps.trial.trainable import CELL_LEASE
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -1,4 +1,4 @@
-"""Room for a sweep on its storage, looked at before anything is spent, at its beginning and when it goes on."""
+"""Free space for a sweep on its storage, checked when it begins and when it is resumed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ BYTES_OF_RECORDS_PER_CELL: Final = 200_000
 BYTES_OF_REPORT: Final = 4_000_000
 
 
-def bytes_needed(space: Space, *, vocab_size: int, ended: Sequence[Cell] = (), begun: Sequence[Cell] = ()) -> int:
+def bytes_needed(space: Space, *, vocab_size: int, ended: Sequence[Cell] = (), unfinished: Sequence[Cell] = ()) -> int:
     """Bytes that the cells without an outcome may come to hold at once: checkpoints, records, report.
 
-    ``ended`` are the cells that have an outcome, ``begun`` the others that stand in the plan already. With
+    ``ended`` are the cells that have an outcome, ``unfinished`` the others in the plan. With
     ``keep = best`` an arm's explore cells have given their checkpoints back before its confirm cells begin.
     """
     from moe.flops import total_parameters
@@ -31,7 +31,7 @@ def bytes_needed(space: Space, *, vocab_size: int, ended: Sequence[Cell] = (), b
     def left(*, explore: bool) -> int:
         foreseen, gone, there = (
             sum((cell.phase == "explore") is explore for cell in cells)
-            for cells in (planned_cells(space), ended, begun)
+            for cells in (planned_cells(space), ended, unfinished)
         )
         return max(foreseen - gone, there)
 
@@ -47,9 +47,9 @@ def require_room(ledger: Ledger, space: Space, *, vocab_size: int) -> None:
         return
     folders = {planned.cell: ledger.cell_folder(planned.cell_id) for planned in ledger.planned_cells()}
     ended = [cell for cell, folder in folders.items() if folder.outcome() is not None]
-    begun = [cell for cell in folders if cell not in ended]
-    needed = bytes_needed(space, vocab_size=vocab_size, ended=ended, begun=begun)
-    needed -= sum(_held_bytes(folders[cell].storage.path) for cell in begun)
+    unfinished = [cell for cell in folders if cell not in ended]
+    needed = bytes_needed(space, vocab_size=vocab_size, ended=ended, unfinished=unfinished)
+    needed -= sum(_held_bytes(folders[cell].storage.path) for cell in unfinished)
     where = ledger.storage.path
     while not where.exists():
         where = where.parent
@@ -59,7 +59,7 @@ def require_room(ledger: Ledger, space: Space, *, vocab_size: int) -> None:
             f"{where} has {free / 2**20:,.0f} MiB free, and this sweep may come to hold {needed / 2**20:,.0f} MiB"
             + (
                 " more; free some, or move its folder to another --runs-dir"
-                if begun
+                if unfinished
                 else "; free some, or choose another --runs-dir"
             )
         )
@@ -68,6 +68,6 @@ def require_room(ledger: Ledger, space: Space, *, vocab_size: int) -> None:
 def _held_bytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # a worker of an earlier driver may still be at it
+        with suppress(FileNotFoundError):  # a worker of an earlier driver may still delete files
             total += path.stat().st_size if path.is_file() else 0
     return total

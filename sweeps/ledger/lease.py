@@ -1,104 +1,139 @@
-"""A lease: an object with a heartbeat that says who works on something, on storages that know no locks.
+"""A lease: who works on something, on storages that know no locks, with a number that fences off earlier holders.
 
-A lease is stale when its process is gone (same host: looked up by pid and start time) or when its heartbeat has been
-silent for ``STALE_AFTER_S`` (another host). A stale lease is taken over. Two takers at one moment are told apart by
-reading back what was written: the last writer holds it. Who finds at a heartbeat that somebody else holds the lease (it
-was asleep, or its storage away, for too long) has lost it, and ``require_held`` says so.
+A lease is a folder of claims ``NNNNNN.json``. The highest number holds it; a claim is created exclusively, so of two
+takers of one number one gets it. The holder rewrites its claim every ``HEARTBEAT_S`` as a heartbeat, and the last claim
+stays when it is given back, so that numbers only rise.
+
+A claim may be superseded when its process is known not to run (same boot, same PID namespace), or when it stood
+unchanged for ``STALE_AFTER_S`` of the taker's own clock: clocks of two hosts are never compared. A holder trusts its
+lease for ``TRUSTED_S`` after the last look that found no higher claim; after a longer silence it looks again first.
+
+A holder that slept may still write after it was superseded. Its ``token``, which begins with the claim's number, is in
+the names of all that it writes, so none of that counts (``sweeps.ledger.checkpoints``).
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
-import threading
-import time
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict
 from types import TracebackType
-
-import psutil
+from typing import Final
 
 from sweeps.errors import DamagedError, StorageError, SweepHeldError
+from sweeps.ledger.models import ObjectModel, validated
 from sweeps.ledger.storage import Storage
+from sweeps.ledger.world import Event, Process, Task
 
-DRIVER_LEASE = "driver.json"  # of a sweep, in its folder
-HEARTBEAT_S = 5.0
-STALE_AFTER_S = 30.0
-_SETTLE_S = 0.05  # between writing a lease and reading it back
+DRIVER_LEASE: Final = "driver"  # of a sweep, in its folder
+CELL_LEASE: Final = "lease"  # of a cell, in its folder
+HEARTBEAT_S: Final = 5.0
+STALE_AFTER_S: Final = 30.0
+TRUSTED_S: Final = 20.0
+_FIRST_LOOK_S: Final = 0.25
+_LOOK_EVERY_S: Final = 2.0
+_CLAIM: Final = re.compile(r"(\d{6,})\.json")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """Who holds a lease, and when they last said so (seconds since the epoch)."""
+class Holder(ObjectModel):
+    """A claim: who made it, and its last heartbeat."""
 
     host: str
+    boot_id: str
+    pid_namespace: str
     pid: int
-    process_started_s: float
+    start_ticks: int
+    began_s: float
     token: str
+    heartbeat: int
     heartbeat_s: float
+    released: bool
 
-    def is_stale(self, now_s: float) -> bool:
-        """Whether the holder can be taken for dead."""
-        if self.host == socket.gethostname():
-            return not _is_running(self.pid, self.process_started_s)
-        return now_s - self.heartbeat_s > STALE_AFTER_S
+    @property
+    def process(self) -> Process:
+        """The process that made the claim."""
+        return Process(
+            host=self.host,
+            boot_id=self.boot_id,
+            pid_namespace=self.pid_namespace,
+            pid=self.pid,
+            start_ticks=self.start_ticks,
+        )
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
 
 
 class Lease:
-    """Held from ``acquire`` to ``release``, or as a context manager; a thread keeps the heartbeat."""
+    """Held from ``acquire`` to ``release``, or as a context manager; a task beside the caller keeps the heartbeat."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         self._storage = storage
+        self._beating = storage.patient(0)  # a beat that is late is worth nothing: the next one is tried instead
         self._name = name
-        self._token = secrets.token_hex(8)
-        self._ended = threading.Event()
-        self._taken_by: Holder | None = None
-        self._thread: threading.Thread | None = None
+        self._world = storage.world
+        self._secret = self._world.random_token(4)
+        self._began_s = self._world.time_s()
+        self._number = 0
+        self._beats = 0
+        self._confirmed_s = 0.0
+        self._taken_by: str | None = None
+        self._ended: Event = self._world.event()
+        self._task: Task | None = None
+
+    @property
+    def token(self) -> str:
+        """Number and random digits; the tokens of later holders sort after those of earlier ones."""
+        return f"{self._number:06d}-{self._secret}"
 
     def acquire(self, *, wait_s: float = 0.0) -> Holder | None:
-        """Take the lease and return the dead holder it was taken over from, if any.
+        """Take the lease and return the dead holder that it was taken over from, if any.
 
-        Waits up to ``wait_s`` for a live holder to go; raises SweepHeldError, naming host and pid, if it does not.
+        Waits up to ``wait_s`` for a living holder to go, and as long as it takes to find out whether it lives. Raises
+        SweepHeldError, naming host and pid, where it does.
         """
-        deadline_s = time.monotonic() + wait_s
+        deadline_s = self._world.monotonic_s() + wait_s
+        watch = _Watch(self._storage, self._name)
+        pause_s = _FIRST_LOOK_S
         while True:
-            holder = read_holder(self._storage, self._name)
-            if holder is None or holder.is_stale(time.time()):
-                self._beat()
-                time.sleep(_SETTLE_S)
-                settled = read_holder(self._storage, self._name)
-                if settled is not None and settled.token == self._token:
-                    self._thread = threading.Thread(target=self._keep_beating, name=f"lease {self._name}", daemon=True)
-                    self._thread.start()
-                    return holder
-                holder = settled or holder
-            if time.monotonic() >= deadline_s:
+            look = watch.look()
+            if look.may_be_taken:
+                if self._claim(look.number + 1):
+                    self._task = self._world.spawn(self._keep_beating, f"lease {self._name}")
+                    return None if look.holder is None or look.holder.released else look.holder
+            elif look.is_alive and self._world.monotonic_s() >= deadline_s:
                 raise SweepHeldError(
-                    f"{self._storage.uri} is held by {holder}: two cannot work on it at once; "
-                    "wait until that one ends, or end it"
+                    f"{self._storage.uri} is held by {look.holder or 'another process'}: two cannot work on it at "
+                    "once; wait until that one ends, or end it"
                 )
-            time.sleep(0.2)
+            self._world.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_EVERY_S)
 
     def require_held(self) -> None:
-        """Raises SweepHeldError, naming host and pid, where the newest heartbeat found that somebody took the lease."""
-        if self._taken_by is not None:
-            raise SweepHeldError(
-                f"{self._storage.uri} was taken over by {self._taken_by} while this process (pid {os.getpid()} on "
-                f"{socket.gethostname()}) was silent for more than {STALE_AFTER_S:.0f} s; leave it to that one"
-            )
+        """Raises SweepHeldError where somebody took the lease over; looks again where that was not done for long."""
+        if self._taken_by is None and self._world.monotonic_s() - self._confirmed_s > TRUSTED_S:
+            self._looks_held(self._storage)
+        self._raise_if_taken()
+
+    def confirm(self) -> None:
+        """Look now; raises SweepHeldError where somebody took the lease over.
+
+        To be called before anything is written or deleted that no fencing protects.
+        """
+        self._looks_held(self._storage)
+        self._raise_if_taken()
 
     def release(self) -> None:
-        """Give the lease back; a lease that somebody else took over meanwhile is left alone."""
+        """Give the lease back; one that somebody else took over is left alone."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join(timeout=HEARTBEAT_S)
-            self._thread = None
-            holder = read_holder(self._storage, self._name)
-            if holder is not None and holder.token == self._token:
-                self._storage.delete(self._name)
+        if self._task is None:
+            return
+        self._task.join(timeout=HEARTBEAT_S)
+        self._task = None
+        try:
+            if self._looks_held(self._beating):
+                self._write(released=True)
+        except StorageError:
+            return  # nothing is lost: it goes stale
 
     def __enter__(self) -> Lease:
         self.acquire()
@@ -109,50 +144,155 @@ class Lease:
     ) -> None:
         self.release()
 
-    def _beat(self) -> None:
-        holder = Holder(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            process_started_s=psutil.Process().create_time(),
-            token=self._token,
-            heartbeat_s=time.time(),
-        )
-        self._storage.write_json(self._name, asdict(holder))
+    def _claim(self, number: int) -> bool:
+        """Create the claim of this number; whether it is the highest then."""
+        now_s = self._world.monotonic_s()
+        self._number = number
+        try:
+            self._storage.create_json(self._claim_name(), self._entry(released=False))
+        except FileExistsError:
+            return False
+        older = claims(self._storage, self._name)
+        if older and older[-1] > number:  # a long pause between looking and claiming: this number is history
+            self._storage.delete(self._claim_name())
+            return False
+        self._confirmed_s = now_s
+        for past in older:
+            if past < number:
+                self._storage.delete(f"{self._name}/{past:06d}.json")
+        return True
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
-                holder = read_holder(self._storage, self._name)
-                if holder is not None and holder.token != self._token:
-                    self._taken_by = holder
+                if not self._looks_held(self._beating):
                     return
-                self._beat()
+                self._write(released=False)
             except StorageError:
-                continue  # a missed beat is not a lost lease: the next one may land, and work goes on
+                continue  # a missed beat is not a lost lease: ``require_held`` looks again before it is relied on
+
+    def _looks_held(self, storage: Storage) -> bool:
+        """Look for a higher claim, or for one of the same number by somebody else where creation is not exclusive."""
+        now_s = self._world.monotonic_s()
+        newest = max([*claims(storage, self._name), self._number])
+        try:
+            holder = _read_claim(storage, self._name, newest)
+        except FileNotFoundError:  # only who supersedes a claim, or deletes the whole sweep, deletes it
+            self._taken_by = "another process"
+            return False
+        except DamagedError:
+            holder = None
+        if newest > self._number or (holder is not None and holder.token != self.token):
+            self._taken_by = "another process" if holder is None else str(holder)
+            return False
+        self._confirmed_s = now_s
+        return True
+
+    def _raise_if_taken(self) -> None:
+        if self._taken_by is not None:
+            own = self._world.process()
+            raise SweepHeldError(
+                f"{self._storage.uri} was taken over by {self._taken_by} while this process (pid {own.pid} on "
+                f"{own.host}) was silent for more than {STALE_AFTER_S:.0f} s; leave it to that one"
+            )
+
+    def _write(self, *, released: bool) -> None:
+        self._beats += 1
+        self._beating.write_json(self._claim_name(), self._entry(released=released))
+
+    def _entry(self, *, released: bool) -> dict[str, object]:
+        return {
+            "schema": 1,
+            **asdict(self._world.process()),
+            "began_s": self._began_s,
+            "token": self.token,
+            "heartbeat": self._beats,
+            "heartbeat_s": self._world.time_s(),
+            "released": released,
+        }
+
+    def _claim_name(self) -> str:
+        return f"{self._name}/{self._number:06d}.json"
 
 
-def read_holder(storage: Storage, name: str) -> Holder | None:
-    """Who holds the lease ``name``, dead or alive; None where nobody does or the object is damaged.
+class _Look:
+    """What a look at a lease found."""
 
-    Raises StorageError where the storage cannot be read: an outage does not say that nobody is there.
-    """
-    try:
-        return Holder(**storage.read_json(name))
-    except (FileNotFoundError, DamagedError, TypeError):
-        return None
+    def __init__(self, *, number: int, holder: Holder | None, may_be_taken: bool, is_alive: bool) -> None:
+        self.number = number
+        self.holder = holder
+        self.may_be_taken = may_be_taken
+        self.is_alive = is_alive
+
+
+class _Watch:
+    """Looks at a lease again and again, and remembers for how long its claim has stood unchanged."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage = storage
+        self._world = storage.world
+        self._name = name
+        self._seen: bytes | None = None
+        self._since_s = 0.0
+        self._has_beaten = False
+
+    def look(self) -> _Look:
+        """Look now."""
+        numbers = claims(self._storage, self._name)
+        if not numbers:
+            return _Look(number=0, holder=None, may_be_taken=True, is_alive=False)
+        number = numbers[-1]
+        where = f"{self._name}/{number:06d}.json"
+        try:
+            data = self._storage.read_bytes(where)
+        except FileNotFoundError:  # superseded at this moment
+            return _Look(number=number, holder=None, may_be_taken=False, is_alive=False)
+        self._note(data)
+        holder = self._parsed(where, data)
+        runs = None if holder is None else self._world.is_running(holder.process)
+        is_stale = self._world.monotonic_s() - self._since_s > STALE_AFTER_S
+        is_free = holder is not None and (holder.released or runs is False)
+        return _Look(
+            number=number,
+            holder=holder,
+            may_be_taken=is_free or is_stale,
+            is_alive=not is_stale and (runs is True or self._has_beaten),
+        )
+
+    def _note(self, data: bytes) -> None:
+        if data != self._seen:
+            self._has_beaten = self._seen is not None
+            self._seen = data
+            self._since_s = self._world.monotonic_s()
+
+    def _parsed(self, where: str, data: bytes) -> Holder | None:
+        """The claim; None where it is damaged, which a living holder repairs with its next heartbeat."""
+        try:
+            return validated(self._storage, where, self._storage.parse_json(where, data), Holder)
+        except DamagedError:
+            return None
+
+
+def claims(storage: Storage, name: str) -> list[int]:
+    """Numbers of a lease's claims, ascending."""
+    return sorted(int(found[1]) for entry in storage.names(name) if (found := _CLAIM.fullmatch(entry)))
 
 
 def living_holder(storage: Storage, name: str) -> Holder | None:
-    """Who holds the lease ``name`` and is not taken for dead, or None."""
-    holder = read_holder(storage, name)
-    return None if holder is None or holder.is_stale(time.time()) else holder
-
-
-def _is_running(pid: int, started_s: float) -> bool:
+    """Who seems to hold a lease, for display, or None; of a process of another host the wall clocks are compared."""
+    numbers = claims(storage, name)
     try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:  # killed, and never reaped where a container's PID 1 does not
-            return False
-        return abs(process.create_time() - started_s) < 1.0
-    except psutil.Error:
-        return False
+        holder = _read_claim(storage, name, numbers[-1]) if numbers else None
+    except (FileNotFoundError, DamagedError):
+        return None
+    if holder is None or holder.released:
+        return None
+    runs = storage.world.is_running(holder.process)
+    if runs is None:
+        runs = abs(storage.world.time_s() - holder.heartbeat_s) < STALE_AFTER_S
+    return holder if runs else None
+
+
+def _read_claim(storage: Storage, name: str, number: int) -> Holder:
+    where = f"{name}/{number:06d}.json"
+    return validated(storage, where, storage.read_json(where), Holder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeps.ledger.cell_folder import CellFolder
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.ledger.space import current_space
-from sweeps.ledger.sweep_folder import Ledger, PlannedCell
+from sweeps.ledger.space import current_space, identity_of, require_own_ids
+from sweeps.ledger.sweep_folder import LEDGER_VERSION, Ledger, PlannedCell
 
 
 class LedgerReader:
@@ -16,19 +17,30 @@ class LedgerReader:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._ended: dict[str, CellResult] = {}
+        self._checked: set[str] = set()
 
     def results(self) -> SweepResults:
-        """Everything that the ledger knows now."""
+        """Everything that the ledger knows now; raises DamagedError where a cell's id is not that of its values."""
         storage = self._ledger.storage
+        beginning = _with_extensions(self._ledger)
+        planned = self._ledger.planned_cells()
+        self._check_ids(beginning, planned)
         return SweepResults(
             name=self._ledger.name,
-            beginning=_with_extensions(self._ledger),
-            cells=tuple(self._cell(planned) for planned in self._ledger.planned_cells()),
+            beginning=beginning,
+            cells=tuple(self._cell(entry) for entry in planned),
             earlier_verdicts=tuple(self._ledger.verdicts()),
             fixed_margin=self._ledger.margin(),
             folder=storage.uri,
             sittings=tuple(self._ledger.sittings()),
         )
+
+    def _check_ids(self, beginning: Mapping[str, Any], planned: Sequence[PlannedCell]) -> None:
+        """Compute ids again, each once; how version 0.1 computed them is not known here."""
+        fresh = [entry for entry in planned if entry.cell_id not in self._checked]
+        if fresh and beginning.get("ledger_version") == LEDGER_VERSION:
+            require_own_ids(self._ledger.storage, current_space(self._ledger), identity_of(beginning), fresh)
+        self._checked |= {entry.cell_id for entry in fresh}
 
     def _cell(self, planned: PlannedCell) -> CellResult:
         known = self._ended.get(planned.cell_id)
@@ -58,7 +70,7 @@ def _with_extensions(ledger: Ledger) -> dict[str, Any]:
 def read_cell(planned: PlannedCell, folder: CellFolder) -> CellResult:
     """What became of one cell so far."""
     outcome = folder.outcome()
-    records = tuple(folder.records())
+    records = tuple(folder.records_of(outcome))
     if outcome is None:
         tokens = int(records[-1]["tokens_seen"]) if records else 0
         return CellResult(cell=planned.cell, tokens_seen=tokens, records=records)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from search_spaces import (
-    Identity,
-    Space,
-    extended_space,
-)
-from sweeps.ledger.sweep_folder import Ledger
+from search_spaces import Identity, Space, SpaceErrors, extended_space
+from search_spaces.cells import cell_at
+from sweeps.errors import DamagedError
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 
 
 def identity_of(beginning: Mapping[str, Any]) -> Identity:
@@ -35,3 +34,27 @@ def current_space(ledger: Ledger) -> Space:
 def space_of(beginning: Mapping[str, Any]) -> Space:
     """The space as it was frozen in ``sweep.json``."""
     return Space.from_resolved(beginning["space"])
+
+
+def require_own_ids(storage: Storage, space: Space, identity: Identity, planned: Iterable[PlannedCell]) -> None:
+    """Raises DamagedError, naming the cell, where an id is not the hash of what decides the cell's numbers."""
+    for entry in planned:
+        cell = entry.cell
+        try:
+            again = cell_at(
+                space,
+                identity,
+                phase=cell.phase,
+                strategy=cell.strategy,
+                rate=cell.rate,
+                seed=cell.seed,
+                arrangement=cell.arrangement,
+                budget_tokens=cell.budget_tokens,
+            ).cell_id
+        except (KeyError, ValueError, SpaceErrors) as error:
+            raise DamagedError(f"{storage.uri}/plan is damaged: {entry} is not of this space: {error}") from error
+        if again != entry.cell_id:
+            raise DamagedError(
+                f"{storage.uri}/plan is damaged: {entry} has cell_id={entry.cell_id!r}, and its values give {again!r}; "
+                "restore it from a copy"
+            )

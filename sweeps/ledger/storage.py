@@ -1,44 +1,56 @@
 """A folder on any storage that Ray's ``storage_path`` takes: a local path, a shared mount, ``s3://`` or ``gs://``.
 
-Only four things are asked of a storage: put a whole object, get a whole object, list a folder, delete. There is no
-append, no rename and no lock, so an object store is as good as a disk. On a local disk a put is a temporary file in
-the same folder, flushed to the disk and moved into place.
+Five things are asked of a storage: put a whole object, put one that must not be there yet, get one, list a folder,
+delete. There is no append, no rename and no lock, so an object store is as good as a disk. JSON objects carry a
+checksum over their bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
-from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from sweeps.errors import BadInputError, DamagedError, StorageError
+from sweeps.errors import BadInputError, DamagedError, StorageAwayError, StorageError
+from sweeps.ledger.backends import TEMPORARY_PREFIX, Backend, LocalDisk, ObjectStore
+from sweeps.ledger.checksum import ChecksumError, with_checksum, without_checksum
+from sweeps.ledger.world import RealWorld, World
 
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+T = TypeVar("T")
 
-TEMPORARY_PREFIX = ".tmp-"
+_FIRST_WAIT_S: Final = 0.25
+_LONGEST_WAIT_S: Final = 10.0
 
 
 class Storage:
-    """A folder at ``uri``; names inside it are relative, with ``/`` between their parts."""
+    """A folder at ``uri``; names inside it are relative, with ``/`` between them."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        world: World | None = None,
+        backend: Backend | None = None,
+        patience_s: float = 0.0,
+    ) -> None:
         """Take a path or a URI; a path, ``file://`` before it or not, is made absolute.
 
-        Nothing is created before the first write. Raises BadInputError for a URI that names nothing behind its scheme,
-        or holds a password or options.
+        Nothing is created before the first write. While the storage is away an operation is retried for about
+        ``patience_s``. Raises BadInputError for a URI that names nothing behind its scheme, or holds a password or
+        options.
         """
         if uri.endswith("://"):
             raise BadInputError(f"{uri} names no bucket or folder; give a path, s3://bucket/folder or gs://...")
         if uri.startswith("file://"):
             uri = _path_of(uri)
         self.uri = _plain_uri(uri).rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
+        self.world: World = world or RealWorld()
+        self._backend: Backend = backend or (LocalDisk(self.path) if self.is_local else ObjectStore(self.uri))
+        self._folder = ""
+        self._patience_s = patience_s
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
@@ -55,107 +67,118 @@ class Storage:
         return Path(self.uri)
 
     def child(self, name: str) -> Storage:
-        """The folder ``name`` inside this one; it shares the connection where one is open."""
-        inner = Storage(f"{self.uri}/{name}")
-        if "_opened" in self.__dict__:
-            inner.__dict__["_opened"] = (self._remote, self._key(name))
-        return inner
+        """The folder ``name`` inside this one, over the same connection."""
+        return self._copy(uri=f"{self.uri}/{name}", folder=self._key(name))
+
+    def patient(self, patience_s: float) -> Storage:
+        """The same folder with operations that are retried for ``patience_s``; 0 for none."""
+        return self._copy(patience_s=patience_s)
+
+    def _copy(self, *, uri: str | None = None, folder: str | None = None, patience_s: float | None = None) -> Storage:
+        copy = type(self).__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.uri = self.uri if uri is None else uri
+        copy._folder = self._folder if folder is None else folder
+        copy._patience_s = self._patience_s if patience_s is None else patience_s
+        return copy
 
     def read_bytes(self, name: str) -> bytes:
         """The whole object; raises FileNotFoundError where there is none, StorageError where it cannot be read."""
-        with _as_storage_error("read", f"{self.uri}/{name}"):
-            if self.is_local:
-                return (self.path / name).read_bytes()
-            with self._remote.open_input_stream(self._key(name)) as stream:
-                return bytes(stream.read())
+        return self._do("read", name, lambda: self._backend.read(self._key(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Put the whole object: a reader sees the old one or the new one, never a part."""
-        with _as_storage_error("write", f"{self.uri}/{name}"):
-            if self.is_local:
-                _write_local(self.path / name, data)
-            else:
-                with self._remote.open_output_stream(self._key(name)) as stream:
-                    stream.write(data)
+        """Put the whole object: a reader sees the old one or the new one, never a piece."""
+        self._do("write", name, lambda: self._backend.write(self._key(name), data))
+
+    def create_bytes(self, name: str, data: bytes) -> None:
+        """Put an object that is not there yet; raises FileExistsError where another one is."""
+        try:
+            self._do("write", name, lambda: self._backend.create(self._key(name), data))
+        except FileExistsError:
+            if self.read_bytes(name) != data:  # the same bytes are ours: the answer to an earlier try was lost
+                raise
 
     def read_json(self, name: str) -> Any:
-        """The object parsed as JSON; raises DamagedError, naming the object, where it is not JSON."""
-        data = self.read_bytes(name)
-        try:
-            return json.loads(data)
-        except ValueError as error:
-            raise DamagedError(
-                f"{self.uri}/{name} is damaged: it is not JSON ({error}); restore it from a copy"
-            ) from error
+        """The object parsed as JSON; raises DamagedError, naming it, where it is not JSON or not what was written."""
+        return self.parse_json(name, self.read_bytes(name))
 
-    def write_json(self, name: str, value: object) -> None:
-        """Put ``value`` as JSON; floats keep every digit, and NaN is refused."""
-        self.write_bytes(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    def parse_json(self, name: str, data: bytes) -> Any:
+        """The same for bytes that were read before."""
+        where = f"{self.uri}/{name}"
+        try:
+            return json.loads(without_checksum(data))
+        except ChecksumError as error:
+            raise DamagedError(f"{where} is damaged: {error}; restore it from a copy") from error
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"{where} is damaged: it is not JSON ({error}); restore it from a copy") from error
+
+    def write_json(self, name: str, value: Mapping[str, object]) -> None:
+        """Put ``value`` as JSON with a checksum; floats keep every digit, and NaN is refused."""
+        self.write_bytes(name, with_checksum(value))
+
+    def create_json(self, name: str, value: Mapping[str, object]) -> None:
+        """Put ``value`` as JSON where nothing is yet; raises FileExistsError where another object is."""
+        self.create_bytes(name, with_checksum(value))
 
     def exists(self, name: str) -> bool:
         """Whether an object of this name is there."""
-        from pyarrow.fs import FileType
-
-        with _as_storage_error("look up", f"{self.uri}/{name}"):
-            if self.is_local:
-                return (self.path / name).exists()
-            return bool(self._remote.get_file_info(self._key(name)).type != FileType.NotFound)
+        return self._do("look up", name, lambda: self._backend.exists(self._key(name)))
 
     def names(self, folder: str = "") -> list[str]:
         """Sorted names of what stands directly in ``folder``; empty where the folder is not there.
 
         Raises BadInputError where a file stands in its place.
         """
-        with _as_storage_error("list", f"{self.uri}/{folder}"):
-            if self.is_local:
-                try:
-                    found = [entry.name for entry in os.scandir(self.path / folder)]
-                except FileNotFoundError:
-                    return []
-                except NotADirectoryError:
-                    raise BadInputError(f"{self.path / folder} is a file, not a folder; name another") from None
-            else:
-                from pyarrow.fs import FileSelector
-
-                selector = FileSelector(self._key(folder), allow_not_found=True)
-                found = [PurePosixPath(info.path).name for info in self._remote.get_file_info(selector)]
+        found = self._do("list", folder, lambda: self._backend.names(self._key(folder)))
         return sorted(name for name in found if not name.startswith(TEMPORARY_PREFIX))
 
     def delete(self, name: str) -> None:
         """Delete an object or a whole folder; one that is not there is no error."""
-        from pyarrow.fs import FileType
-
-        with _as_storage_error("delete", f"{self.uri}/{name}"), contextlib.suppress(FileNotFoundError):
-            if self.is_local:
-                _delete_local(self.path / name)
-            elif self._remote.get_file_info(self._key(name)).type == FileType.Directory:
-                self._remote.delete_dir(self._key(name))
-            else:
-                self._remote.delete_file(self._key(name))
+        with contextlib.suppress(FileNotFoundError):
+            self._do("delete", name, lambda: self._backend.delete(self._key(name)))
 
     def _key(self, name: str) -> str:
-        return f"{self._remote_root}/{name}".rstrip("/")
+        return f"{self._folder}/{name}".strip("/")
 
-    @cached_property
-    def _opened(self) -> tuple[FileSystem, str]:
-        import pyarrow
-        from pyarrow import fs
+    def _do(self, verb: str, name: str, operation: Callable[[], T]) -> T:
+        where = f"{self.uri}/{name}"
+        if not self._patience_s:
+            with self._errors(verb, where):
+                return operation()
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+        for attempt in Retrying(
+            retry=retry_if_exception_type(StorageAwayError),
+            wait=wait_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+            stop=stop_after_attempt(_attempts(self._patience_s)),
+            sleep=self.world.sleep,
+            reraise=True,
+        ):
+            with attempt, self._errors(verb, where):
+                return operation()
+        raise AssertionError("the last attempt returns or raises")
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, where: str) -> Iterator[None]:
+        """Turn what a storage raises into one error that says what could not be done; a missing object stays as is."""
         try:
-            filesystem, root = fs.FileSystem.from_uri(self.uri)
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise BadInputError(
-                f"{self.uri} is not a storage that can be opened ({error}); give a path, s3://bucket/folder or gs://..."
-            ) from error
-        return filesystem, root
+            yield
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            kind = StorageAwayError if self._backend.is_away(error) else StorageError
+            raise kind(f"cannot {verb} {where}: {reason}") from error
 
-    @property
-    def _remote(self) -> FileSystem:
-        return self._opened[0]
 
-    @property
-    def _remote_root(self) -> str:
-        return self._opened[1]
+def _attempts(patience_s: float) -> int:
+    """How many attempts take about this long, waiting twice as long after each."""
+    attempts, wait_s, waited_s = 1, _FIRST_WAIT_S, 0.0
+    while waited_s < patience_s:
+        waited_s += wait_s
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        attempts += 1
+    return attempts
 
 
 def _plain_uri(uri: str) -> str:
@@ -178,43 +201,3 @@ def _path_of(uri: str) -> str:
     if parts.netloc not in ("", "localhost"):
         raise BadInputError(f"{uri} names the machine {parts.netloc!r}; write file:///FOLDER, or the path alone")
     return unquote(parts.path)
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name itself must survive a pulled plug, not only the bytes
-    finally:
-        os.close(folder)
-
-
-def _delete_local(path: Path) -> None:
-    import shutil
-
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-@contextlib.contextmanager
-def _as_storage_error(verb: str, where: str) -> Iterator[None]:
-    """Turn what a storage raises into one error that says what could not be done; a missing object stays as it is."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(f"cannot {verb} {where}: {reason}") from error

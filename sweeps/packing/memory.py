@@ -47,7 +47,7 @@ def predicted_peaks(space: Space, device: Device, *, vocab_size: int) -> dict[st
 
 
 def fit_arms(space: Space, device: Device, *, vocab_size: int) -> tuple[Space, tuple[str, ...]]:
-    """``space`` with arms that fill ``fit_memory_gib``, and notes on them; unchanged where it asks for none."""
+    """``space`` with arms that fill ``fit_memory_gib``, and notes on them; unchanged where it requests none."""
     if not space.needs_fitting:
         return space, ()
 
@@ -98,7 +98,7 @@ def largest_micro_batch(seq_len: int, memory_gib: float, predict: Predict) -> in
 
 
 def fit_memory(space: Space, predict: Predict) -> MemoryFit:
-    """Choose the shapes of a space that asks for ``fit_memory_gib`` and has none yet (``space.needs_fitting``).
+    """Choose the shapes of a space that requests ``fit_memory_gib`` and has no shapes yet (``space.needs_fitting``).
 
     Takes about five predictions per arm.
 

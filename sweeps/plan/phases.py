@@ -22,8 +22,9 @@ from search_spaces import (
     explored_arms,
     time_cells,
 )
+from sweeps.ledger.models import PlanReason
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.ledger.sweep_folder import PlannedCell, PlanReason
+from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.verdict.margin import default_margin
 from sweeps.verdict.selection import Choice, choose
 from sweeps.verdict.speeds import measured_speeds

@@ -86,11 +86,12 @@ def begin(
     assert space.precision != "auto", "the ids of cells depend on the precision that auto comes to"
     exam, tokens = data.exam, data.tokens
     model = model_config(space, vocab_size=tokens.vocab_size)
-    ledger.storage.delete("plan")  # of an interrupted beginning
-    ledger.add_cells(first_cells(space, explore_cells(space, data.identity)), because="the first grid")
+    sweep_id = secrets.token_hex(8)  # pages that an interrupted beginning left have another one
+    cells = first_cells(space, explore_cells(space, data.identity))
+    ledger.add_cells(cells, because="the first grid", sweep_id=sweep_id)
     ledger.begin(
         {
-            "sweep_id": secrets.token_hex(8),
+            "sweep_id": sweep_id,
             "created_s": time.time(),
             "command": command,
             "space": space.resolved(),
@@ -110,6 +111,7 @@ def begin(
                 "block_len": exam.block_len,
                 "common_len": exam.common_len,
                 "packed": exam.packed,
+                "document_groups": dict(tokens.splits["test"].document_groups),
             },
             "vocab_size": tokens.vocab_size,
             "precision": space.precision,

@@ -1,32 +1,40 @@
-"""The driver: holds one sweep, lets the engine run what the plan says, and brings it to its verdict.
+"""The driver: holds one sweep and lets the engine run what the plan says until every cell has its outcome.
 
-It is the desk that the engine asks. Everything it decides it writes to the ledger first, so that it can be killed at
-any moment.
+The engine asks it for segments and reports their ends to it. Everything it decides it writes to the ledger first, so
+that it can be killed at any moment.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from search_spaces import Identity, OptunaSearch, Space
 from sweeps.errors import StorageError, SweepHeldError, WorldError
 from sweeps.ledger.reading import LedgerReader, read_cell
 from sweeps.ledger.results import RETRIED_OUTCOMES
-from sweeps.ledger.sweep_folder import Ledger, PlannedCell
+from sweeps.ledger.sweep_folder import Ledger, PlannedCell, cells_of
+from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import next_cells
 from sweeps.plan.queue import Dropped, Plan, Segment, StoppingRule, progress_of
-from sweeps.running.ray_tune import Trainable, run_trials
-from sweeps.trial.trainable import STOP_WISH, SegmentJob, run_segment
+from sweeps.running.faults import DeathLog, WorldFaults
+from sweeps.running.ray_tune import Engine, Trainable, run_trials
+from sweeps.trial.trainable import SegmentJob, run_segment
 
-MAX_ATTEMPTS = 3  # of one cell without getting further: a preempted node may strike twice, a bug strikes always
+MAX_ERRORS: Final = 3  # of one cell between two checkpoints; two suffice where they are the same
+MAX_DEATHS_AT_A_POINT: Final = (
+    5  # of its workers after the same report: lost nodes strike anywhere, a bug strikes there
+)
+MAX_DEATHS: Final = 10  # between two checkpoints, wherever: what cannot live until the next one has no end
+DEATH: Final = "the worker process died (killed, or its node was lost)"
+_LOOK_EVERY_S: Final = 0.2  # for a stop, while nothing can run
 
 
 class Watcher(Protocol):
-    """Who is told what happens: the terminal."""
+    """Who hears what happens: the terminal."""
 
     def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """A running cell reported."""
@@ -57,6 +65,7 @@ class Driver:
     checkpoint_every_s: float
     wake_tracking: Callable[[], None]
     trainable: Trainable = run_segment
+    engine: Engine = run_trials
     exclusive: bool = False
     require_held: Callable[[], None] = lambda: None
     plan: Plan = field(init=False)
@@ -67,36 +76,58 @@ class Driver:
 
     def __post_init__(self) -> None:
         """Read from the ledger how far every cell is."""
-        self.plan = Plan(stopping_rule(self.space), self.ledger.planned_cells())
+        self.ledger = self.ledger.patient(PATIENCE_S)
+        self._world = self.ledger.storage.world
+        self.stop_request = f"stop-{self._world.random_token(4)}.json"
+        self._faults = WorldFaults(self._world)
+        self._deaths = DeathLog()
+        self._pages = self.ledger.plan_pages()
+        self.plan = Plan(stopping_rule(self.space), cells_of(self._pages))
         self._results = LedgerReader(self.ledger).results()
-        self._cells = {str(result.cell.cell_id): result for result in self._results.cells}
+        known = {planned.cell_id for planned in self.plan.cells}
+        self._cells = {cell_id: r for r in self._results.cells if (cell_id := str(r.cell.cell_id)) in known}
         for cell_id, result in self._cells.items():
             self.plan.ended(cell_id, progress_of(result))
+        assert self._cells.keys() == known, "a page of the plan that was read once is there"
 
     def run(self) -> None:
         """Run every cell that has no outcome, phase after phase; returns early where a stop was asked for.
 
-        Raises WorldError where storage failed: what was durable is kept.
+        Raises WorldError where nothing works any more: what was durable is kept.
         """
-        self.ledger.storage.delete(STOP_WISH)
-        self._settle()
-        while not self.stopping and self.plan.next() != "finished":
-            for share, arms in self.packing.groups().items():
-                if isinstance(self.plan.next(arms), Segment):
-                    self._group = arms
-                    run_trials(
-                        self,
-                        share,
-                        slots=self.packing.slots[arms[0]],
-                        storage_uri=self._engine_uri(),
-                        trainable=self.trainable,
-                    )
-                if self.stopping or self._world_error:
-                    break
-                for cell_id in self.plan.running:  # the engine ended without a word about them
-                    self.done(cell_id, None)
-            if self._world_error:
-                raise self._world_error
+        try:
+            self._settle()
+            while not self.stopping and self.plan.next() != "finished":
+                self._run_groups()
+                if self._world_error:
+                    raise self._world_error
+        except SweepHeldError as error:
+            raise WorldError(str(error)) from error
+        finally:
+            self._withdraw_request()
+
+    def _run_groups(self) -> None:
+        for share, arms in self.packing.groups().items():
+            self._wait_for_world()
+            if self.stopping:
+                return
+            if isinstance(self.plan.next(arms), Segment):
+                self._group = arms
+                self.engine(
+                    self,
+                    share,
+                    slots=self.packing.slots[arms[0]],
+                    storage_uri=self._engine_uri(),
+                    trainable=self.trainable,
+                )
+            if self.stopping or self._world_error:
+                return
+            for cell_id in self.plan.running:  # the engine ended and said nothing about them
+                self.done(cell_id, None)
+
+    def _wait_for_world(self) -> None:
+        while self._faults.wait_s() > 0 and not self.stopping:
+            self._world.sleep(_LOOK_EVERY_S)
 
     def stop(self) -> None:
         """Ask running segments to save and return, and hand out no others."""
@@ -105,12 +136,20 @@ class Driver:
 
     def _ask_to_save(self) -> None:
         try:
-            self.ledger.storage.write_json(STOP_WISH, {"asked_s": time.time()})
+            self.ledger.storage.patient(0).write_json(self.stop_request, {"asked_s": self._world.time_s()})
         except StorageError as error:
             self.watcher.say(f"running trials cannot be asked to save: {error}")
 
+    def _withdraw_request(self) -> None:
+        """Delete the request, and those of drivers that had no time to."""
+        storage = self.ledger.storage.patient(0)
+        with suppress(StorageError):
+            for name in storage.names():
+                if name.startswith("stop-"):
+                    storage.delete(name)
+
     def _end_with(self, error: WorldError) -> None:
-        """The world failed: running segments save if they can, no others are handed out, ``run`` raises the first."""
+        """Let running segments save if they can and hand out no others; ``run`` raises the first such error."""
         if self._world_error is None:
             self._world_error = error
             self._ask_to_save()
@@ -122,9 +161,12 @@ class Driver:
         except SweepHeldError as error:
             self._world_error = self._world_error or WorldError(str(error))
             return True
+        except StorageError as error:
+            self._end_with(error)
+            return True
         return False
 
-    # What the engine asks and tells.
+    # What the engine asks and reports.
 
     def take(self) -> SegmentJob | Literal["wait", "finished"]:
         """The next segment for a free worker of the group that runs now."""
@@ -133,10 +175,14 @@ class Driver:
         segment = self.plan.next(self._group)
         if not isinstance(segment, Segment):
             return segment
+        if self._faults.wait_s() > 0:
+            return "wait" if self.plan.running else "finished"  # ``run`` waits, and starts the engine again
         if self.exclusive and self._would_share(segment):
             return "wait"
         cell = segment.planned.cell
         self.plan.started(segment.planned.cell_id)
+        self._faults.started(segment.planned.cell_id)
+        self._deaths.started(segment.planned.cell_id)
         self.watcher.on_change(self.plan)
         return SegmentJob(
             runs_uri=self.ledger.storage.uri.rpartition("/")[0],
@@ -146,6 +192,7 @@ class Driver:
             threads=self.packing.threads,
             checkpoint_every_s=self.checkpoint_every_s,
             gpu_fraction=self.packing.gpu_fraction[cell.strategy] or 0.0,
+            stop_request=self.stop_request,
         )
 
     def _would_share(self, segment: Segment) -> bool:
@@ -157,8 +204,9 @@ class Driver:
         """A running segment reported, or has something to say."""
         if "note" in record:
             self.watcher.say(f"{self.plan.planned(cell_id)}: {record['note']}")
-        else:
-            self.watcher.on_report(cell_id, record)
+            return
+        self._deaths.reported(cell_id, record)
+        self.watcher.on_report(cell_id, record)
 
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
         """A segment ended: read what its folder says, and plan on.
@@ -170,33 +218,47 @@ class Driver:
         planned = self.plan.planned(cell_id)
         how = "worker_died" if result is None else str(result.get("ended"))
         self.plan.ended(cell_id, self.plan.progress(cell_id))
-        if how == "stop_sweep":
-            assert result is not None
-            self._end_with(WorldError(str(result["reason"])))
-            return
         try:
+            if how == "world_fault":
+                assert result is not None
+                self._note_world_fault(planned, result)
+            else:
+                self._faults.ended_well(cell_id)
             if how in ("worker_died", "error") and not self.stopping:
                 self._note_failure(planned, how, result)
             self._refresh(planned)
             self._give_back(planned)
             self._settle()
-        except StorageError as error:
+        except SweepHeldError as error:
+            self._world_error = self._world_error or WorldError(str(error))
+        except WorldError as error:
             self._end_with(error)
         self.wake_tracking()
+
+    def _note_world_fault(self, planned: PlannedCell, result: Mapping[str, Any]) -> None:
+        """What is around a worker failed: its cell is tried again later, and the session ends when nothing works."""
+        reason, node = str(result["reason"]), result.get("hostname")
+        wait_s = self._faults.struck(planned.cell_id)
+        if wait_s is None:
+            raise WorldError(reason)
+        where = "" if node is None else f" on {node}"
+        self.watcher.say(f"{planned} is tried again in {wait_s:.0f} s, the fault{where} is not its own: {reason}")
 
     def _note_failure(self, planned: PlannedCell, how: str, result: Mapping[str, Any] | None) -> None:
         folder = self.ledger.cell_folder(planned.cell_id)
         if folder.outcome() is not None:
             return  # it died after the last thing that it had to do
-        reason = "the worker process died (killed, or its node was lost)" if result is None else str(result["reason"])
-        folder.add_attempt(how, reason, None if result is None else result.get("traceback"))
+        reason = DEATH if result is None else str(result["reason"])
+        reached, node = self._deaths.last(planned.cell_id)
+        traceback = None if result is None else result.get("traceback")
+        folder.add_attempt(how, reason, traceback=traceback, reached_tokens=reached, node=node)
         since = folder.attempts_here()
-        same = [attempt for attempt in since if attempt["kind"] == "error" and attempt["reason"] == reason]
-        if len(since) >= MAX_ATTEMPTS or len(same) >= 2:
+        if is_its_own_fault(since):
             folder.write_outcome(planned.cell, "failed", tokens_seen=since[-1]["tokens_seen"], reason=reason)
             self.watcher.say(f"{planned} failed after {len(since)} tries: {reason}")
         else:
-            self.watcher.say(f"{planned} is tried again from its checkpoint: {reason}")
+            where = "" if node is None else f" on {node}"
+            self.watcher.say(f"{planned} is tried again from its checkpoint: {reason}{where}")
 
     def _refresh(self, planned: PlannedCell) -> None:
         """Take over what the cell's folder says now."""
@@ -205,10 +267,14 @@ class Driver:
         self.plan.ended(planned.cell_id, progress_of(result))
 
     def _give_back(self, planned: PlannedCell) -> None:
-        """With ``keep = best`` an explore cell that has ended needs its checkpoints no more, and the storage does."""
+        """Delete what a cell that has ended needs no more: with ``keep = best`` the checkpoints of explore cells."""
         outcome = self.plan.progress(planned.cell_id).outcome
-        if self.space.keep == "best" and planned.cell.phase == "explore" and outcome not in (None, *RETRIED_OUTCOMES):
-            self.ledger.cell_folder(planned.cell_id).checkpoints.delete_all()
+        if outcome in (None, *RETRIED_OUTCOMES):
+            return
+        folder = self.ledger.cell_folder(planned.cell_id)
+        folder.collect()
+        if self.space.keep == "best" and planned.cell.phase == "explore":
+            folder.checkpoints.delete_all()
 
     def _settle(self) -> None:
         """Write what follows from the losses recorded so far: drops, then cells that can now be planned."""
@@ -222,18 +288,29 @@ class Driver:
         self.watcher.on_change(self.plan)
 
     def _plan_on(self) -> None:
-        """Plan what follows from the groups of cells that have all ended."""
-        results = replace(self._results, cells=tuple(self._cells.values()))
-        added = next_cells(self.space, self.identity, results, self.plan.cells)
-        if added.margin is not None:
-            self.ledger.fix_margin(added.margin)
-        if added.cells:
-            self.ledger.add_cells(added.cells, because=added.because)
-            self.plan.add(added.cells)
-            for planned in added.cells:
-                self._refresh(planned)
-            if added.because:
-                self.watcher.say(added.because)
+        """Plan what follows from the groups of cells that have all ended.
+
+        Where the plan has got pages since it was read, by a driver that was taken for dead, they are read first.
+        """
+        while True:
+            results = replace(self._results, cells=tuple(self._cells.values()))
+            added = next_cells(self.space, self.identity, results, self.plan.cells)
+            if added.margin is not None:
+                self.ledger.fix_margin(added.margin)
+            self.require_held()
+            if self.ledger.add_cells_to(self._pages, added.cells, because=added.because):
+                break
+            self._take_up(self.ledger.planned_cells())
+        self._take_up(added.cells)
+        if added.cells and added.because:
+            self.watcher.say(added.because)
+
+    def _take_up(self, cells: Sequence[PlannedCell]) -> None:
+        fresh = [planned for planned in cells if planned.cell_id not in self._cells]
+        self.plan.add(fresh)
+        for planned in fresh:
+            self._refresh(planned)
+        self._pages = self.ledger.plan_pages()
 
     def _drop(self, dropped: Dropped) -> None:
         planned = dropped.planned
@@ -260,6 +337,23 @@ def stopping_rule(space: Space) -> StoppingRule:
         return StoppingRule()
     suggestions = space.search.trials_per_arm if isinstance(space.search, OptunaSearch) else 0
     return StoppingRule(rungs_tokens=space.rungs_tokens, keep=space.early_stopping, suggestions=suggestions)
+
+
+def is_its_own_fault(attempts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether failures at one checkpoint are the cell's: the same error twice, or deaths after one and the same report.
+
+    A node that is lost takes its workers wherever they are, so other deaths say nothing about a cell.
+    """
+    if not attempts:
+        return False  # the cell got further meanwhile, under a worker that was taken for dead
+    newest = attempts[-1]
+    if newest["kind"] == "error":
+        errors = [attempt for attempt in attempts if attempt["kind"] == "error"]
+        return len(errors) >= MAX_ERRORS or sum(e["reason"] == newest["reason"] for e in errors) >= 2
+    deaths = [attempt for attempt in attempts if attempt["kind"] == newest["kind"]]
+    reached = newest.get("reached_tokens")
+    here = [attempt for attempt in deaths if reached and attempt.get("reached_tokens") == reached]
+    return len(here) >= MAX_DEATHS_AT_A_POINT or len(deaths) >= MAX_DEATHS
 
 
 def failed_cells(ledger: Ledger) -> Sequence[tuple[PlannedCell, Mapping[str, Any]]]:

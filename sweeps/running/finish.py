@@ -76,7 +76,7 @@ def write_search_study(ledger: Ledger, space: Space, results: SweepResults) -> N
 
 
 def keep_needed_weights(ledger: Ledger, results: SweepResults, keep: Keep) -> None:
-    """With ``best`` only the best confirm cell of each arm keeps its checkpoint, and what a retry would go on from.
+    """With ``best`` only the best confirm cell of each arm keeps its checkpoint, and what a retry would resume from.
 
     ``keep`` may have changed since the sweep began.
     """

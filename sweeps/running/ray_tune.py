@@ -39,6 +39,16 @@ class SegmentSource(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """What runs segments: ``run_trials``, or another one in tests."""
+
+    def __call__(
+        self, source: SegmentSource, share: Share, *, slots: int, storage_uri: str | None, trainable: Trainable
+    ) -> None:
+        """Run the segments of ``source``, so many at once, until it says that it is finished."""
+        ...
+
+
 @contextmanager
 def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
     """A private Ray on this machine until the block ends; the handler of SIGTERM stays as it was."""

@@ -16,8 +16,9 @@ from sweeps.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_SOME_FAILED, BadInputE
 from sweeps.formatting import shown_command
 from sweeps.ledger.destinations import require_folder
 from sweeps.ledger.free_space import require_room
+from sweeps.ledger.identifiers import require_name
 from sweeps.ledger.lease import DRIVER_LEASE, Lease
-from sweeps.ledger.names import fresh_name, require_name
+from sweeps.ledger.names import fresh_name
 from sweeps.ledger.provenance import code_fingerprint
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.space import current_space, identity_of
@@ -103,6 +104,7 @@ def resume(name: str, options: SessionOptions, extend: Extend | None = None) -> 
     """
     ledger = Ledger(Storage(options.runs_uri), name)
     beginning = ledger.beginning()
+    ledger.require_current()
     with Interruption(options.console) as interruption, _held(ledger, options) as lease:
         interruption.ledger = ledger
         space = _with_resources(current_space(ledger), options.overrides)

@@ -73,8 +73,7 @@ def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, 
     from moe.export import export_checkpoint
 
     checkpoints = ledger.cell_folder(str(result.cell.cell_id)).checkpoints
-    tokens = checkpoints.newest_complete()
-    if tokens is None:
+    if checkpoints.newest_complete() is None:
         raise BadInputError(
             f"the weights of cell {result.cell.cell_id} were not kept; --set keep=all keeps those of every cell"
         )
@@ -82,7 +81,7 @@ def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, 
     data = load_training_data(space, expected=results.beginning["fingerprints"])
     config = train_config(space, result.cell, vocab_size=data.tokens.vocab_size)
     trainer = data.trainer(config)
-    checkpoints.load(tokens, trainer.load)
+    checkpoints.load_newest(trainer.load)
     with writing(out):
         export_checkpoint(trainer.model, config.model, data.tokens.tokenizer_dir, out)
     _give_usual_permissions(out)

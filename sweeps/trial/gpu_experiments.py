@@ -17,10 +17,10 @@ PACKED_TRIALS = 4
 TRIAL_DEADLINE_S = 900.0
 
 PREDICTION_TOLERANCE = 0.10
-"""Shares are rounded up with ten percent in hand (``resources.FRAGMENTATION``): a larger error could overfill a GPU."""
+"""Shares are rounded up with a margin of ten percent (``shares.FRAGMENTATION``): a larger error could fill a GPU."""
 
 LOSS_TOLERANCE = 5e-3
-"""Nats. Atomic additions order sums differently from run to run, and 20 steps in 16 bits carry that on; a wrong seed,
+"""Nats. Atomic additions order sums differently from run to run, and 20 steps in 16 bits amplify that; a wrong seed,
 batch or restored state shows as 0.05 and more."""
 
 SHORTAGE = 0.75
@@ -47,7 +47,7 @@ class Laboratory:
     def run(self, orders: Sequence[TrialOrder]) -> list[TrialFacts]:
         """Run all orders at the same time and return their facts in order; an error is in the facts."""
         started = [self._start(order) for order in orders]
-        return [self._facts(order, *begun) for order, begun in zip(orders, started, strict=True)]
+        return [self._facts(order, *process) for order, process in zip(orders, started, strict=True)]
 
     def run_and_kill(self, order: TrialOrder) -> bool:
         """Start an order, kill it -9 once its checkpoint is whole; returns whether it came so far."""
@@ -88,7 +88,7 @@ class Laboratory:
             said = json.loads(facts_file.read_text())
             return TrialFacts(**{**said, "losses": tuple(said["losses"])})
         lines = log.read_text(errors="replace").strip().splitlines()
-        return _no_facts(order, lines[-1] if lines else f"ended with code {process.returncode} and no word")
+        return _no_facts(order, lines[-1] if lines else f"ended with code {process.returncode} and no message")
 
 
 def arm_checks(facts: TrialFacts) -> list[Check]:
@@ -135,7 +135,7 @@ def packing(laboratory: Laboratory, order: TrialOrder, alone: TrialFacts) -> tup
 def memory_shortage(
     laboratory: Laboratory, order: TrialOrder, alone: TrialFacts
 ) -> tuple[list[TrialFacts], list[Check]]:
-    """A limit below the peak: the trial must split its micro-batches until they fit, and go on with equal losses."""
+    """A limit below the peak: the trial must split its micro-batches until they fit, and continue with equal losses."""
     what = f"{order.arm} short of memory"
     if alone.gpu_gib is None:
         return [], [Check(what=what, found="no allocator that can be limited: not measured", held=None)]
@@ -154,7 +154,7 @@ def memory_shortage(
 def kill_and_resume(
     laboratory: Laboratory, order: TrialOrder, alone: TrialFacts
 ) -> tuple[list[TrialFacts], list[Check]]:
-    """Kill -9 after a checkpoint half-way; a new process goes on from it and must end where the undisturbed one did."""
+    """Kill -9 after a checkpoint half-way; a new process resumes from it and must end with the same losses."""
     half = order.steps // 2
     saving = replace(order, checkpoint_dir=laboratory.scratch("resume"), save_at_step=half, step_pause_s=0.2)
     what = f"{order.arm} killed at step {half} and resumed"

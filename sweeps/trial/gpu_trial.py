@@ -1,7 +1,7 @@
-"""One short training run in a process of its own, measured: what ``sweeps gpu-check`` is made of.
+"""One short training run in a process of its own, measured: the trials of ``sweeps gpu-check``.
 
 ``python -m sweeps.trial.gpu_trial ORDER.json FACTS.json`` trains some steps of one arm as the order says and writes
-what it found. A process of its own, because a CUDA context, its memory limit and a kill belong to a process.
+what it found. It is a separate process, because a CUDA context, its memory limit and a kill belong to a process.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TrialFacts:
 
 
 def train(order: TrialOrder) -> TrialFacts:
-    """Do what the order says in this process."""
+    """Carry the order out in this process."""
     import torch
 
     from moe.device import Device, limit_memory, set_threads
@@ -124,7 +124,7 @@ def train(order: TrialOrder) -> TrialFacts:
 
 
 def order_config(order: TrialOrder, space: Space, vocab_size: int) -> TrainConfig:
-    """The arm's training config as a sweep would make it, reporting after every step and sitting no exam."""
+    """The arm's training config as a sweep would make it, reporting after every step and without exams."""
     from sweeps.training_config import train_config
 
     cell = Cell(

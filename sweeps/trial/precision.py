@@ -1,4 +1,4 @@
-"""The number format that a sweep trains in: resolved when it begins, and the same wherever it goes on.
+"""The number format that a sweep trains in: resolved when it begins, and the same wherever it is resumed.
 
 What ``precision = "auto"`` comes to depends on the device. Half a sweep in bf16 and half in fp32 would compare formats
 with arms, so the space that is frozen in ``sweep.json`` names the format, and the ids of cells depend on it.
@@ -47,7 +47,7 @@ def precision_note(space: Space, ledger: Ledger, machines: Machines) -> str | No
     own = resolve_precision("auto", device)
     if frozen in {own.name, "auto"}:
         return None
-    return f'the sweep goes on in {frozen}, in which it began; `precision = "auto"` would be {own.reason}'
+    return f'the sweep continues in {frozen}, in which it began; `precision = "auto"` would be {own.reason}'
 
 
 def require_precision(frozen: str, device: Device) -> None:
@@ -59,7 +59,7 @@ def require_precision(frozen: str, device: Device) -> None:
         resolve_precision(frozen, device)  # type: ignore[arg-type]  # as sweep.json has it: an unknown one is refused
     except ConfigError as error:
         raise BadInputError(
-            f"the sweep began in {frozen} and must go on in it, for losses in two precisions do not compare: {error}; "
+            f"the sweep began in {frozen} and must continue in it, as two precisions do not compare: {error}; "
             "resume it where that precision is available, or start a sweep here under another name"
         ) from error
 

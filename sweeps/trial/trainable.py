@@ -1,23 +1,23 @@
 """What a Ray worker does: train one cell from its newest complete checkpoint to the next rung.
 
 The worker writes to the cell's ledger folder and returns; it is never stopped from outside. Between two reports it
-looks for the driver's wish to end (an object in the sweep's folder), saves, and returns early.
+looks for the driver's request to stop (an object in the sweep's folder), saves, and returns early.
 """
 
 from __future__ import annotations
 
 import math
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sweeps.errors import BadInputError, DamagedError, StorageError, SweepHeldError
-from sweeps.ledger.cell_folder import CellFolder, Outcome
-from sweeps.ledger.lease import STALE_AFTER_S, Lease
-from sweeps.ledger.storage import Storage
+from sweeps.errors import BadInputError, StorageError, SweepHeldError
+from sweeps.ledger.cell_folder import CellWriter
+from sweeps.ledger.lease import CELL_LEASE, STALE_AFTER_S, Lease
+from sweeps.ledger.models import Outcome
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
+from sweeps.ledger.world import RealWorld, World
 from sweeps.packing.shares import allocator_share
 from sweeps.trial.device_load import device_name, running_trial
 
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from moe.report import Report
     from moe.trainer import Trainer
 
-STOP_WISH = "stop.json"
-CELL_LEASE = "lease.json"
-ORPHAN_WAIT_S = STALE_AFTER_S + 15.0  # a dead worker of another host is seen late, later where its clock is ahead
-_LOOK_FOR_WISH_EVERY_S = 1.0
+ORPHAN_WAIT_S = STALE_AFTER_S + 15.0  # a worker that a dead driver left ends, or is seen to be silent
+_LOOK_FOR_REQUEST_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentJob:
-    """What the driver tells a worker: plain values only, so that Ray can ship it."""
+    """What the driver asks of a worker: plain values only, so that Ray can ship it.
+
+    ``stop_request`` names the object in the sweep's folder that asks it to save and return.
+    """
 
     runs_uri: str
     sweep: str
@@ -42,6 +43,7 @@ class SegmentJob:
     threads: int
     checkpoint_every_s: float
     gpu_fraction: float
+    stop_request: str
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SegmentJob:
@@ -53,7 +55,7 @@ def run_segment(config: dict[str, Any]) -> None:
     """Ray Tune's trainable: train one segment and report how it ended.
 
     Nothing is raised for what the driver can deal with: the last report's ``ended`` says ``done``, ``stopped`` or
-    ``error`` (of this cell) or ``stop_sweep`` (of the world around it), and the cell's folder holds the rest.
+    ``error`` (of this cell) or ``world_fault`` (of what is around it), and the cell's folder holds the rest.
     """
     from ray import tune
 
@@ -68,39 +70,45 @@ def run_segment(config: dict[str, Any]) -> None:
         )
         tune.report({"ended": ended})
     except (StorageError, CheckpointError, CorpusError, SweepHeldError, BadInputError, OSError) as error:
-        # of the world, not of this cell: OSError is a full /tmp, CorpusError a node that lacks the text
-        tune.report({"ended": "stop_sweep", "reason": str(error)})
+        # not the cell's fault: OSError is a full /tmp, CorpusError a node that lacks the text
+        tune.report({"ended": "world_fault", "reason": str(error)})
     except Exception as error:  # noqa: BLE001 - one bad cell must not end the sweep; the driver decides on a retry
         reason = f"{type(error).__name__}: {error}"
         tune.report({"ended": "error", "reason": reason, "traceback": traceback.format_exc()})
 
 
 def train_segment(
-    job: SegmentJob, on_report: Callable[[Report], None], on_note: Callable[[str], None] = lambda _line: None
+    job: SegmentJob,
+    on_report: Callable[[Report], None],
+    on_note: Callable[[str], None] = lambda _line: None,
+    world: World | None = None,
 ) -> str:
     """Train a cell to the job's rung; returns ``done`` or ``stopped``. Diverged and out of memory are outcomes.
 
-    ``on_note`` is told what a user should hear of, in one line.
+    ``on_note`` is given what a user should hear of, in one line.
     """
     from moe.errors import Diverged, OutOfMemory
     from sweeps.training_data import cache_dir
 
-    ledger = Ledger(Storage(job.runs_uri), job.sweep)
-    planned = next(planned for planned in ledger.planned_cells() if planned.cell_id == job.cell_id)
+    ledger = Ledger((world or RealWorld()).storage(job.runs_uri), job.sweep)
+    planned = ledger.planned(job.cell_id)
     folder = ledger.cell_folder(job.cell_id)
     lease = Lease(folder.storage, CELL_LEASE)
     lease.acquire(wait_s=ORPHAN_WAIT_S)
     try:
+        if folder.outcome() is not None:
+            return "done"  # the holder that was waited for had the last thing to do
         with running_trial(cache_dir(), device_name(job.gpu_fraction)) as count_trials:
             trainer = build_trainer(ledger, planned, job)
-            segment = _Segment(ledger, folder, trainer, job, on_note, count_trials, require_held=lease.require_held)
-            segment.restore()
+            writer = CellWriter(folder, lease.token, confirm=lease.confirm)
+            segment = _Segment(ledger, writer, trainer, job, count_trials, require_held=lease.require_held)
+            segment.restore(on_note)
             try:
                 return segment.train(planned, on_report)
             except (Diverged, OutOfMemory) as end:
                 outcome: Outcome = "diverged" if isinstance(end, Diverged) else "oom"
                 segment.write_records()
-                folder.write_outcome(planned.cell, outcome, tokens_seen=end.tokens_seen, reason=end.reason)
+                writer.end(planned.cell, outcome, tokens_seen=end.tokens_seen, reason=end.reason)
                 return "done"
     finally:
         lease.release()
@@ -133,42 +141,32 @@ class _Segment:
     def __init__(
         self,
         ledger: Ledger,
-        folder: CellFolder,
+        writer: CellWriter,
         trainer: Trainer,
         job: SegmentJob,
-        note: Callable[[str], None],
         count_trials: Callable[[], int | None],
         require_held: Callable[[], None] = lambda: None,
     ) -> None:
-        self._ledger = ledger
-        self._folder = folder
+        self._storage = ledger.storage
+        self._now_s = ledger.storage.world.monotonic_s
+        self._writer = writer
         self._trainer = trainer
         self._job = job
-        self._note = note
         self._count_trials = count_trials
         self._counted = count_trials()
         self._require_held = require_held
         self._durable_tokens = 0
         self._durable_records = 0
-        self._stop_wished = False
-        self._last_look_s = self._last_save_s = time.monotonic()
+        self._is_asked_to_stop = False
+        self._last_look_s = self._last_save_s = self._now_s()
 
-    def restore(self) -> None:
-        """Load the newest checkpoint that is whole; a damaged one is set aside with a message."""
-        for tokens in reversed(self._folder.checkpoints.complete()):
-            try:
-                self._folder.checkpoints.load(tokens, self._trainer.load)
-            except (DamagedError, FileNotFoundError) as error:
-                self._folder.checkpoints.set_aside(tokens, str(error))
-                self._note(f"checkpoint at {tokens:,} tokens set aside, the one before it serves: {error}")
-                continue
-            self._durable_tokens = tokens
-            self._durable_records = len(self._trainer.records)
-            break
-        self._folder.drop_segments_after(self._durable_tokens)
+    def restore(self, note: Callable[[str], None]) -> None:
+        """Load the newest checkpoint that is whole; ``note`` is given a line for each that is damaged."""
+        self._durable_tokens = self._writer.adopt(self._trainer.load, note)
+        self._durable_records = len(self._trainer.records)
 
     def train(self, planned: PlannedCell, on_report: Callable[[Report], None]) -> str:
-        """Train until the rung, the budget, or the driver's wish to end; durable points in between by time."""
+        """Train until the rung, the budget, or the driver's request to stop; durable points in between by time."""
         while self._trainer.tokens_seen < self._job.until_tokens:
             for report in self._trainer.run(self._job.until_tokens, pause=self._is_pause_due):
                 self._trainer.records[-1].update(self._circumstances())
@@ -177,27 +175,27 @@ class _Segment:
                     break
             if self._trainer.tokens_seen < planned.cell.budget_tokens:
                 self.make_durable()
-            if self._stop_wished and self._trainer.tokens_seen < self._job.until_tokens:
+            if self._is_asked_to_stop and self._trainer.tokens_seen < self._job.until_tokens:
                 return "stopped"
         if self._trainer.tokens_seen >= planned.cell.budget_tokens:
             self._complete(planned)
         return "done"
 
     def _is_pause_due(self) -> bool:
-        """Whether the driver wishes to end (looked up about once a second) or a durable point is due."""
-        now_s = time.monotonic()
-        if now_s - self._last_look_s > _LOOK_FOR_WISH_EVERY_S:
+        """Whether the driver asks to stop (looked up about once a second) or a durable point is due."""
+        now_s = self._now_s()
+        if now_s - self._last_look_s > _LOOK_FOR_REQUEST_EVERY_S:
             self._last_look_s = now_s
-            self._stop_wished = self._ledger.storage.exists(STOP_WISH)
-        return self._stop_wished or now_s - self._last_save_s > self._job.checkpoint_every_s
+            self._is_asked_to_stop = self._storage.exists(self._job.stop_request)
+        return self._is_asked_to_stop or now_s - self._last_save_s > self._job.checkpoint_every_s
 
     def make_durable(self) -> None:
         """Write the records since the last durable point, then a checkpoint: only then do they count."""
-        self._last_save_s = time.monotonic()
+        self._last_save_s = self._now_s()
         if self._trainer.tokens_seen == self._durable_tokens:
             return
         self.write_records()
-        self._folder.checkpoints.save(self._trainer.tokens_seen, self._trainer.save)
+        self._writer.save(self._trainer.tokens_seen, self._trainer.save)
         self._durable_tokens = self._trainer.tokens_seen
         self._durable_records = len(self._trainer.records)
 
@@ -206,10 +204,10 @@ class _Segment:
         self._require_held()
         fresh = self._trainer.records[self._durable_records :]
         if fresh:
-            self._folder.write_segment(self._durable_tokens, int(fresh[-1]["tokens_seen"]), fresh)
+            self._writer.write_records(self._durable_tokens, int(fresh[-1]["tokens_seen"]), fresh)
 
     def _complete(self, planned: PlannedCell) -> None:
-        """Sit the test exam where the cell's phase asks for it, then write checkpoint and outcome.
+        """Score the test exam where the cell's phase asks for it, then write checkpoint and outcome.
 
         Raises Diverged where the test loss is not finite.
         """
@@ -228,12 +226,12 @@ class _Segment:
         for key in ("val_loss", "tokens_per_s", "peak_mem_allocated_gib", "train_time_s", "exam_time_s", "precision"):
             facts[key] = last[key]
         facts["skipped_steps"] = last["skipped_steps"]
-        self._folder.write_outcome(planned.cell, "completed", tokens_seen=self._trainer.tokens_seen, **facts)
+        self._writer.end(planned.cell, "completed", tokens_seen=self._trainer.tokens_seen, **facts)
 
     def _circumstances(self) -> dict[str, Any]:
         """Under what load a record was made, so that timings are compared only where they may be.
 
-        The load is null where a neighbour came or went since the last record: its speed belongs to neither number.
+        The load is null where a neighbour came or went since the last record: its speed is that of neither number.
         """
         before, self._counted = self._counted, self._count_trials()
         return {

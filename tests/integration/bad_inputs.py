@@ -115,7 +115,7 @@ BAD_INPUTS = {
     "name taken": Row(
         words="run --space space.toml --name first",
         says=(
-            "'first' is there already and is never overwritten",
+            "'first' exists already and is never overwritten",
             "sweeps resume first",
             "sweeps extend first",
             "--name",
@@ -141,7 +141,7 @@ BAD_INPUTS = {
     "a sweep like no other": Row(
         words="status elsewhere", says=("there is no sweep 'elsewhere'", "`sweeps status` lists those that are there")
     ),
-    "no sweep at all": Row(words="resume --runs-dir nothing", says=("there is no sweep in", "`sweeps run` begins one")),
+    "no sweep at all": Row(words="resume --runs-dir nothing", says=("there is no sweep in", "`sweeps run` starts one")),
     "list of no sweep": Row(words="status --runs-dir nothing", code=0, says=("No sweep in nothing yet",)),
     # extend and resume
     "extend by nothing": Row(
@@ -291,6 +291,36 @@ BAD_INPUTS = {
     "an exam too large for a plan": Row(
         words="plan --space space.toml --set exam.rows_test=9000 --json",
         says=("exam.rows_test=9000 needs 585000 tokens", "choose rows_test <= 137"),
+    ),
+    # what a run would refuse, a plan refuses too
+    "corpus missing in a plan for this machine": Row(
+        words="plan --space space.toml --set corpus=files:nowhere.txt",
+        says=(
+            "nowhere.txt matches no file; give a path",
+            "`sweeps plan --assume-gpu-gib GIB` plans for another machine",
+        ),
+    ),
+    "threads that no machine has": Row(
+        words="plan --space space.toml --set resources.threads_per_trial=1000 --json",
+        says=("a trial of short, long needs 1,000 CPU, and this machine has", "lower resources.threads_per_trial"),
+    ),
+    "an infinite price": Row(
+        words="plan --space space.toml --price-per-hour inf --json",
+        says=("--price-per-hour=inf must be a finite number", "for example --price-per-hour 24"),
+    ),
+    "runs-dir of 5,000 characters": Row(
+        words=f"status --runs-dir {'x' * 5000}",
+        says=("(5,000 characters) cannot be a path (File name too long)", "choose another --runs-dir"),
+    ),
+    "runs-dir with a NUL": Row(
+        words="run --space space.toml --runs-dir 'a\0b'",
+        says=("'a\\x00b' cannot be a path", "choose another --runs-dir"),
+    ),
+    "export to a name too long": Row(
+        words=f"export first --out {'x' * 5000}", says=("cannot be a path (File name too long); choose another --out",)
+    ),
+    "no folder for temporary files": Row(
+        words="status", environment={"TMPDIR": "nowhere"}, says=("TMPDIR=nowhere is not a folder; create it, or unset",)
     ),
 }
 

@@ -11,7 +11,9 @@ BAD_WORLDS = {
         says=("file is a file, so nothing can be written in it; choose another --runs-dir",),
     ),
     "list in a file": Row(words="status --runs-dir file", says=("file is a file, not a folder; name another",)),
-    "number in a file": Row(words="run --space space.toml --runs-dir file", says=("file is a file, not a folder",)),
+    "number in a file": Row(
+        words="run --space space.toml --runs-dir file", says=("file is a file, so nothing can be written in it",)
+    ),
     "s3 of nothing": Row(
         words="run --space space.toml --runs-dir s3://", says=("s3:// names no bucket or folder", "s3://bucket/folder")
     ),
@@ -32,11 +34,11 @@ BAD_WORLDS = {
         words="plan --space space.toml", environment={"SWEEPS_CACHE_DIR": "file"}, says=("set SWEEPS_CACHE_DIR",)
     ),
     "new over a file": Row(
-        words="new space.toml", says=("space.toml is already there and is not overwritten; choose another",)
+        words="new space.toml", says=("space.toml exists already and is not overwritten; choose another",)
     ),
     "new inside a file": Row(words="new file/space.toml", says=("file is a file, so nothing can be written in it",)),
     "export to a full folder": Row(
-        words="export first --out full", says=("full is already there and not empty; choose another --out",)
+        words="export first --out full", says=("full exists already and is not empty; choose another --out",)
     ),
     "export to a file": Row(words="export first --out file", says=("file is a file", "choose another --out")),
     "export too early": Row(

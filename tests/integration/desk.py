@@ -26,6 +26,7 @@ class Desk:
             threads=1,
             checkpoint_every_s=60.0,
             gpu_fraction=0.0,
+            stop_request="stop.json",
         )
 
     def report(self, cell_id: str, record: Mapping[str, Any]) -> None: ...

@@ -265,11 +265,6 @@ def can_use_namespaces() -> bool:
     return made
 
 
-needs_namespaces = pytest.mark.skipif(
-    not can_use_namespaces(), reason="a network of one's own needs root and the program ip (iproute2)"
-)
-
-
 def _with_private(folder: Path) -> tuple[str, ...]:
     """Words that run a command with an empty, private file system at ``folder``."""
     return ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh")
@@ -287,3 +282,8 @@ def _base_environment() -> dict[str, str]:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+needs_namespaces = pytest.mark.skipif(
+    not can_use_namespaces(), reason="a network of one's own needs root and the program ip (iproute2)"
+)

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from sweeps.ledger.lease import CELL_LEASE, claims
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 
@@ -159,16 +160,18 @@ def durable_tokens(sweep: Path) -> dict[str, int]:
     """Tokens of the newest complete checkpoint of each cell."""
     found: dict[str, int] = {}
     for manifest in sweep.glob("cells/*/checkpoint-*/manifest.json"):
-        cell, tokens = manifest.parts[-3], int(manifest.parent.name.removeprefix("checkpoint-"))
-        found[cell] = max(found.get(cell, 0), tokens)
+        cell, tokens = manifest.parts[-3], int(manifest.parent.name.split("-")[1])
+        if tokens:
+            found[cell] = max(found.get(cell, 0), tokens)
     return found
 
 
 def unfinished_checkpoints(sweep: Path) -> list[Path]:
     """The newest complete checkpoint of each cell without an outcome."""
     return [
-        sweep / "cells" / cell / f"checkpoint-{tokens:015d}"
+        checkpoint
         for cell, tokens in durable_tokens(sweep).items()
+        for checkpoint in (sweep / "cells" / cell).glob(f"checkpoint-{tokens:015d}-*")
         if not (sweep / "cells" / cell / "outcome.json").exists()
     ]
 
@@ -214,12 +217,20 @@ def holders(runs_uri: str, name: str) -> dict[int, str]:
     ledger = Ledger(Storage(runs_uri), name)
     found = {}
     for cell_id in ledger.storage.names("cells"):
-        try:
-            lease = ledger.storage.read_json(f"cells/{cell_id}/lease.json")
-        except FileNotFoundError:
-            continue
-        found[int(lease["pid"])] = cell_id
+        lease = holder_of(ledger.storage.child(f"cells/{cell_id}"), CELL_LEASE)
+        if lease is not None:
+            found[int(lease["pid"])] = cell_id
     return found
+
+
+def holder_of(folder: Storage, lease: str) -> dict[str, Any] | None:
+    """The claim of a lease that was not given back; None where nobody holds it."""
+    try:
+        newest = claims(folder, lease)[-1:]
+        found: list[dict[str, Any]] = [folder.read_json(f"{lease}/{number:06d}.json") for number in newest]
+    except FileNotFoundError:
+        return None  # superseded at this moment
+    return found[0] if found and not found[0]["released"] else None
 
 
 def wait_for(

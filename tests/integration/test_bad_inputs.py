@@ -7,6 +7,7 @@ message: the value, the rule, the remedy. Nothing here starts Ray or trains.
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import shutil
 import socket
@@ -49,6 +50,7 @@ def world(tmp_path: Path, begun: Path, token_cache: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SWEEPS_RUNS_DIR", "runs")
     monkeypatch.setenv("SWEEPS_CACHE_DIR", str(token_cache))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # `sweeps` is on it
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     return tmp_path
 
@@ -107,7 +109,7 @@ def test_a_port_that_is_taken_is_named_before_anything_starts(ask: Ask) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         code, said = ask(f"ui --port {port}")
-    assert f"port {port} of 127.0.0.1 is taken; name another, or none to have one picked" in said
+    assert f"port {port} of 127.0.0.1 is taken; give another --port, or none for a free one" in said
     assert code == 2
 
 

@@ -119,7 +119,7 @@ def test_a_job_is_shipped_followed_detached_attached_stopped_and_resumed(
     assert cluster.run(stop, submitting(cluster)).returncode == 0
     rest, _ = attached.communicate()
     assert attached.returncode == 130
-    assert "Go on with: sweeps resume first" in rest
+    assert "sweeps resume first" in rest
     assert states(cluster) == ["STOPPED"]
 
     finished = cluster.run(resume, submitting(cluster))

@@ -17,11 +17,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sweeps.ledger.lease import CELL_LEASE, DRIVER_LEASE
+from sweeps.ledger.storage import Storage
+from sweeps.running.driver import MAX_DEATHS
 from tests.integration.conftest import FAULT_TABLE
 from tests.integration.sweeping import (
     Sweeps,
     durable_tokens,
     end_with_children,
+    holder_of,
     holders,
     unfinished_checkpoints,
     wait_for,
@@ -37,32 +41,30 @@ NoteStrike = Callable[[str, list[float]], None]
 
 
 def durable_files(sweep: Path) -> dict[Path, int]:
-    """Segments and outcomes with their times of writing, as they are now."""
-    patterns = ("cells/*/segments/*.json", "cells/*/outcome.json")
-    return {path: path.stat().st_mtime_ns for pattern in patterns for path in sweep.glob(pattern)}
+    """Segments that count and outcomes with their times of writing, as they are now."""
+    listed = {
+        manifest.parents[1] / "segments" / segment["name"]
+        for manifest in sweep.glob("cells/*/checkpoint-*/manifest.json")
+        for segment in json.loads(manifest.read_text())["segments"]
+    }
+    return {path: path.stat().st_mtime_ns for path in [*listed, *sweep.glob("cells/*/outcome.json")]}
 
 
-def not_written_again(before: dict[Path, int], tokens: dict[str, int]) -> None:
+def not_written_again(before: dict[Path, int]) -> None:
     """What was durable when the fault struck was neither run nor written again."""
     for path, written in before.items():
-        if path.name == "outcome.json":
-            assert path.stat().st_mtime_ns == written, f"{path} was written again"
-        elif int(path.stem.rpartition("-")[2]) <= tokens.get(path.parts[-3], 0):
-            assert path.stat().st_mtime_ns == written, f"{path} was made again"
+        assert path.stat().st_mtime_ns == written, f"{path} was written again"
 
 
 def unsaved_s(sweep: Path, struck_s: float, damaged: Iterable[Path] = (), of: str = "*") -> list[float]:
     """Seconds of work, at most, of each cell under way (or ``of`` one) that no whole checkpoint held."""
     found = []
-    for lease in (sweep / "cells").glob(f"{of}/lease.json"):
-        if (lease.parent / "outcome.json").exists():
+    for cell in (sweep / "cells").glob(of):
+        lease = holder_of(Storage(str(cell)), CELL_LEASE)
+        if lease is None or (cell / "outcome.json").exists():
             continue
-        manifests = set(lease.parent.glob("checkpoint-*/manifest.json")) - {path / "manifest.json" for path in damaged}
-        try:
-            began_s = json.loads(lease.read_text())["process_started_s"]
-        except FileNotFoundError:
-            continue  # given back at this moment
-        found.append(max(0.0, struck_s - max([began_s, *(manifest.stat().st_mtime for manifest in manifests)])))
+        manifests = set(cell.glob("checkpoint-*/manifest.json")) - {path / "manifest.json" for path in damaged}
+        found.append(max(0.0, struck_s - max([lease["began_s"], *(path.stat().st_mtime for path in manifests)])))
     return found
 
 
@@ -80,17 +82,14 @@ def note_strike(request: pytest.FixtureRequest) -> NoteStrike:
 def started(sweeps: Sweeps) -> subprocess.Popen[str]:
     """The sweep ``first``, running, with a cell in training."""
     process = sweeps.start("run", "--space", "space.toml", "--name", "first")
-    wait_for(lambda: any((sweeps.runs / "first" / "cells").glob("*/lease.json")), "a running trial", process)
+    wait_for(lambda: any((sweeps.runs / "first" / "cells").glob("*/lease/*.json")), "a running trial", process)
     return process
 
 
 def takes_the_sweep(sweeps: Sweeps, name: str, process: subprocess.Popen[str]) -> bool:
     """Whether the process holds the sweep, or has ended."""
-    try:
-        lease = json.loads((sweeps.runs / name / "driver.json").read_text())
-    except FileNotFoundError:
-        return process.poll() is not None
-    return bool(lease["pid"] == process.pid)
+    holder = holder_of(Storage(str(sweeps.runs / name)), DRIVER_LEASE)
+    return process.poll() is not None or (holder is not None and holder["pid"] == process.pid)
 
 
 def struck(sweeps: Sweeps, name: str, moments: Sequence[int], note_strike: NoteStrike) -> int:
@@ -109,13 +108,13 @@ def struck(sweeps: Sweeps, name: str, moments: Sequence[int], note_strike: NoteS
         if process.poll() is not None:
             process.communicate()
             break
-        strikes.append((durable_files(sweep), durable_tokens(sweep)))
+        strikes.append(durable_files(sweep))
         note_strike("kill -9 of the driver", unsaved_s(sweep, time.time()))
         end_with_children(process)
         words = ["resume", name]
     sweeps("resume", name)
-    for before, tokens in strikes:
-        not_written_again(before, tokens)
+    for before in strikes:
+        not_written_again(before)
     return len(strikes)
 
 
@@ -201,7 +200,7 @@ def test_a_second_signal_leaves_at_once(sweeps: Sweeps, undisturbed: Sweeps, not
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate()  # Ray's own processes hold the pipe a little longer
     assert process.returncode == 130, said
-    assert "go on with: sweeps resume first" in said.lower()
+    assert "sweeps resume first" in said
     sweeps("resume", "first")
     assert sweeps.end_of("first") == undisturbed.end_of("first")
 
@@ -296,24 +295,22 @@ def test_a_read_only_folder_is_named(sweeps: Sweeps, small_disk: Path) -> None:
 def test_a_cell_whose_worker_always_dies_ends_as_failed_and_the_others_go_on(sweeps: Sweeps) -> None:
     process = started(sweeps)
     cells = sweeps.runs / "first" / "cells"
-    victim = next(cells.glob("*/lease.json"))
+    victim = next(cells.glob("*/lease")).parent
     killed: set[int] = set()
-    while len(killed) < 3 and process.poll() is None:
-        try:
-            pid = json.loads(victim.read_text())["pid"]
-            if pid not in killed:
-                psutil.Process(pid).kill()
-                killed.add(pid)
-        except (psutil.NoSuchProcess, FileNotFoundError):
-            pass
+    while len(killed) < MAX_DEATHS and process.poll() is None:
+        holder = holder_of(Storage(str(victim)), CELL_LEASE)
+        if holder is not None and holder["pid"] not in killed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(holder["pid"]).kill()
+            killed.add(holder["pid"])
         time.sleep(0.01)
     said, _ = process.communicate()
     assert process.returncode == 3, said
     assert "failed: the worker process died (killed, or its node was lost)" in said
-    assert "Run them again with: sweeps resume first --retry-failed" in said
+    assert "sweeps resume first --retry-failed" in said
     outcomes = {cell: found["outcome"] for cell, found in sweeps.outcomes("first").items()}
-    assert [cell for cell, outcome in outcomes.items() if outcome == "failed"] == [victim.parent.name]
-    assert len(list((victim.parent / "attempts").glob("*.json"))) == 3
+    assert [cell for cell, outcome in outcomes.items() if outcome == "failed"] == [victim.name]
+    assert len(list((victim / "attempts").glob("*.json"))) == MAX_DEATHS
     sweeps("resume", "first", "--retry-failed")
     assert "failed" not in {found["outcome"] for found in sweeps.outcomes("first").values()}
 

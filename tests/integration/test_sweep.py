@@ -31,7 +31,7 @@ def ended_s(sweeps: Sweeps, name: str) -> dict[str, float]:
 def test_a_sweep_runs_to_its_verdict_and_mlflow_shows_each_cell_once(undisturbed: Sweeps) -> None:
     said = (undisturbed.folder / "first.txt").read_text()
     verdict = undisturbed.verdict("first")
-    assert set(verdict) == VERDICT_KEYS
+    assert set(verdict) == {*VERDICT_KEYS, "checksum"}
     assert verdict["statement"] in " ".join(said.split())
     assert "<html" in (undisturbed.runs / "first" / "report.html").read_text()
     outcomes = undisturbed.outcomes("first")
@@ -110,7 +110,7 @@ def test_interrupted_in_explore_and_in_confirm_it_ends_as_if_it_had_not_been_and
     sweeps: Sweeps, undisturbed: Sweeps
 ) -> None:
     process = sweeps.start("run", "--space", "space.toml", "--name", "first")
-    wait_for(lambda: any((sweeps.runs / "first" / "cells").glob("*/lease.json")), "a running trial", process)
+    wait_for(lambda: any((sweeps.runs / "first" / "cells").glob("*/lease/*.json")), "a running trial", process)
     assert f"held by pid {process.pid} on " in sweeps("resume", "first", code=2)
     interrupted(process)
     assert ended_cells(sweeps.runs, "first", "confirm") < 6

@@ -35,7 +35,7 @@ def begin_and_damage(folder: Path, corpus: Path, token_cache: Path) -> None:
     changes = {
         "sound": ("sweep.json", text),
         "cut": ("sweep.json", text[:300]),
-        "tomorrow": ("sweep.json", json.dumps({**json.loads(text), "schema": 99})),
+        "tomorrow": ("sweep.json", json.dumps({**first.storage.read_json("sweep.json"), "schema": 99})),
         "list": ("sweep.json", "[1]"),
         "bare": ("sweep.json", '{"schema": 1}'),
         "page": ("plan/0001.json", '{"cells": ['),

@@ -321,3 +321,11 @@ def test_the_text_that_a_bpe_learns_from_is_bounded(corpus, tmp_path, monkeypatc
     tokens, _ = prepared(corpus, tmp_path / "cache", BPE)
     assert 2**14 <= sum(map(len, learned)) < 2**15
     assert sum(file.n_documents for file in tokens.splits.values()) == 400
+
+
+def test_groups_of_test_documents_are_kept_where_the_corpus_names_their_column(tmp_path):
+    rows = [{**row, "author": f"author of {row['id']}"} for row in rows_with_splits()]
+    test = tokenized_rows(tmp_path, rows, group_column="author").splits["test"]
+    assert {test.document_groups[name] for name in test.document_names} == {f"author of test-{i}" for i in (15, 16, 17)}
+    (tmp_path / "plain").mkdir()
+    assert tokenized_rows(tmp_path / "plain", rows).splits["test"].document_groups == {}

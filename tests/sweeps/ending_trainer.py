@@ -55,4 +55,5 @@ def whole_job(runs: Path, planned: PlannedCell, *, sweep: str = "first") -> Segm
         threads=1,
         checkpoint_every_s=60.0,
         gpu_fraction=0.5,
+        stop_request="stop.json",
     )

@@ -8,15 +8,20 @@ import pytest
 
 from search_spaces import Identity, Rate, confirm_cells, explore_cells, load_space, with_overrides
 from sweeps.errors import DamagedError, StorageError, SweepHeldError, WorldError
+from sweeps.ledger.cell_folder import CellWriter
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
+from sweeps.ledger.world import RealWorld
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import first_cells
 from sweeps.plan.queue import Plan, StoppingRule
-from sweeps.running.driver import Driver
-from sweeps.trial.trainable import STOP_WISH, SegmentJob
+from sweeps.running.driver import MAX_DEATHS, MAX_DEATHS_AT_A_POINT, Driver
+from sweeps.running.faults import WorldFaults
+from sweeps.trial.trainable import SegmentJob
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
+
+PRINTS = {"corpus": "c", "tokenizer": "t", "exam": "e", "code": "d"}
 
 
 class Listener:
@@ -40,7 +45,7 @@ def driver(tmp_path: Path) -> Driver:
     space = load_space(preset="smoke")
     ledger = Ledger(Storage(str(tmp_path)), "first")
     ledger.add_cells(first_cells(space, explore_cells(space, IDENTITY)), because="the first grid")
-    beginning = {"space": space.resolved(), "strategies": [], "fingerprints": {}, "sweep_id": "1", "created_s": 0.0}
+    beginning = {"space": space.resolved(), "strategies": [], "fingerprints": PRINTS, "sweep_id": "1", "created_s": 0.0}
     ledger.begin(beginning)
     arms = [arm.name for arm in space.strategies]
     driver = Driver(
@@ -73,8 +78,8 @@ def test_a_storage_that_fails_the_driver_ends_the_sweep_in_order(
     monkeypatch.setattr("sweeps.running.driver.read_cell", away)
     driver.done(job.cell_id, {"ended": "done"})
     assert driver.take() == "finished"
-    assert driver.ledger.storage.exists(STOP_WISH), "running segments are asked to save"
-    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    assert driver.ledger.storage.exists(driver.stop_request), "running segments are asked to save"
+    driver.engine = lambda *_, **__: None
     with pytest.raises(StorageError, match="the network is down"):
         driver.run()
 
@@ -89,8 +94,8 @@ def test_the_first_error_of_the_world_is_the_one_that_is_raised(
 
     monkeypatch.setattr("sweeps.running.driver.read_cell", damaged)
     driver.done(first.cell_id, {"ended": "done"})
-    driver.done(second.cell_id, {"ended": "stop_sweep", "reason": "No space left on device"})
-    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    driver.done(second.cell_id, {"ended": "world_fault", "reason": "No space left on device"})
+    driver.engine = lambda *_, **__: None
     with pytest.raises(DamagedError, match=r"outcome\.json is damaged"):
         driver.run()
 
@@ -119,9 +124,10 @@ def test_an_error_is_tried_again_once_and_its_traceback_is_kept(driver: Driver) 
     assert (outcome["outcome"], outcome["reason"]) == ("failed", "RuntimeError: bug")
 
 
-def test_a_worker_that_dies_again_and_again_is_not_replaced_for_ever(driver: Driver) -> None:
+def test_a_worker_that_always_dies_at_the_same_point_is_not_replaced_for_ever(driver: Driver) -> None:
     cell_id = taken(driver).cell_id
-    for _ in range(2):
+    driver.report(cell_id, {"tokens_seen": 1_024})
+    for _ in range(MAX_DEATHS_AT_A_POINT - 1):
         driver.done(cell_id, None)
         assert driver.plan.state(cell_id) == "queued"
     driver.done(cell_id, None)
@@ -129,6 +135,69 @@ def test_a_worker_that_dies_again_and_again_is_not_replaced_for_ever(driver: Dri
     assert outcome is not None
     assert outcome["outcome"] == "failed"
     assert outcome["reason"] == "the worker process died (killed, or its node was lost)"
+
+
+def test_workers_that_lost_nodes_take_at_different_points_say_nothing_about_a_cell(driver: Driver) -> None:
+    cell_id = taken(driver).cell_id
+    for number in range(MAX_DEATHS - 1):
+        driver._deaths.started(cell_id)
+        driver.report(cell_id, {"tokens_seen": 1_024 * number, "hostname": f"node-{number}"})
+        driver.done(cell_id, None)
+    folder = driver.ledger.cell_folder(cell_id)
+    assert folder.outcome() is None
+    assert [attempt["node"] for attempt in folder.attempts()][:2] == ["node-0", "node-1"]
+    assert isinstance(driver.watcher, Listener)
+    assert "is tried again from its checkpoint: the worker process died" in driver.watcher.said[-1]
+    assert driver.watcher.said[-1].endswith(f"on node-{MAX_DEATHS - 2}")
+    driver.done(cell_id, None)
+    assert driver.plan.state(cell_id) == "failed", "what cannot live until its next checkpoint has no end"
+
+
+class Clock(RealWorld):
+    """A clock that sleeps move."""
+
+    now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_faults_of_the_world_are_waited_for_longer_and_longer_and_end_the_session_when_nothing_works(
+    driver: Driver,
+) -> None:
+    clock = driver._world = Clock()
+    driver._faults = WorldFaults(clock)
+    handed_out: list[float] = []
+
+    def engine(desk: Any, *_: object, **__: object) -> None:
+        while isinstance(job := desk.take(), SegmentJob):
+            handed_out.append(round(clock.now_s))
+            desk.done(job.cell_id, {"ended": "world_fault", "reason": "No space left on device", "hostname": "a"})
+
+    driver.engine = engine
+    with pytest.raises(WorldError, match=r"^No space left on device$"):
+        driver.run()
+    assert handed_out == [0, 1, 3, 7, 15, 31]
+    assert {driver.plan.state(planned.cell_id) for planned in driver.plan.cells} == {"queued"}
+    assert isinstance(driver.watcher, Listener)
+    assert "is tried again in 1 s, the fault on a is not its own: No space left on device" in driver.watcher.said[0]
+
+
+def test_one_bad_node_ends_no_session_while_another_one_works(driver: Driver) -> None:
+    clock = driver._world = Clock()
+    driver._faults = WorldFaults(clock)
+    works = taken(driver).cell_id
+    clock.now_s = 1.0
+    for _ in range(20):
+        bad = taken(driver).cell_id
+        driver.done(bad, {"ended": "world_fault", "reason": "is the storage mounted there?"})
+        clock.now_s += 1_000
+    driver.done(works, {"ended": "stopped"})
+    driver.done(taken(driver).cell_id, {"ended": "world_fault", "reason": "is the storage mounted there?"})
+    assert driver._faults.wait_s() == 1.0, "a segment that ended well ends the succession"
 
 
 def test_a_worker_that_dies_after_its_cell_has_ended_takes_nothing_back(driver: Driver) -> None:
@@ -153,7 +222,7 @@ def test_a_driver_that_lost_the_sweep_hands_out_and_writes_nothing_more(
     monkeypatch.setattr(Storage, "write_json", lambda *_: pytest.fail("the sweep is another driver's"))
     driver.done(job.cell_id, {"ended": "error", "reason": "RuntimeError: bug"})
     assert driver.take() == "finished"
-    monkeypatch.setattr("sweeps.running.driver.run_trials", lambda *_, **__: None)
+    driver.engine = lambda *_, **__: None
     with pytest.raises(WorldError, match="taken over by pid 7 on elsewhere"):
         driver.run()
 
@@ -165,20 +234,18 @@ def test_an_explore_cell_that_has_ended_gives_its_checkpoints_back_unless_all_ar
     driver.space = with_overrides(driver.space, [f"keep={keep}"])
     job = taken(driver)
     folder = driver.ledger.cell_folder(job.cell_id)
-    folder.checkpoints.save(65_536, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+    CellWriter(folder, "000001-cafe").save(65_536, lambda path: (path / "state.bin").write_bytes(b"x") and None)
     folder.write_outcome(driver.plan.planned(job.cell_id).cell, "completed", tokens_seen=65_536, val_loss=4.0)
     driver.done(job.cell_id, {"ended": "done"})
     assert folder.checkpoints.complete() == kept
 
 
-def test_cells_that_the_engine_lost_without_a_word_are_tried_again_and_end_as_failed(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forgetful(desk: Driver, *_: object, **__: object) -> None:
+def test_cells_that_the_engine_lost_without_a_word_are_tried_again_and_end_as_failed(driver: Driver) -> None:
+    def forgetful(desk: Any, *_: object, **__: object) -> None:
         while isinstance(desk.take(), SegmentJob):
             pass
 
-    monkeypatch.setattr("sweeps.running.driver.run_trials", forgetful)
+    driver.engine = forgetful
     driver.run()
     outcomes = [driver.ledger.cell_folder(planned.cell_id).outcome() for planned in driver.plan.cells]
     assert {outcome["outcome"] for outcome in outcomes if outcome is not None} == {"failed"}

@@ -16,10 +16,11 @@ from sweeps.cluster.machines import Machines
 from sweeps.commands.extend import extend_plan
 from sweeps.commands.status import status_of
 from sweeps.errors import BadInputError, DamagedError, WorldError
+from sweeps.ledger.cell_folder import CellWriter
 from sweeps.ledger.free_space import BYTES_OF_RECORDS_PER_CELL, BYTES_PER_PARAMETER, bytes_needed, require_room
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
-from sweeps.ledger.sweep_folder import BEGINNING_KEYS, Ledger
+from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.phases import first_cells
 from sweeps.running.begin import SpaceChoice
 from sweeps.running.finish import finish, keep_needed_weights
@@ -96,7 +97,7 @@ def test_the_verdict_is_written_once_the_report_is(
 def test_weights_are_kept_as_the_last_session_requests(ledger: Ledger) -> None:
     planned = ledger.planned_cells()[0]
     folder = ledger.cell_folder(planned.cell_id)
-    folder.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+    CellWriter(folder, "000001-cafe").save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
     folder.write_outcome(planned.cell, "completed", tokens_seen=100, val_loss=4.0)
     results = LedgerReader(ledger).results()
     keep_needed_weights(ledger, results, "all")
@@ -144,7 +145,8 @@ def test_a_sweep_that_another_driver_began_meanwhile_is_not_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = Ledger(Storage(str(tmp_path)), "first")
-    beginning = dict.fromkeys(BEGINNING_KEYS)
+    prints = {"code": "of yesterday", "corpus": "c", "tokenizer": "t", "exam": "e"}
+    beginning = {"space": {}, "fingerprints": prints, "strategies": [], "created_s": 0.0, "sweep_id": "1"}
 
     def meanwhile(*_: Any, **__: Any) -> SimpleNamespace:
         elsewhere.begin(beginning)
@@ -167,7 +169,7 @@ def test_a_sweep_that_another_driver_began_meanwhile_is_not_begun_again(
 def test_what_a_retry_would_go_on_from_is_kept(ledger: Ledger) -> None:
     for planned, outcome in zip(ledger.planned_cells(), ("failed", "oom", "diverged"), strict=False):
         folder = ledger.cell_folder(planned.cell_id)
-        folder.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
+        CellWriter(folder, "000001-cafe").save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
         folder.write_outcome(planned.cell, outcome, tokens_seen=100)  # type: ignore[arg-type]
     keep_needed_weights(ledger, LedgerReader(ledger).results(), "best")
     kept = [ledger.cell_folder(planned.cell_id).checkpoints.complete() for planned in ledger.planned_cells()[:3]]
@@ -202,9 +204,9 @@ def test_room_is_asked_for_what_is_held_at_once_and_not_for_less(space: Space) -
 
 def test_cells_that_have_ended_ask_for_no_more_room(ledger: Ledger, space: Space) -> None:
     cells = [planned.cell for planned in ledger.planned_cells()]
-    whole = bytes_needed(space, vocab_size=512, begun=cells)
+    whole = bytes_needed(space, vocab_size=512, unfinished=cells)
     assert whole == bytes_needed(space, vocab_size=512)
-    late = bytes_needed(space, vocab_size=512, ended=cells[:4], begun=cells[4:])
+    late = bytes_needed(space, vocab_size=512, ended=cells[:4], unfinished=cells[4:])
     assert whole - late >= 4 * BYTES_OF_RECORDS_PER_CELL
 
 
@@ -219,7 +221,7 @@ def test_a_sweep_is_not_resumed_where_the_storage_lacks_room_for_what_is_left(
 
     planned = ledger.planned_cells()
     held = ledger.cell_folder(planned[0].cell_id)
-    needed = bytes_needed(space, vocab_size=512, begun=[p.cell for p in planned])
-    held.checkpoints.save(100, lambda path: (path / "state.bin").write_bytes(b"x" * 1_000) and None)
+    needed = bytes_needed(space, vocab_size=512, unfinished=[p.cell for p in planned])
+    CellWriter(held, "000001-cafe").save(100, lambda path: (path / "state.bin").write_bytes(b"x" * 1_000) and None)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1_000))
     require_room(ledger, space, vocab_size=512)  # what a cell holds already is not asked for again

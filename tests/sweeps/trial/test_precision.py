@@ -1,4 +1,4 @@
-"""The precision that a sweep began in is the one it goes on in, or it does not go on."""
+"""The precision that a sweep began in is the one it continues in, or it does not continue."""
 
 from __future__ import annotations
 
@@ -95,14 +95,16 @@ def test_trials_without_a_share_of_a_gpu_go_by_the_cpu(
 
 def test_a_machine_that_lacks_the_precision_is_refused_with_the_remedy() -> None:
     require_precision("bf16", NEW_GPU)
-    with pytest.raises(BadInputError, match=r"began in bf16 and must go on in it.*Tesla V100 has 7\.0.*another name"):
+    with pytest.raises(
+        BadInputError, match=r"began in bf16 and must continue in it.*Tesla V100 has 7\.0.*another name"
+    ):
         require_precision("bf16", OLD_GPU)
 
 
 def test_a_resume_where_auto_would_be_another_precision_notes_it(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     new = machine(NEW_GPU, monkeypatch)
     assert precision_note(space, begun_in("fp32"), new) == (
-        'the sweep goes on in fp32, in which it began; `precision = "auto"` would be bf16, because A100 has compute '
+        'the sweep continues in fp32, in which it began; `precision = "auto"` would be bf16, because A100 has compute '
         "capability 8.0 (8.0 or newer)"
     )
     assert precision_note(space, begun_in("bf16"), new) is None
@@ -121,7 +123,7 @@ def test_a_sweep_begins_with_its_precision_written_down(
     data: Any = SimpleNamespace(
         identity=IDENTITY,
         fingerprints={"corpus": "c", "tokenizer": "t", "exam": "e"},
-        tokens=SimpleNamespace(vocab_size=512, facts={}),
+        tokens=SimpleNamespace(vocab_size=512, facts={}, splits={"test": SimpleNamespace(document_groups={})}),
         exam=SimpleNamespace(fingerprint="e", validation=rows, test=rows, block_len=64, common_len=8, packed=False),
     )
     ledger = Ledger(Storage(str(tmp_path)), "first")

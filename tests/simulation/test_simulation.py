@@ -1,0 +1,66 @@
+"""Deterministic simulation: one seed is one schedule of kills, pauses, outages, lost answers and wrong clocks.
+
+``SWEEPS_SIMULATIONS`` says how many schedules are run; seeds that failed once are kept and run always.
+"""
+
+import os
+import time
+from functools import cache
+from typing import Any
+
+import pytest
+
+from sweeps.verdict.decision import decide
+from tests.simulation.sweep import SimulatedSweep, what_counts
+from tests.simulation.world import Faults
+
+SHORT = 60
+FAILED_ONCE: tuple[int, ...] = ()
+
+
+@cache
+def undisturbed() -> tuple[dict[str, Any], dict[str, Any]]:
+    """What counts, and the verdict, where nothing happens."""
+    results = SimulatedSweep(0, Faults()).run()
+    return what_counts(results), decide(results).as_dict()
+
+
+def assert_ends_as_undisturbed(seed: int) -> SimulatedSweep:
+    sweep = SimulatedSweep(seed)
+    results = sweep.run()
+    expected, verdict = undisturbed()
+    assert what_counts(results) == expected
+    assert results.fixed_margin is not None
+    if seed % 50 == 0:
+        assert decide(results).as_dict() == verdict
+    return sweep
+
+
+def test_an_undisturbed_sweep_ends_in_every_way_that_a_cell_can() -> None:
+    outcomes = {found[0] for found in undisturbed()[0].values()}
+    assert outcomes >= {"completed", "stopped_early"}
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_a_schedule_that_failed_once_ends_as_undisturbed(seed: int) -> None:
+    assert_ends_as_undisturbed(seed)
+
+
+@pytest.mark.timeout(0)
+def test_every_schedule_ends_as_an_undisturbed_one(record_property: Any) -> None:
+    count = int(os.environ.get("SWEEPS_SIMULATIONS") or SHORT)
+    first = int(os.environ.get("SWEEPS_SIMULATIONS_FROM", "0"))
+    began_s = time.perf_counter()
+    failed: dict[int, str] = {}
+    struck: dict[str, int] = {}
+    for seed in range(first, first + count):
+        try:
+            sweep = assert_ends_as_undisturbed(seed)
+        except AssertionError as error:
+            failed[seed] = f"{type(error).__name__}: {str(error)[:300]}"
+        else:
+            for what, times in sweep.sim.counts.items():
+                struck[what] = struck.get(what, 0) + times
+    per_minute = 60 * count / (time.perf_counter() - began_s)
+    print(f"\n{count} schedules, {per_minute:.0f} a minute, {len(failed)} failed; {struck}")
+    assert failed == {}
