@@ -194,7 +194,8 @@ def verdict(
     """Decide again, from a sweep's ledger or from a CSV file of records."""
     from sweeps.errors import BadInputError
     from sweeps.ledger.reading import LedgerReader
-    from sweeps.running.finish import decide_and_write, show_verdict
+    from sweeps.report.terminal import show_verdict
+    from sweeps.running.finish import decide_and_write
 
     if (name is None) == (records is None):
         raise BadInputError("name one sweep, or one file with --records")
@@ -206,13 +207,13 @@ def verdict(
         from sweeps.verdict.records_csv import decide_file
 
         level = 0.05 if alpha is None else alpha
-        found = decide_file(records, alpha=level, margin=margin, unpaired=unpaired).as_dict()
+        found = decide_file(records, alpha=level, margin=margin, unpaired=unpaired)
     else:
         assert name is not None
         ledger = existing_ledger(runs_dir, name)
         found = decide_and_write(ledger, LedgerReader(ledger).results())
     if as_json:
-        print_json(found)
+        print_json(found.as_dict())
     else:
         show_verdict(found, console())
 
@@ -223,28 +224,28 @@ def report(
         list[str] | None, typer.Argument(help="A sweep (the newest without it), or several to compare.")
     ] = None,
     runs_dir: RunsDir = "runs",
-    out: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where a comparison is written; in the runs folder without it.")
+    ] = None,
 ) -> None:
     """Write report.html, report.md and the pictures again; with several sweeps, put them side by side."""
-    from sweeps.ledger.destinations import require_folder
     from sweeps.ledger.reading import LedgerReader
     from sweeps.running.finish import decide_and_write, write_reports
 
-    if len(names or ()) > 1:
-        require_folder(out, "--out")
     ledgers = [existing_ledger(runs_dir, name) for name in names or [name_or_newest(runs_dir, None)]]
+    if len(ledgers) > 1:
+        from sweeps.report.compare import compare_report, comparison_folder
+
+        folder = comparison_folder(runs_dir, [ledger.name for ledger in ledgers], out)
     decided = []
     for ledger in ledgers:
         results = LedgerReader(ledger).results()
         decided.append((results, decide_and_write(ledger, results)))
-    if len(ledgers) == 1:
+    if len(ledgers) > 1:
+        where = str(compare_report(decided, folder=folder).html)
+    else:
         write_reports(ledgers[0], *decided[0])
         where = f"{ledgers[0].storage.uri}/report.html"
-    else:
-        from sweeps.report.compare import compare_report
-
-        out.mkdir(parents=True, exist_ok=True)
-        where = str(compare_report(*decided, folder=out).html)
     print(where)
 
 

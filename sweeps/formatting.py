@@ -1,4 +1,4 @@
-"""How numbers, spans of time and commands are written: functions from a value to text, a dash for an absent value."""
+"""How numbers, spans of time, tables and commands are written; a dash stands for a value that is absent."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ABSENT = "–"
 MINUS = "−"
@@ -131,19 +136,65 @@ def listed(words: list[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def sentence(text: str, *names: str) -> str:
+    """Return a clause with a capital and a full stop; a clause that starts with one of ``names`` keeps its letter."""
+    first = text[:1] if any(text.startswith(name) for name in names) else text[:1].upper()
+    return first + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def markdown_text(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table too, and that a terminal shows with few backslashes."""
+    text = re.sub(r"([\\*|\[\]])", r"\\\1", " ".join(text.split()))
+    # Within a word an underscore marks nothing; an angle bracket opens a tag only before a letter, slash or bang.
+    return re.sub(r"(?<!\w)_|_(?!\w)|<(?=[A-Za-z/!?])", r"\\\g<0>", text)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_names: int = 1) -> str:
+    """Return a Markdown table whose columns line up in a terminal as well; after ``n_names`` come numbers."""
+    lines = [list(header), *([markdown_text(value) for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    lines.insert(1, ["-" * width if i < n_names else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
+
+    def padded(line: Sequence[str]) -> str:
+        pairs = enumerate(zip(line, widths, strict=True))
+        return " | ".join(value.ljust(width) if i < n_names else value.rjust(width) for i, (value, width) in pairs)
+
+    return "\n".join(f"| {padded(line)} |" for line in lines)
+
+
+def terminal_table(title: str, *, texts: Sequence[str], numbers: Sequence[str] = ()) -> Table:
+    """Return an empty table for a terminal, without a frame so that it fits 80 columns: texts, then numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in (*texts, *numbers):
+        table.add_column(column, no_wrap=True, justify="right" if column in numbers else "left")
+    return table
+
+
 def shown_command(*words: str) -> str:
     """Return ``sweeps WORDS`` as a line that runs in the user's shell and folder, each word quoted where needed."""
     return shlex.join([*_program(), *words])
 
 
-def with_shown_commands(text: str) -> str:
-    """Return ``text`` with the program's name replaced in every command that stands between backticks.
-
-    A verdict holds commands as ``sweeps resume NAME``, the same on every machine; they are completed where they are
-    shown.
-    """
+def shown_line(line: str) -> str:
+    """Return a command line as a verdict holds it (``sweeps resume NAME``), with this machine's name of the program."""
     program = shlex.join(_program())
-    return re.sub(r"`sweeps (?=[a-z])", lambda _: f"`{program} ", text)
+    return re.sub(r"(^|&& )sweeps (?=[a-z])", lambda found: f"{found.group(1)}{program} ", line)
+
+
+def with_shown_commands(text: str) -> str:
+    """Return ``text`` with ``shown_line`` applied to every command that stands between backticks."""
+    return re.sub(r"(?<=`)[^`]+(?=`)", lambda found: shown_line(found.group()), text)
 
 
 def _program() -> list[str]:

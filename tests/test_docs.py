@@ -165,7 +165,7 @@ def test_every_key_of_the_status_is_explained(tmp_path: Path) -> None:
     )
     shapes = [{**strategy.model_dump(), "tokens_per_step": 1_024} for strategy in space.strategies]
     ledger.begin({**made_up.beginning(), "space": space.resolved(), "strategies": shapes})
-    ledger.write_verdict(made_up.verdict())
+    ledger.write_verdict(made_up.verdict().as_dict())
     status = status_of(ledger)
     assert_explains("Status", set(paths_in(status)))
     assert set(list_of_sweeps(runs)[0]) < set(status)

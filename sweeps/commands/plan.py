@@ -188,11 +188,11 @@ def render(plan: SweepPlan) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from sweeps.report.terminal import plain_table
+    from sweeps.formatting import terminal_table
 
     on_gpus = any(arm.gpu_fraction is not None for arm in plan.arms)
     numbers = ("tokens/step", "steps", "cells", "tokens", "peak GiB", *(("GPU",) if on_gpus else ()))
-    table = plain_table("Arms", texts=("arm", "shape"), numbers=numbers)
+    table = terminal_table("Arms", texts=("arm", "shape"), numbers=numbers)
     for arm in plan.arms:
         table.add_row(
             arm.name,

@@ -2,177 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from sweeps import formatting as written
-from sweeps.ledger.results import finite
-from sweeps.report import text as words
+from sweeps.errors import BadInputError
+from sweeps.ledger.destinations import require_folder
+from sweeps.ledger.results import SweepResults
+from sweeps.report.blocks import Block, Bullets, Note, Section, Table, section
 from sweeps.report.facts import MAX_DRAWN_PAIRS, Facts, mapping
-from sweeps.report.markdown import escaped, table_lines
-from sweeps.report.report import ReportFiles, render_page, write_file
-from sweeps.report.tables import flat
-from sweeps.report.why import Table
-from sweeps.verdict.confirmed import DECIDED
+from sweeps.report.markdown import blocks_text
+from sweeps.report.report import ReportFiles, render_page, write_file, write_picture
+from sweeps.report.tables import flat, shape_text
+from sweeps.report.why import estimate_text
+from sweeps.verdict.decision import Verdict
+from sweeps.verdict.rows import PairResult
 
-if TYPE_CHECKING:
-    from sweeps.ledger.results import SweepResults
-    from sweeps.report.plots.files import Picture
-
-UNCLEAR = "not separated"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSide:
-    """One pair of arms in one sweep: a's loss minus b's in nats per token, with its interval and the better arm.
-
-    ``better`` is the arm that the verdict decided for: by the win's own test where it is the winner, else after Holm's
-    adjustment (rule 9 of the method). The interval is of the pair alone and may part arms that the decision does not.
-    """
-
-    sweep: str
-    is_judged: bool
-    difference: float | None
-    low: float | None
-    high: float | None
-    better: str
+MOST_NAMED = 3
+"""So many sweeps give their names to the folder of a comparison; the names of a file have 255 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPair:
-    """A pair of arms that every sweep has."""
+    """A pair of arms that every sweep has. ``of_sweeps`` are its results, which may name the two in another order.
+
+    A pair is separated by its decision, after Holm's adjustment (rule 9 of the method): its own interval may exclude
+    zero where the decision does not separate it.
+    """
 
     a: str
     b: str
-    sides: tuple[PairSide, ...]
+    of_sweeps: tuple[PairResult, ...]
 
     @property
     def agreement(self) -> str:
-        """What the sweeps together say of the pair; nothing where one of them has no verdict."""
-        if not all(side.is_judged for side in self.sides):
-            return "not judged in all"
-        better = {side.better for side in self.sides}
-        if len(better) == 1:
-            return f"{self.a} and {self.b} not separated in any" if better == {UNCLEAR} else f"{better.pop()} in all"
-        return "opposite" if {self.a, self.b} <= better else f"{next(iter(better - {UNCLEAR}))} where it is clear"
+        """What the sweeps together say of a pair that all of them judged."""
+        better = {pair.better for pair in self.of_sweeps}
+        named = sorted(arm for arm in better if arm is not None)
+        if not named:
+            return f"{self.a} and {self.b} not separated in any"
+        if len(named) > 1:
+            return "opposite"
+        return f"{named[0]} in all" if None not in better else f"{named[0]} where it is clear"
 
 
-def compare_report(
-    a: tuple[SweepResults, Mapping[str, Any]],
-    b: tuple[SweepResults, Mapping[str, Any]],
-    *more: tuple[SweepResults, Mapping[str, Any]],
-    folder: Path,
-) -> ReportFiles:
+def comparison_folder(runs_dir: str, names: Sequence[str], out: Path | None) -> Path:
+    """Return where a comparison is written: ``out``, else ``A+B`` in the runs folder, which no sweep's name can be.
+
+    Raises:
+        BadInputError: if nothing can be written there, or the runs folder is a bucket and ``out`` is not given.
+    """
+    if out is None and "://" in runs_dir.removeprefix("file://"):
+        raise BadInputError(f"{runs_dir} is not a local folder; say with --out DIR where the comparison is written")
+    shown = "+".join(names) if len(names) <= MOST_NAMED else f"{'+'.join(names[:2])}+{len(names) - 2}"
+    folder = out or Path(runs_dir.removeprefix("file://")) / shown
+    require_folder(folder, "--out")
+    return folder
+
+
+def compare_report(sweeps: Sequence[tuple[SweepResults, Verdict]], *, folder: Path) -> ReportFiles:
     """Write ``comparison.html``, ``comparison.md`` and the picture of the pairs into ``folder``.
 
-    Each sweep is its results and the content of its ``verdict.json``. Strategies are matched by name; one whose shape
-    differs is named.
+    Strategies are matched by name; one whose shape differs is named.
     """
     from sweeps.report.plots.compare import draw_pairs
 
-    sweeps = [Facts(results, verdict) for results, verdict in (a, b, *more)]
-    pairs = shared_pairs(sweeps)
-    drawn = pairs if len(pairs) <= MAX_DRAWN_PAIRS else [p for p in pairs if sweeps[0].leading in (p.a, p.b)]
-    picture = draw_pairs(drawn, sweeps) if any(s.difference is not None for p in drawn for s in p.sides) else None
-    plots = []
-    for suffix, content in (("png", picture.png), ("svg", picture.svg.encode())) if picture else ():
-        plots.append(folder / "plots" / f"{picture.name}.{suffix}" if picture else folder)
-        write_file(plots[-1], content)
-    files = ReportFiles(html=folder / "comparison.html", markdown=folder / "comparison.md", plots=tuple(plots))
-    write_file(files.markdown, _markdown(sweeps, pairs).encode())
-    write_file(files.html, _html(sweeps, pairs, picture).encode())
+    all_facts = [Facts(results, verdict) for results, verdict in sweeps]
+    pairs = shared_pairs(all_facts)
+    leading = all_facts[0].verdict.leading
+    drawn = pairs if len(pairs) <= MAX_DRAWN_PAIRS else [pair for pair in pairs if leading in (pair.a, pair.b)]
+    picture = draw_pairs(drawn, all_facts) if drawn else None
+    plots = write_picture(picture, folder) if picture else ()
+    files = ReportFiles(html=folder / "comparison.html", markdown=folder / "comparison.md", plots=plots)
+    found, title = _sections(all_facts, pairs), agreement(all_facts)
+    text = "\n\n".join([f"# {written.markdown_text(title)}", *_text_of(found)]) + "\n"
+    write_file(files.markdown, text.encode())
+    names = [facts.results.name for facts in all_facts]
+    page = render_page("compare.html.j2", names=names, agreement=title, picture=picture, sections=found)
+    write_file(files.html, page.encode())
     return files
 
 
+def _text_of(sections: Sequence[Section]) -> list[str]:
+    return [text for found in sections for text in (f"## {found.title}", *blocks_text(found.blocks))]
+
+
 def agreement(sweeps: Sequence[Facts]) -> str:
-    """Return in one sentence whether the verdicts agree."""
+    """Return in one or two sentences whether the verdicts agree, and what is missing where they cannot be compared."""
     names = written.listed([facts.results.name for facts in sweeps])
-    unjudged = [facts for facts in sweeps if words.outcome(facts) not in DECIDED]
-    leading = [facts.leading for facts in sweeps]
-    same_lead = len(set(leading)) == 1 and leading[0] is not None
-    if unjudged:
-        which = written.listed([f"{facts.results.name} is {words.outcome(facts)}" for facts in unjudged])
-        lead = f", though {leading[0]} has the lowest mean in each" if same_lead else ""
-        return f"Nothing can be said about agreement of {names}, because {which}{lead}."
-    winners = {facts.winner for facts in sweeps if words.outcome(facts) == "wins"}
-    kinds = {words.outcome(facts) for facts in sweeps}
+    if undecided := [facts for facts in sweeps if not facts.verdict.is_decided]:
+        return _not_comparable(sweeps, undecided)
+    winning = [facts for facts in sweeps if facts.verdict.winner is not None]
+    winners = {facts.verdict.winner for facts in winning}
     if len(winners) > 1:
-        each = written.listed([f"{facts.winner} wins in {facts.results.name}" for facts in sweeps if facts.winner])
+        each = written.listed([f"{facts.verdict.winner} wins in {facts.results.name}" for facts in winning])
         return f"The verdicts contradict each other: {each}."
-    if kinds == {"wins"}:
-        return f"The verdicts agree: {winners.pop()} wins in {names}."
-    if kinds == {"tie"}:
+    if len(winning) == len(sweeps):
+        return f"The verdicts agree: {winning[0].verdict.winner} wins in {names}."
+    if all(facts.verdict.outcome == "tie" for facts in sweeps):
         return f"The verdicts agree that no arm wins: {names} each end in a tie."
-    if winners:
-        winner = winners.pop()
-        others = [facts for facts in sweeps if facts.winner is None]
-        rest = written.listed([f"{facts.results.name} ends {_ending(facts)}" for facts in others])
-        leads = all(facts.leading == winner for facts in others)
-        return f"The verdicts do not agree, nor do they contradict each other: {winner} wins in " + (
-            f"{written.listed([f.results.name for f in sweeps if f.winner])}, {rest}"
-            f"{f', with {winner} lowest there too' if leads else ''}."
-        )
-    lead = f"; {leading[0]} has the lowest mean in each" if same_lead else "; the lowest mean is not the same arm's"
-    return f"None of {names} names a winner{lead}."
+    leading = {facts.verdict.leading for facts in sweeps}
+    if not winning:
+        same = f"{sweeps[0].verdict.leading} has the lowest mean in each"
+        return f"None of {names} names a winner; {same if len(leading) == 1 else 'the lowest mean differs'}."
+    others = [facts for facts in sweeps if facts.verdict.winner is None]
+    endings = {"tie": "ends in a tie", "undecided": "ends undecided"}
+    rest = written.listed([f"{facts.results.name} {endings[facts.verdict.outcome]}" for facts in others])
+    won = written.listed([facts.results.name for facts in winning])
+    lowest = ", with the lowest mean for the same arm" if len(leading) == 1 else ""
+    return (
+        "The verdicts do not agree, nor do they contradict each other: "
+        f"{winning[0].verdict.winner} wins in {won}, {rest}{lowest}."
+    )
 
 
-def _ending(facts: Facts) -> str:
-    return "in a tie" if words.outcome(facts) == "tie" else "undecided"
+def _not_comparable(sweeps: Sequence[Facts], undecided: Sequence[Facts]) -> str:
+    names = written.listed([facts.results.name for facts in sweeps])
+    without = written.listed([facts.results.name for facts in undecided])
+    missing = f"{without} {'has' if len(undecided) == 1 else 'have'} no decided verdict"
+    if len(undecided) == len(sweeps):
+        missing = f"{'neither' if len(sweeps) == 2 else 'none'} has a decided verdict"
+    commands = [f"`{written.shown_line(f.verdict.command)}`" for f in undecided if f.verdict.command]
+    decide = f" To decide: {', '.join(commands)}." if commands else ""
+    return f"{names} cannot be compared yet: {missing}.{decide}"
 
 
 def shared_pairs(sweeps: Sequence[Facts]) -> list[SharedPair]:
-    """Return the pairs of arms that all sweeps have, in the order of the first, each seen from the same arm."""
+    """Return the measured pairs of arms that all sweeps have, in the order of the first."""
     found = []
-    for pair in sweeps[0].pairs:
-        a, b = str(pair.get("a")), str(pair.get("b"))
-        sides = [_side(facts, a, b) for facts in sweeps]
-        known = [side for side in sides if side is not None]
-        if len(known) == len(sweeps):
-            found.append(SharedPair(a=a, b=b, sides=tuple(known)))
+    for first in sweeps[0].pairs:
+        same = [pair for facts in sweeps for pair in facts.pairs if {pair.a, pair.b} == {first.a, first.b}]
+        if len(same) == len(sweeps):
+            found.append(SharedPair(a=first.a, b=first.b, of_sweeps=tuple(same)))
     return found
 
 
-def _side(facts: Facts, a: str, b: str) -> PairSide | None:
-    for pair in facts.pairs:
-        if {pair.get("a"), pair.get("b")} == {a, b}:
-            seen = words.seen_from(pair, a)
-            assert seen is not None
-            return PairSide(
-                sweep=facts.results.name,
-                is_judged=words.outcome(facts) in DECIDED,
-                difference=seen.difference,
-                low=seen.low,
-                high=seen.high,
-                better=next((arm for arm in (a, b) if pair.get("decision") == f"{arm} is better"), UNCLEAR),
-            )
-    return None
-
-
-def differing(sweeps: Sequence[Facts]) -> Table | None:
-    """Return what the sweeps were asked differently, and where corpus, code or machine differ; None if in nothing."""
-    columns = []
-    for facts in sweeps:
-        begun = facts.beginning
-        columns.append(
-            dict(flat(facts.space))
-            | {f"fingerprints.{key}": value for key, value in flat(mapping(begun.get("fingerprints")))}
-            | {f"git.{key}": value for key, value in flat(mapping(begun.get("git")))}
-            | {f"hardware.{key}": value for key, value in flat(mapping(begun.get("hardware")))}
-        )
-    keys = dict.fromkeys(key for column in columns for key in column if key != "description")
-    rows = tuple(
-        (key, *(column.get(key, written.ABSENT) for column in columns))
-        for key in keys
-        if len({column.get(key) for column in columns}) > 1
+def _sections(sweeps: Sequence[Facts], pairs: Sequence[SharedPair]) -> list[Section]:
+    statements = tuple(
+        f"{facts.results.name}: {written.with_shown_commands(facts.verdict.statement)}" for facts in sweeps
     )
+    note = "The first arm's loss minus the second's, paired by seed within each sweep: below zero, the first is better."
+    if pairs:
+        against: list[Block] = [Note(text=note), _pair_table(sweeps, pairs)]
+    else:
+        against = [Note(text="The sweeps share no pair of arms that was measured in all of them.")]
+    note = "Losses on different corpora or exams do not compare with each other; leads do, with care."
+    different = _differing(sweeps)
+    found = [
+        section("verdicts", "The verdicts", Bullets(items=statements)),
+        section("pairs", "The arms against each other", against),
+        section("arms", "The arms themselves", Note(text=note), _arm_table(sweeps)),
+    ]
+    return found + ([section("differing", "What was different", different)] if different else [])
+
+
+def _pair_table(sweeps: Sequence[Facts], pairs: Sequence[SharedPair]) -> Table:
+    judged = all(facts.verdict.is_decided for facts in sweeps)
+    rows = [
+        (
+            f"{shared.a} − {shared.b}",
+            *(estimate_text(found) if (found := pair.above(shared.b)) else "" for pair in shared.of_sweeps),
+            *([shared.agreement] if judged else []),
+        )
+        for shared in pairs
+    ]
     names = [facts.results.name for facts in sweeps]
-    return Table(header=("", *names), rows=rows, n_names=1 + len(names)) if rows else None
+    return Table(header=("pair", *names, *(["together"] if judged else [])), rows=tuple(rows))
 
 
-def arm_table(sweeps: Sequence[Facts]) -> Table:
-    """Return each arm's mean test loss and interval in each sweep; losses of two corpora or exams do not compare."""
+def _arm_table(sweeps: Sequence[Facts]) -> Table:
     names = dict.fromkeys(arm.name for facts in sweeps for arm in facts.arms)
     return Table(
         header=("arm", *(facts.results.name for facts in sweeps)),
@@ -181,65 +180,25 @@ def arm_table(sweeps: Sequence[Facts]) -> Table:
 
 
 def _arm_text(facts: Facts, name: str) -> str:
-    arm = facts.arm_by_name.get(name)
-    if arm is None:
+    if name not in facts.index:
         return written.ABSENT
-    mean = written.loss(finite(arm.row.get("mean")))
-    span = written.interval(finite(arm.row.get("ci_low")), finite(arm.row.get("ci_high")))
-    return f"{mean} ({span}) at lr {written.rate(finite(arm.row.get('best_lr')))}, {arm.shape_text or 'shape unknown'}"
+    arm = facts.arms[facts.index[name]]
+    span = written.interval(arm.ci_low, arm.ci_high)
+    shape = shape_text(arm.arm) or "shape unknown"
+    return f"{written.loss(arm.mean)} ({span}) at lr {written.rate(arm.best_lr)}, {shape}"
 
 
-def pair_table(pairs: Sequence[SharedPair]) -> Table:
-    """Return each shared pair's difference in each sweep and what they say together."""
-    sweeps = [side.sweep for side in pairs[0].sides] if pairs else []
-    return Table(
-        header=("pair", *sweeps, "together"),
-        rows=tuple((f"{p.a} − {p.b}", *(_side_text(side) for side in p.sides), p.agreement) for p in pairs),
+def _differing(sweeps: Sequence[Facts]) -> Table | None:
+    """What the sweeps were asked differently, and where corpus, code or machine differ; None if in nothing."""
+    columns = []
+    for facts in sweeps:
+        parts = {key: mapping(facts.beginning.get(key)) for key in ("fingerprints", "git", "hardware")}
+        columns.append(dict(flat({**facts.space, **parts})))
+    keys = dict.fromkeys(key for column in columns for key in column if key != "description")
+    rows = tuple(
+        (key, *(column.get(key, written.ABSENT) for column in columns))
+        for key in keys
+        if len({column.get(key) for column in columns}) > 1
     )
-
-
-def _side_text(side: PairSide) -> str:
-    span = "" if side.low is None else f" ({written.interval(side.low, side.high, sign=True)})"
-    return written.signed(side.difference) + span
-
-
-def _html(sweeps: Sequence[Facts], pairs: Sequence[SharedPair], picture: Picture | None) -> str:
-    return render_page(
-        "compare.html.j2",
-        names=[facts.results.name for facts in sweeps],
-        agreement=agreement(sweeps),
-        sweeps=[
-            {
-                "name": facts.results.name,
-                "outcome": words.outcome(facts),
-                "outcome_name": words.OUTCOME_NAMES.get(words.outcome(facts), words.outcome(facts)),
-                "statement": words.statement(facts),
-            }
-            for facts in sweeps
-        ],
-        picture=picture,
-        arms=arm_table(sweeps),
-        pairs=pair_table(pairs) if pairs else None,
-        differing=differing(sweeps),
-    )
-
-
-def _markdown(sweeps: Sequence[Facts], pairs: Sequence[SharedPair]) -> str:
-    def lines() -> Iterator[str]:
-        yield f"# {escaped(agreement(sweeps))}\n"
-        for facts in sweeps:
-            yield f"- **{facts.results.name}**: {escaped(words.statement(facts))}"
-        yield "\n## The arms\n"
-        arms = arm_table(sweeps)
-        yield from table_lines(arms.header, arms.rows)
-        if pairs:
-            yield "\n## Every pair\n"
-            yield "The first arm's loss minus the second's, paired by seed within each sweep.\n"
-            table = pair_table(pairs)
-            yield from table_lines(table.header, table.rows)
-        found = differing(sweeps)
-        if found is not None:
-            yield "\n## What was different\n"
-            yield from table_lines(found.header, found.rows, numeric_from=found.n_names)
-
-    return "\n".join(lines()) + "\n"
+    names = [facts.results.name for facts in sweeps]
+    return Table(header=("", *names), rows=rows, n_names=1 + len(names)) if rows else None

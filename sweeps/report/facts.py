@@ -1,9 +1,9 @@
-"""What a report reads out of a sweep's results and its verdict: arms in order, curves, cost, the work of workers."""
+"""What a report reads out of a sweep's results and its verdict: arms in order, cells by outcome, cost, work in time."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moe.config import ModelConfig
     from sweeps.ledger.results import CellResult, SweepResults
     from sweeps.verdict.decision import Verdict
-    from sweeps.verdict.optimum import Optimum
+    from sweeps.verdict.rows import ArmResult, PairResult
 
 JUDGED = ("confirm", "control", "time")
 MAX_DRAWN_PAIRS = 10
@@ -25,38 +25,8 @@ SEGMENT_GAP_S = 1.0
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return ``value`` if it is a mapping, else an empty one: a part of the ledger that a sweep does not have."""
+    """Return ``value`` if it is a mapping, else an empty one, for what ``sweep.json`` does not have."""
     return value if isinstance(value, Mapping) else {}
-
-
-def rows(value: object) -> list[Mapping[str, Any]]:
-    """Return the mappings in a list, and nothing for a part that is null or absent."""
-    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One strategy as the report shows it; ``index`` decides its colour and its marker everywhere."""
-
-    name: str
-    index: int
-    shape: Mapping[str, Any]
-    row: Mapping[str, Any]
-
-    @property
-    def tokens_per_step(self) -> int | None:
-        """Target tokens of one optimizer step."""
-        found = finite(self.shape.get("tokens_per_step") or self.row.get("tokens_per_step"))
-        return None if found is None else round(found)
-
-    @property
-    def shape_text(self) -> str:
-        """``32 × 64``, with the number of micro-batches when a step has several."""
-        batch, length = self.shape.get("micro_batch_size"), self.shape.get("seq_len")
-        if batch is None or length is None:
-            return ""
-        accumulation = self.shape.get("grad_accum_steps") or 1
-        return f"{batch} × {length}" + (f" × {accumulation}" if accumulation != 1 else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,65 +42,43 @@ class Stretch:
 class Facts:
     """Everything that tables, sentences and pictures share, derived once from results and verdict."""
 
-    def __init__(self, results: SweepResults, verdict: Mapping[str, Any]) -> None:
+    def __init__(self, results: SweepResults, verdict: Verdict) -> None:
         self.results = results
         self.verdict = verdict
         self.beginning = mapping(results.beginning)
-        self.space = mapping(self.beginning.get("space"))
+        self.space = results.space
+
+    @property
+    def arms(self) -> tuple[ArmResult, ...]:
+        """What came out for every strategy, in the order in which it was asked for."""
+        return self.verdict.strategies
 
     @cached_property
-    def arms(self) -> tuple[Arm, ...]:
-        """Every strategy of the sweep, in the order in which it was asked for."""
-        shapes = {str(row.get("name")): row for row in rows(self.beginning.get("strategies"))}
-        judged = {str(row.get("name")): row for row in rows(self.verdict.get("strategies"))}
-        names = dict.fromkeys([*shapes, *judged, *(result.cell.strategy for result in self.results.cells)])
-        return tuple(
-            Arm(name=name, index=i, shape=shapes.get(name) or judged.get(name) or {}, row=judged.get(name, {}))
-            for i, name in enumerate(names)
-        )
+    def index(self) -> dict[str, int]:
+        """The place of each arm in that order: it decides the arm's colour and marker everywhere."""
+        return {arm.name: place for place, arm in enumerate(self.arms)}
 
-    @cached_property
-    def arm_by_name(self) -> dict[str, Arm]:
-        """Arms by their name."""
-        return {arm.name: arm for arm in self.arms}
-
-    @cached_property
-    def budget_tokens(self) -> int | None:
+    @property
+    def budget_tokens(self) -> int:
         """The budget of every explore and confirm cell."""
-        found = finite(self.verdict.get("budget_tokens")) or finite(self.space.get("budget_tokens"))
-        if found is None:
-            found = max((result.cell.budget_tokens for result in self.results.cells), default=None)
-        return None if found is None else round(found)
+        return self.verdict.budget_tokens
 
     @cached_property
     def rungs_tokens(self) -> tuple[int, ...]:
         """Where early stopping ranks, without the full budget; none where it does not."""
-        if mapping(self.space.get("early_stopping")).get("kind") in (None, "none"):
+        if self.results.rule("early_stopping", "kind", "none") == "none":
             return ()
-        values = (finite(value) for value in self.space.get("rungs_tokens") or ())
-        return tuple(round(value) for value in values if value is not None)
+        return tuple(int(tokens) for tokens in self.space.get("rungs_tokens") or ())
 
     @property
     def landmarks(self) -> tuple[int, ...]:
         """The rungs and the budget: where a token axis has its ticks."""
         return (*self.rungs_tokens, self.budget_tokens) if self.budget_tokens else self.rungs_tokens
 
-    @cached_property
-    def decided(self) -> Verdict:
-        """The verdict decided again, for what ``verdict.json`` has no key for: optima, resampling, the next command."""
-        from sweeps.verdict.decision import decide
-
-        return decide(self.results)
-
     @property
-    def optima(self) -> Mapping[str, Optimum]:
-        """Where each arm's best rate lies by a quadratic fit, for the arms that have enough rates."""
-        return self.decided.optima
-
-    @cached_property
     def confidence(self) -> str:
         """The level of the verdict's intervals, as ``95%``: alpha divided by the looks."""
-        return f"{100 * (1 - self.decided.looks.alpha):.4g}%"
+        return f"{100 * (1 - self.verdict.looks.alpha):.4g}%"
 
     @cached_property
     def outcomes(self) -> Counter[str]:
@@ -147,32 +95,32 @@ class Facts:
 
     def confirmed(self, arm: str) -> list[CellResult]:
         """Return an arm's confirm cells at the rate at which it is judged: after an extension there may be others."""
-        choice = self.decided.choices.get(arm)
+        choice = self.verdict.choices.get(arm)
         return [result for result in self.cells("confirm", arm=arm) if choice is None or choice.is_rate_of(result)]
 
-    @cached_property
-    def winner(self) -> str | None:
-        """The arm that wins, if one does."""
-        found = self.verdict.get("winner")
-        return found if isinstance(found, str) else None
+    def timed(self, arm: str) -> list[CellResult]:
+        """Return the cells by which an arm's speed and memory are shown: confirm cells, else all of its cells."""
+        return self.cells("confirm", arm=arm) or self.cells(arm=arm)
 
     @cached_property
-    def leading(self) -> str | None:
-        """The winner, else the arm of lowest mean over the seeds that all arms finished, as the statement has it."""
-        return self.winner or self.decided.leading
+    def pairs(self) -> list[PairResult]:
+        """The measured pairs of the verdict, those of the leading arm first, its closest rival before the others."""
+        leading = self.verdict.leading
 
-    @cached_property
-    def pairs(self) -> list[Mapping[str, Any]]:
-        """The paired differences of the verdict, those of the leading arm first."""
-        found = rows(self.verdict.get("pairs"))
-        return sorted(found, key=lambda pair: self.leading not in (pair.get("a"), pair.get("b")))
+        def order(pair: PairResult) -> tuple[bool, float]:
+            return leading not in pair, abs(pair.difference or 0.0)
 
-    @cached_property
-    def drawn_pairs(self) -> list[Mapping[str, Any]]:
+        return sorted((pair for pair in self.verdict.pairs if pair.difference is not None), key=order)
+
+    @property
+    def leads(self) -> list[PairResult]:
+        """The pairs of the leading arm, the closest rival's first."""
+        return [pair for pair in self.pairs if self.verdict.leading in pair]
+
+    @property
+    def drawn_pairs(self) -> list[PairResult]:
         """The pairs that a picture has room for: all of a few arms, else those of the leading arm."""
-        if len(self.pairs) <= MAX_DRAWN_PAIRS:
-            return self.pairs
-        return [pair for pair in self.pairs if self.leading in (pair.get("a"), pair.get("b"))]
+        return self.pairs if len(self.pairs) <= MAX_DRAWN_PAIRS else self.leads
 
     @cached_property
     def model(self) -> ModelConfig | None:
@@ -194,21 +142,12 @@ class Facts:
     @cached_property
     def tokens_not_spent(self) -> int:
         """Tokens that early stopping saved."""
-        return sum(
-            max(0, result.cell.budget_tokens - result.tokens_seen)
-            for result in self.results.cells
-            if result.outcome == "stopped_early"
-        )
+        stopped = [result for result in self.results.cells if result.outcome == "stopped_early"]
+        return sum(max(0, result.cell.budget_tokens - result.tokens_seen) for result in stopped)
 
-    @cached_property
-    def train_time_s(self) -> float:
-        """Seconds of training, summed over cells."""
-        return sum(result.last("train_time_s") or 0.0 for result in self.results.cells)
-
-    @cached_property
-    def exam_time_s(self) -> float:
-        """Seconds spent on exams, summed over cells."""
-        return sum(result.last("exam_time_s") or 0.0 for result in self.results.cells)
+    def seconds(self, key: str) -> float:
+        """Return the seconds that records count under ``key``, summed over cells."""
+        return sum(result.last(key) or 0.0 for result in self.results.cells)
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -234,11 +173,6 @@ class Facts:
         if not self.stretches:
             return None
         return max(item.end_s for item in self.stretches) - min(item.start_s for item in self.stretches)
-
-
-def mean_value(results: Sequence[CellResult], key: str) -> float | None:
-    """Return the mean over cells of the newest number for ``key``; None when no cell has one."""
-    return mean_of(result.last(key) for result in results)
 
 
 def speed_of(result: CellResult) -> float | None:

@@ -1,224 +1,211 @@
-"""The tables of a report as rows of text: arms, pairs, cells, loss by evaluation length, provenance."""
+"""The tables of a report: arms, pairs, cells, scale, rates, checks, provenance."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from sweeps import formatting as written
-from sweeps.ledger.results import finite
-from sweeps.report.facts import Arm, Facts, mapping, mean_of, mean_value, rows, speed_of
-from sweeps.report.why import Table
+from sweeps.ledger.results import Arm, CellResult, finite
+from sweeps.report.blocks import Cell, Table
+from sweeps.report.facts import Facts, mapping, mean_of, speed_of
+from sweeps.verdict.checks import RULES
+from sweeps.verdict.rows import NOT_JUDGED, ArmResult
+
+CELL_NAMES = ("phase", "arm", "outcome")
+CELL_NUMBERS = ("lr", "AdamW lr", "seed", "tokens", "validation", "test", "tokens/s", "memory", "time")
+CELL_NOTES = ("note", "cell")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmRow:
-    """One arm of the table under the statement."""
-
-    arm: Arm
-    rate: str
-    at_edge: bool
-    mean: str
-    interval: str
-    seeds: str
-    bpb: str
-    common: str
-    speed: str
-    memory: str
-    leads: bool
+def shape_text(arm: Arm) -> str:
+    """Return ``32 × 64``, with the number of micro-batches when a step has several."""
+    if arm.micro_batch_size is None or arm.seq_len is None:
+        return ""
+    several = arm.grad_accum_steps not in (None, 1)
+    return f"{arm.micro_batch_size} × {arm.seq_len}" + (f" × {arm.grad_accum_steps}" if several else "")
 
 
-def arm_rows(facts: Facts) -> list[ArmRow]:
-    """Return the arms, those of lowest mean test loss first, arms without a mean last."""
-    ordered = sorted(facts.arms, key=lambda arm: finite(arm.row.get("mean")) or float("inf"))
-    return [_arm_row(facts, arm) for arm in ordered]
-
-
-def _arm_row(facts: Facts, arm: Arm) -> ArmRow:
-    row, confirm = arm.row, facts.cells("confirm", arm=arm.name)
-    speed = finite(row.get("tokens_per_s")) or mean_of(map(speed_of, confirm))
-    memory = finite(row.get("peak_mem_allocated_gib")) or mean_value(confirm, "peak_mem_allocated_gib")
-    diverged = round(finite(row.get("diverged")) or 0)
-    losses = [value for value in row.get("losses") or () if finite(value) is not None]
-    return ArmRow(
-        arm=arm,
-        rate=written.rate(finite(row.get("best_lr"))),
-        at_edge=bool(row.get("best_lr_at_edge")),
-        mean=written.loss(finite(row.get("mean"))),
-        interval=written.interval(finite(row.get("ci_low")), finite(row.get("ci_high"))),
-        seeds=f"{len(losses)}" + (f" ({diverged} diverged)" if diverged else ""),
-        bpb=written.loss(finite(row.get("bpb"))),
-        common=written.loss(finite(row.get("common_context_loss"))),
-        speed=written.count(speed),
-        memory=written.gib(memory),
-        leads=arm.name == facts.leading,
+def arm_table(facts: Facts) -> Table:
+    """Return the arms, those of lowest mean test loss first; columns that no arm has a value for are left out."""
+    ordered = sorted(facts.arms, key=lambda arm: float("inf") if arm.mean is None else arm.mean)
+    header = ("arm", "test loss", "interval", "best lr", "shape", "seeds", "bits per byte", "common context",
+              "tokens/s", "peak memory")  # fmt: skip
+    rows = [_arm_row(facts, arm) for arm in ordered]
+    kept = [i for i in range(len(header)) if i < 4 or any(row[i].text not in ("", written.ABSENT) for row in rows)]
+    return Table(
+        header=tuple(header[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in rows),
+        wide_only=tuple(range(4, len(kept))),
+        strong=next((i for i, arm in enumerate(ordered) if arm.name == facts.verdict.leading), None),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairRow:
-    """One paired difference."""
-
-    name: str
-    difference: str
-    interval: str
-    p: str
-    p_adjusted: str
-    chance: str
-    decision: str
-
-
-def pair_rows(facts: Facts) -> list[PairRow]:
-    """Return the paired differences that are known, a minus b, the leading arm's first."""
+def _arm_row(facts: Facts, arm: ArmResult) -> list[Cell]:
+    cells = facts.cells("confirm", arm=arm.name)
+    speed = arm.tokens_per_s or mean_of(map(speed_of, cells))
+    memory = arm.peak_mem_allocated_gib or mean_of(result.last("peak_mem_allocated_gib") for result in cells)
+    per_step = arm.arm.tokens_per_step
+    edge = "edge" if arm.best_lr_at_edge else ""
     return [
-        PairRow(
-            name=f"{pair.get('a')} − {pair.get('b')}",
-            difference=written.signed(finite(pair.get("difference"))),
-            interval=written.interval(finite(pair.get("ci_low")), finite(pair.get("ci_high")), sign=True),
-            p=written.p_value(finite(pair.get("p_value"))),
-            p_adjusted=written.p_value(finite(pair.get("p_adjusted"))),
-            chance=written.chance(finite(pair.get("probability_a_better"))),
-            decision="not judged"
-            if pair.get("decision") == "not_judged"
-            else str(pair.get("decision") or written.ABSENT),
-        )
-        for pair in facts.pairs
-        if finite(pair.get("difference")) is not None
+        Cell(text=arm.name, arm=facts.index[arm.name]),
+        Cell(text=written.loss(arm.mean)),
+        Cell(text=written.interval(arm.ci_low, arm.ci_high)),
+        Cell(text=written.rate(arm.best_lr), note="edge" if edge else "", mark=edge),
+        Cell(text=shape_text(arm.arm), note=f"{per_step:,} tokens a step" if per_step else ""),
+        Cell(text=str(len(arm.seeds)), note=f"{arm.diverged} diverged" if arm.diverged else ""),
+        Cell(text=written.loss(arm.bpb)),
+        Cell(text=written.loss(arm.common_context_loss)),
+        Cell(text=written.count(speed)),
+        Cell(text=written.gib(memory)),
     ]
 
 
-CELL_COLUMNS = (
-    ("phase", False), ("arm", False), ("lr", True), ("AdamW lr", True), ("seed", True), ("outcome", False),
-    ("tokens", True), ("validation", True), ("test", True), ("tokens/s", True), ("memory", True), ("time", True),
-    ("note", False), ("cell", False),
-)  # fmt: skip
-"""Columns of the table of cells, and whether they sort as numbers."""
+def pair_table(facts: Facts) -> Table | None:
+    """Return the paired differences, the leading arm's first; p-values and chances only where the arms were judged."""
+    judged = facts.verdict.is_decided
+    rows = []
+    for pair in facts.pairs:
+        row = [
+            f"{pair.a} − {pair.b}",
+            written.signed(pair.difference),
+            written.interval(pair.ci_low, pair.ci_high, sign=True),
+        ]
+        if judged:
+            row += [written.p_value(pair.p_value), written.p_value(pair.p_adjusted)]
+            row += [written.chance(pair.probability_a_better)]
+            row += ["not judged" if pair.decision == NOT_JUDGED else pair.decision]
+        rows.append(tuple(row))
+    header = ("pair", "difference", "interval")
+    tests = ("p", "p adjusted", "chance first is better", "decision") if judged else ()
+    return Table(header=header + tests, rows=tuple(rows), wide_only=(3, 4, 5)) if rows else None
 
 
-def cell_rows(facts: Facts) -> list[tuple[tuple[str, float | None], ...]]:
-    """Return every cell as (text, number to sort by) for each of ``CELL_COLUMNS``."""
-    table: list[tuple[tuple[str, float | None], ...]] = []
-    for result in facts.results.cells:
-        cell = result.cell
-        speed, memory, time_s = (
-            speed_of(result),
-            *(result.last(key) for key in ("peak_mem_allocated_gib", "train_time_s")),
+def cell_table(facts: Facts) -> Table:
+    """Return every cell with the numbers to sort by."""
+    rows = tuple(_cell_row(result) for result in facts.results.cells)
+    return Table(header=(*CELL_NAMES, *CELL_NUMBERS, *CELL_NOTES), rows=rows, n_names=len(CELL_NAMES))
+
+
+def _cell_row(result: CellResult) -> tuple[Cell, ...]:
+    cell = result.cell
+    speed, memory, time_s = speed_of(result), result.last("peak_mem_allocated_gib"), result.last("train_time_s")
+    names = (
+        cell.phase if cell.arrangement == "shuffled" else f"{cell.phase}, {cell.arrangement}",
+        cell.strategy,
+        (result.outcome or "unfinished").replace("_", " "),
+    )
+    numbers = (
+        (written.rate(cell.lr), cell.lr),
+        (written.rate(cell.adamw_lr), cell.adamw_lr),
+        (str(cell.seed), cell.seed),
+        (written.count(result.tokens_seen), result.tokens_seen),
+        (written.loss(result.val_loss), result.val_loss),
+        (written.loss(result.test_loss), result.test_loss),
+        (written.count(speed), speed),
+        (written.gib(memory), memory),
+        (written.duration(time_s), time_s),
+    )
+    notes = (result.reason or "", (cell.cell_id or written.ABSENT)[:16])
+    return (
+        *(Cell(text=name) for name in names),
+        *(Cell(text=text, sort=finite(value)) for text, value in numbers),
+        *(Cell(text=note) for note in notes),
+    )
+
+
+def kept_checks(facts: Facts) -> Table:
+    """Return the checks that were kept, by rule of the method."""
+    kept = sorted((check for check in facts.verdict.checks if check.kept), key=lambda check: check.rule)
+    rows = tuple((f"{check.rule}. {RULES[check.rule]}", check.sentence, check.value) for check in kept)
+    return Table(header=("rule", "check", "measured"), rows=rows, n_names=3)
+
+
+def rate_table(facts: Facts) -> Table | None:
+    """Return each arm's chosen rate beside the quadratic fit's optimum and what a better rate could gain."""
+    rows = [
+        (
+            arm.name,
+            written.rate(arm.best_lr),
+            written.rate(optimum.lr),
+            f"{written.rate(optimum.lr_low)} to {written.rate(optimum.lr_high)}",
+            f"up to {written.loss(max(0.0, optimum.gain_bound))}",
         )
-        phase = cell.phase if cell.arrangement == "shuffled" else f"{cell.phase}, {cell.arrangement}"
-        table.append(
-            (
-                (phase, None),
-                (cell.strategy, None),
-                (written.rate(cell.lr), cell.lr),
-                (written.rate(cell.adamw_lr), cell.adamw_lr),
-                (str(cell.seed), cell.seed),
-                ((result.outcome or "unfinished").replace("_", " "), None),
-                (written.count(result.tokens_seen), result.tokens_seen),
-                (written.loss(result.val_loss), result.val_loss),
-                (written.loss(result.test_loss), result.test_loss),
-                (written.count(speed), speed),
-                (written.gib(memory), memory),
-                (written.duration(time_s), time_s),
-                (result.reason or "", None),
-                ((cell.cell_id or written.ABSENT)[:16], None),
-            )
-        )
-    return table
+        for arm in facts.arms
+        if (optimum := facts.verdict.optima.get(arm.name)) is not None
+    ]
+    header = ("arm", "chosen lr", "fitted optimum", "its interval", "plausible gain")
+    return Table(header=header, rows=tuple(rows)) if rows else None
 
 
-def scale(facts: Facts) -> list[tuple[str, str]]:
+def scale(facts: Facts) -> tuple[tuple[str, str], ...]:
     """Return the size of the model and of its training as (name, value), nothing where the model is not known."""
     model = facts.model
     if model is None:
-        return []
+        return ()
     from moe.flops import active_parameters, total_parameters
 
     active = active_parameters(model)
-    found = [
+    return (
         ("Parameters", written.short_count(total_parameters(model))),
         ("Active for a token", written.short_count(active)),
-    ]
-    if facts.budget_tokens:
-        found.append(("Tokens per active parameter", f"{facts.budget_tokens / active:.3g}"))
-    return found
+        ("Tokens per active parameter", f"{facts.budget_tokens / active:.3g}"),
+    )
 
 
 def work_table(facts: Facts) -> Table | None:
     """Return updates and training FLOPs of a run for each arm, None where shapes are not known."""
-    budget = facts.budget_tokens
-    known = [arm for arm in facts.arms if arm.tokens_per_step]
-    if not budget or not known:
-        return None
-    found = []
-    for arm in known:
-        length = finite(arm.shape.get("seq_len"))
+    rows = []
+    for arm in (result.arm for result in facts.arms):
+        if not arm.tokens_per_step:
+            continue
         flops = None
-        if facts.model is not None and length is not None:
+        if facts.model is not None and arm.seq_len is not None:
             from moe.flops import flops_per_token
 
-            flops = budget * flops_per_token(facts.model, round(length))
-        updates = written.count(budget // (arm.tokens_per_step or budget))
-        found.append((arm.name, updates, written.ABSENT if flops is None else f"{flops:.3g}"))
-    return Table(header=("arm", "updates a run", "training FLOPs a run"), rows=tuple(found))
+            flops = facts.budget_tokens * flops_per_token(facts.model, arm.seq_len)
+        updates = written.count(facts.budget_tokens // arm.tokens_per_step)
+        rows.append((arm.name, updates, written.ABSENT if flops is None else f"{flops:.3g}"))
+    return Table(header=("arm", "updates a run", "training FLOPs a run"), rows=tuple(rows)) if rows else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class LengthTable:
-    """Mean test loss by arm and evaluation length; a value is (text, whether it lies beyond the trained length)."""
-
-    lengths: tuple[int, ...]
-    values: tuple[tuple[Arm, tuple[tuple[str, bool], ...]], ...]
-
-
-def length_table(facts: Facts) -> LengthTable | None:
-    """Return the loss by evaluation length from confirm cells, None where no cell has it."""
-    found: dict[str, dict[int, list[tuple[float, bool]]]] = {}
-    for result in (result for arm in facts.arms for result in facts.confirmed(arm.name)):
-        for entry in rows((result.scores or {}).get("loss_by_length")):
-            length, loss = finite(entry.get("eval_len")), finite(entry.get("loss"))
-            if length is not None and loss is not None:
-                by_length = found.setdefault(result.cell.strategy, {})
-                by_length.setdefault(round(length), []).append((loss, bool(entry.get("extrapolation"))))
-    lengths = sorted({length for by_length in found.values() for length in by_length})
-    if not lengths:
-        return None
-    values = []
-    for arm in facts.arms:
-        cells = [found.get(arm.name, {}).get(length, []) for length in lengths]
-        values.append(
-            (
-                arm,
-                tuple(
-                    (written.loss(float(np.mean([v for v, _ in c]))) if c else written.ABSENT, any(e for _, e in c))
-                    for c in cells
-                ),
-            )
-        )
-    return LengthTable(lengths=tuple(lengths), values=tuple(values))
-
-
-def provenance(facts: Facts) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return named groups of facts about code, corpus, machine and space, each a list of (name, value)."""
-    begun = facts.beginning
-    groups = [
-        (
-            "Sweep",
-            {
-                "name": facts.results.name,
-                "id": begun.get("sweep_id"),
-                "begun": written.moment(finite(begun.get("created_s"))),
-            },
-        ),
-        ("Fingerprints", mapping(begun.get("fingerprints"))),
-        ("Code", mapping(begun.get("git"))),
-        ("Versions", mapping(begun.get("versions"))),
-        ("Hardware", mapping(begun.get("hardware"))),
+def cost(facts: Facts) -> tuple[tuple[str, str], ...]:
+    """Return what the sweep cost, as pairs of a name and a value."""
+    found = [
+        ("Cells", written.count(len(facts.results.cells))),
+        ("Training tokens", written.short_count(facts.tokens_trained)),
+        ("Training time, all cells", written.duration(facts.seconds("train_time_s"))),
+        ("Exam time, all cells", written.duration(facts.seconds("exam_time_s"))),
     ]
-    return [(title, flat(values)) for title, values in groups if flat(values)]
+    if facts.wall_time_s is not None:
+        found.append(("Wall time, first to last work", written.duration(facts.wall_time_s)))
+    found += _estimate_against_time(facts)
+    if facts.tokens_not_spent:
+        saved = facts.tokens_not_spent / (facts.tokens_not_spent + facts.tokens_trained)
+        text = f"{written.short_count(facts.tokens_not_spent)} ({written.share(saved)})"
+        found.append(("Tokens saved by stopping early", text))
+    return tuple(found)
+
+
+def _estimate_against_time(facts: Facts) -> Iterable[tuple[str, str]]:
+    """What a sweep that ran in one session was thought to take at first."""
+    sessions = facts.results.sittings
+    if len(sessions) == 1 and not sessions[0]["interrupted"] and sessions[0]["first_estimate_s"] is not None:
+        estimate_s, took_s = sessions[0]["first_estimate_s"], sessions[0]["wall_s"]
+        way = "too long" if estimate_s > took_s else "too short"
+        off = written.share(abs(estimate_s / took_s - 1))
+        yield "First estimate of the time", f"{written.duration(estimate_s)} ({off} {way})"
+
+
+def provenance(facts: Facts) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Return named groups of facts about code, corpus, machine and space, each a list of (name, value)."""
+    beginning = facts.beginning
+    began = written.moment(finite(beginning.get("created_s")))
+    own = {"name": facts.results.name, "id": beginning.get("sweep_id"), "began": began}
+    groups = [("Sweep", own)]
+    for key in ("fingerprints", "git", "versions", "hardware"):
+        groups.append(("Code" if key == "git" else key.capitalize(), dict(mapping(beginning.get(key)))))
+    return [(title, tuple(flat(values))) for title, values in groups if flat(values)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,26 +1,48 @@
-"""What tables on a terminal have in common: no frame, so that they fit 80 columns, and numbers to the right."""
+"""The verdict on a terminal: the table of arms and the statement."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
+from sweeps import formatting as written
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.verdict.decision import Verdict
+    from sweeps.verdict.rows import ArmResult
 
 
-def plain_table(title: str, *, texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    """A table with columns of text, then columns of numbers."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for column in texts:
-        table.add_column(column, no_wrap=True)
-    for column in numbers:
-        table.add_column(column, no_wrap=True, justify="right")
-    return table
+def show_verdict(verdict: Verdict, console: Console) -> None:
+    """Print the table of arms and the statement, which stays one line where it is piped."""
+    from rich.text import Text
+
+    numbers = ("best lr", "seeds", "test loss ± interval", "tokens/s")
+    table = written.terminal_table("Verdict", texts=("arm", "shape"), numbers=numbers)
+    for arm in verdict.strategies:
+        table.add_row(
+            Text(arm.name),
+            _shape(arm),
+            "" if arm.best_lr is None else written.rate(arm.best_lr) + (" (edge)" if arm.best_lr_at_edge else ""),
+            str(len(arm.seeds)),
+            _mean(arm),
+            "" if arm.tokens_per_s is None else written.count(arm.tokens_per_s),
+        )
+    console.print(table)
+    statement = written.with_shown_commands(verdict.statement)
+    if verdict.last_decided is not None:
+        last = verdict.last_decided
+        before = f"Last decided verdict ({last['verdict']}): {last['statement']}"
+        console.print(before, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    console.print(statement, style="bold", markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _shape(arm: ArmResult) -> str:
+    sizes = (arm.arm.micro_batch_size, arm.arm.seq_len, arm.arm.grad_accum_steps)
+    return "" if None in sizes else "x".join(map(str, sizes))
+
+
+def _mean(arm: ArmResult) -> str:
+    if arm.mean is None or arm.ci_low is None or arm.ci_high is None:
+        return "" if arm.mean is None else written.loss(arm.mean)
+    return f"{written.loss(arm.mean)} ± {(arm.ci_high - arm.ci_low) / 2:.4f}"

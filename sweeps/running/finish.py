@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
 from search_spaces import OptunaSearch, Space
-from sweeps.formatting import shown_command, with_shown_commands
+from sweeps.formatting import shown_command
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import RETRIED_OUTCOMES, SweepResults
 from sweeps.ledger.sweep_folder import Ledger
@@ -19,13 +19,12 @@ from sweeps.running.winner import best_cell
 if TYPE_CHECKING:
     from sweeps.plan.queue import Plan
     from sweeps.tracking.projection import LiveState, SweepView
-
-_SHAPE = ("micro_batch_size", "seq_len", "grad_accum_steps")
+    from sweeps.verdict.decision import Verdict
 
 Keep = Literal["best", "all"]
 
 
-def finish(ledger: Ledger, space: Space, console: Console, *, quiet: bool) -> dict[str, Any]:
+def finish(ledger: Ledger, space: Space, console: Console, *, quiet: bool) -> Verdict:
     """Decide, delete weights that are not needed, write report and verdict, and show them.
 
     The verdict is written last: a sweep that has it is finished, and a resume of one that was killed before does all
@@ -34,28 +33,30 @@ def finish(ledger: Ledger, space: Space, console: Console, *, quiet: bool) -> di
     from sweeps.verdict.decision import decide
 
     results = LedgerReader(ledger).results()
-    verdict = decide(results).as_dict()
+    verdict = decide(results)
     keep_needed_weights(ledger, results, space.keep)
     write_search_study(ledger, space, results)
     write_reports(ledger, results, verdict)
-    ledger.write_verdict(verdict)
+    ledger.write_verdict(verdict.as_dict())
     if not quiet:
+        from sweeps.report.terminal import show_verdict
+
         show_verdict(verdict, console)
         where = f"Report: {ledger.storage.uri}/report.html   MLflow: {shown_command('ui')}"
         console.print(where, markup=False, highlight=False, soft_wrap=True)
     return verdict
 
 
-def decide_and_write(ledger: Ledger, results: SweepResults) -> dict[str, Any]:
+def decide_and_write(ledger: Ledger, results: SweepResults) -> Verdict:
     """The verdict as the ledger supports it now, written as the newest."""
     from sweeps.verdict.decision import decide
 
-    verdict = decide(results).as_dict()
-    ledger.write_verdict(verdict)
+    verdict = decide(results)
+    ledger.write_verdict(verdict.as_dict())
     return verdict
 
 
-def write_reports(ledger: Ledger, results: SweepResults, verdict: dict[str, Any]) -> None:
+def write_reports(ledger: Ledger, results: SweepResults, verdict: Verdict) -> None:
     """Write report and pictures into the sweep's folder, wherever that is."""
     from sweeps.report.report import write_report
 
@@ -88,33 +89,10 @@ def keep_needed_weights(ledger: Ledger, results: SweepResults, keep: Keep) -> No
             ledger.cell_folder(cell_id).checkpoints.delete_all()
 
 
-def show_verdict(verdict: dict[str, Any], console: Console) -> None:
-    """Print the table of arms and the statement."""
-    from rich.text import Text
-
-    from sweeps.report.terminal import plain_table
-
-    numbers = ("best lr", "seeds", "test loss ± interval", "tokens/s")
-    table = plain_table("Verdict", texts=("arm", "shape"), numbers=numbers)
-    for arm in verdict["strategies"]:
-        half = None if arm["ci_low"] is None else (arm["ci_high"] - arm["ci_low"]) / 2
-        mean = "" if arm["mean"] is None else f"{arm['mean']:.4f}"
-        table.add_row(
-            Text(arm["name"]),
-            "" if None in (shape := [arm[key] for key in _SHAPE]) else "x".join(map(str, shape)),
-            "" if arm["best_lr"] is None else f"{arm['best_lr']:g}{' (edge)' if arm['best_lr_at_edge'] else ''}",
-            str(len(arm["seeds"])),
-            mean if half is None else f"{mean} ± {half:.4f}",
-            "" if arm["tokens_per_s"] is None else f"{arm['tokens_per_s']:,.0f}",
-        )
-    console.print(table)
-    statement = with_shown_commands(verdict["statement"])
-    console.print(statement, style="bold", markup=False, highlight=False, soft_wrap=not console.is_terminal)
-
-
 def view_of(ledger: Ledger, plan: Callable[[], Plan | None]) -> Callable[[], SweepView]:
-    """A function that reads what MLflow should show now; for one thread."""
+    """A function that reads what MLflow should show now; for one thread. A sweep that runs has no verdict."""
     from sweeps.tracking.projection import SweepView
+    from sweeps.verdict.decision import decide
 
     reader = LedgerReader(ledger)
 
@@ -124,14 +102,15 @@ def view_of(ledger: Ledger, plan: Callable[[], Plan | None]) -> Callable[[], Swe
         states: dict[str, LiveState] | None = None
         if now is not None:
             states = {planned.cell_id: _live_state(now.state(planned.cell_id)) for planned in now.cells}
-        return SweepView(results=results, states=states, verdict=ledger.verdict(), attachments=attachments(ledger))
+        verdict = decide(results) if now is None and ledger.verdict() is not None else None
+        return SweepView(results=results, states=states, verdict=verdict, attachments=attachments(ledger))
 
     return read
 
 
 def attachments(ledger: Ledger) -> dict[str, bytes]:
     """The sweep's own files that MLflow's parent run carries."""
-    names = [name for name in ("verdict.json", "report.html", "report.md") if ledger.storage.exists(name)]
+    names = [name for name in ("verdict.json", "report.html", "report.md", "space.toml") if ledger.storage.exists(name)]
     names += [f"plots/{name}" for name in ledger.storage.names("plots")]
     return {name: ledger.storage.read_bytes(name) for name in names}
 

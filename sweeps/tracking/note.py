@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sweeps import formatting as written
 
 if TYPE_CHECKING:
     from sweeps.ledger.results import SweepResults
     from sweeps.tracking.projection import SweepView
+    from sweeps.verdict.decision import Verdict
 
 MAX_NOTE_CHARS = 7_900  # MLflow refuses a tag of more than 8,000
 
@@ -52,46 +52,34 @@ def parent_note(view: SweepView, artifacts_url: str) -> str:
 def _statement(view: SweepView) -> str:
     if view.verdict is None:
         return "**No verdict yet.** " + ("The sweep is running." if view.states is not None else "It can be resumed.")
-    return f"**{view.verdict['outcome']}**: {view.verdict['statement']}"
+    statement = f"**{view.verdict.outcome}**: {view.verdict.statement}"
+    last = view.verdict.last_decided
+    return statement if last is None else f"{statement}\n\nLast decided ({last['verdict']}): {last['statement']}"
 
 
-def _arm_table(verdict: Mapping[str, Any] | None) -> str:
-    if not verdict or not verdict["strategies"]:
+def _arm_table(verdict: Verdict | None) -> str:
+    if verdict is None or not verdict.strategies:
         return ""
-    rows = [
-        "| strategy | shape | best lr | test loss | 95% interval | tokens/s | peak GiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for arm in verdict["strategies"]:
-        shape = f"{arm['micro_batch_size']} x {arm['seq_len']} x {arm['grad_accum_steps']}"
-        edge = " (edge)" if arm.get("best_lr_at_edge") else ""
-        cells = [
-            arm["name"],
-            shape,
-            written.rate(arm.get("best_lr")) + edge,
-            written.loss(arm.get("mean")),
-            written.interval(arm.get("ci_low"), arm.get("ci_high")),
-            _plain(arm.get("tokens_per_s"), ",.0f"),
-            _plain(arm.get("peak_mem_allocated_gib"), ".2f"),
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    rows = []
+    for arm in verdict.strategies:
+        shape = f"{arm.arm.micro_batch_size} x {arm.arm.seq_len} x {arm.arm.grad_accum_steps}"
+        rate = written.rate(arm.best_lr) + (" (edge)" if arm.best_lr_at_edge else "")
+        span = written.interval(arm.ci_low, arm.ci_high)
+        speed, memory = written.count(arm.tokens_per_s), written.gib(arm.peak_mem_allocated_gib)
+        rows.append((arm.name, shape, rate, written.loss(arm.mean), span, speed, memory))
+    header = ("strategy", "shape", "best lr", "test loss", "interval", "tokens/s", "peak memory")
+    return written.markdown_table(header, rows, n_names=2)
 
 
-def _pair_table(verdict: Mapping[str, Any] | None) -> str:
-    if not verdict or not verdict["pairs"]:
+def _pair_table(verdict: Verdict | None) -> str:
+    if verdict is None or not verdict.is_decided:
         return ""
-    rows = ["| pair | difference in test loss | interval | p (Holm) | decision |", "|---|---|---|---|---|"]
-    for pair in verdict["pairs"]:
-        cells = [
-            f"{pair['a']} − {pair['b']}",
-            written.signed(pair.get("difference")),
-            written.interval(pair.get("ci_low"), pair.get("ci_high"), sign=True),
-            written.p_value(pair.get("p_adjusted")),
-            str(pair.get("decision") or written.ABSENT),
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    rows = []
+    for pair in verdict.pairs:
+        span = written.interval(pair.ci_low, pair.ci_high, sign=True)
+        p_adjusted = written.p_value(pair.p_adjusted)
+        rows.append((f"{pair.a} − {pair.b}", written.signed(pair.difference), span, p_adjusted, pair.decision))
+    return written.markdown_table(("pair", "difference in test loss", "interval", "p (Holm)", "decision"), rows)
 
 
 def _cells_by_outcome(results: SweepResults) -> str:
@@ -99,10 +87,6 @@ def _cells_by_outcome(results: SweepResults) -> str:
     return f"{len(results.cells)} cells: " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())) + "."
 
 
-def _caveats(verdict: Mapping[str, Any] | None) -> str:
-    caveats = list((verdict or {}).get("caveats", []))
+def _caveats(verdict: Verdict | None) -> str:
+    caveats = verdict.caveats if verdict else ()
     return "\n".join(["Caveats:", "", *(f"- {caveat}" for caveat in caveats)]) if caveats else ""
-
-
-def _plain(value: float | None, form: str) -> str:
-    return written.ABSENT if value is None else format(value, form)

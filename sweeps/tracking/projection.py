@@ -20,6 +20,7 @@ from sweeps.tracking.views import view_tags
 if TYPE_CHECKING:
     from search_spaces import Cell
     from sweeps.ledger.results import CellResult, SweepResults
+    from sweeps.verdict.decision import Verdict
 
 LiveState = Literal["queued", "running", "waiting", "done"]
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
@@ -86,7 +87,7 @@ class SweepView:
 
     results: SweepResults
     states: Mapping[str, LiveState] | None = None
-    verdict: Mapping[str, Any] | None = None
+    verdict: Verdict | None = None
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -269,8 +270,8 @@ def _desired_parent(view: SweepView) -> DesiredRun:
         **{f"version.{name}": str(value) for name, value in (beginning.get("versions") or {}).items()},
     }
     if verdict is not None:
-        tags["outcome"] = str(verdict["outcome"])
-        tags["winner"] = str(verdict["winner"] or "none")
+        tags["outcome"] = verdict.outcome
+        tags["winner"] = verdict.winner or "none"
     params = {
         "strategies": ", ".join(results.arm_names),
         "budget_tokens": str(results.budget_tokens),
@@ -307,13 +308,13 @@ def _source_tags(beginning: Mapping[str, Any]) -> dict[str, str]:
     return tags
 
 
-def _summary(verdict: Mapping[str, Any] | None) -> dict[str, float]:
+def _summary(verdict: Verdict | None) -> dict[str, float]:
     """Metrics per arm, named ``summary/balanced.test_loss``: the part before the slash is a section of charts."""
     if verdict is None:
         return {}
     values = {
-        f"summary/{arm['name']}.{metric}": arm.get(key)
-        for arm in verdict["strategies"]
+        f"summary/{arm.name}.{metric}": getattr(arm, key)
+        for arm in verdict.strategies
         for key, metric in SUMMARY_METRICS.items()
     }
     return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}

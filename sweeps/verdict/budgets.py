@@ -13,10 +13,11 @@ from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.confirmed import FEWEST_SEEDS, Confirmed, test_loss
 from sweeps.verdict.evidence import Evidence, winner
 from sweeps.verdict.leads import evidence_of
+from sweeps.verdict.rows import BudgetViews, PairDifference, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
 from sweeps.verdict.speeds import measured_speeds
 
 
-def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> list[dict[str, Any]]:
+def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> tuple[RungView, ...]:
     """Return the paired differences of validation loss wherever all arms were evaluated, labelled by the schedule.
 
     A loss on the plateau is ``undecayed``, one in the decay ``decaying``: neither supports a claim (rule 3 of the
@@ -24,20 +25,20 @@ def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...],
     """
     curves = {(arm, seed): _val_losses(confirmed.cells[arm][seed]) for arm in confirmed.arms for seed in seeds}
     if not curves:
-        return []
-    entries: list[dict[str, Any]] = []
+        return ()
+    entries: list[RungView] = []
     for tokens in sorted(set.intersection(*(set(curve) for curve in curves.values()))):
         table = np.asarray([[curves[arm, seed][tokens] for arm in confirmed.arms] for seed in seeds])
         entries.append(
-            {
-                "tokens": tokens,
-                "metric": "val_loss",
-                "label": schedule_label(results, tokens),
-                "means": {arm: float(mean) for arm, mean in zip(confirmed.arms, table.mean(axis=0), strict=True)},
-                "pairs": _pair_entries(confirmed.arms, Evidence(losses_SA=table), alpha),
-            }
+            RungView(
+                tokens=tokens,
+                metric="val_loss",
+                label=schedule_label(results, tokens),
+                means=_means(confirmed.arms, Evidence(losses_SA=table)),
+                pairs=_pairs(confirmed.arms, Evidence(losses_SA=table), alpha),
+            )
         )
-    return entries
+    return tuple(entries)
 
 
 def schedule_label(results: SweepResults, tokens: float) -> str:
@@ -51,7 +52,7 @@ def schedule_label(results: SweepResults, tokens: float) -> str:
 
 def by_budget(
     results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float, *, is_judged: bool
-) -> dict[str, Any]:
+) -> BudgetViews:
     """Return the arms at equal tokens, in equal time and at equal updates; None for a view that was not measured.
 
     No view names a winner where the verdict may not (``is_judged``).
@@ -60,22 +61,21 @@ def by_budget(
     tokens = None
     if own is not None:
         evidence = evidence_of(results, confirmed.cells_on(seeds), own)
-        tokens = {"budget_tokens": results.budget_tokens, **_view(confirmed.arms, evidence, alpha)}
-        tokens["to_target"] = tokens_to_target(results, confirmed, seeds)
-    views = {
-        "tokens": tokens,
-        "time": _equal_time(results, confirmed, alpha),
-        "updates": _equal_updates(results, confirmed, seeds, alpha),
-    }
-    for view in views.values():
-        if view is not None and "winner" in view and not is_judged:
-            view["winner"] = None
-    return views
+        tokens = TokensView(
+            budget_tokens=results.budget_tokens,
+            to_target=tokens_to_target(results, confirmed, seeds),
+            **_view(confirmed.arms, evidence, alpha, is_judged=is_judged),
+        )
+    return BudgetViews(
+        tokens=tokens,
+        time=_equal_time(results, confirmed, alpha, is_judged=is_judged),
+        updates=_equal_updates(results, confirmed, seeds, alpha),
+    )
 
 
 def tokens_to_target(
     results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...]
-) -> list[dict[str, Any]] | None:
+) -> tuple[TokensToTarget, ...] | None:
     """Return per rival the share of its tokens at which the leading arm reaches the rival's loss, else None.
 
     Decayed runs only: the leader's time cells, whose schedules ended at a smaller budget, give a second point of its
@@ -100,11 +100,11 @@ def tokens_to_target(
         bounded = means[rival] >= loss_small
         slope = (loss_small - means[leader]) / math.log(full / small)
         reached = small if bounded or slope <= 0 else full * math.exp(-(means[rival] - means[leader]) / slope)
-        entries.append({"a": leader, "b": rival, "share": reached / full, "is_upper_bound": bool(bounded)})
-    return entries
+        entries.append(TokensToTarget(a=leader, b=rival, share=float(reached / full), is_upper_bound=bool(bounded)))
+    return tuple(entries)
 
 
-def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> dict[str, Any] | None:
+def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float, *, is_judged: bool) -> TimeView | None:
     """The time view: the fastest arm has no time cells, its full budget is its own.
 
     None where more arms have none: one that an extension added is in no budget that was measured. It is comparable when
@@ -119,16 +119,11 @@ def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float) -> di
     budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
     measured = measured_speeds({arm: _measured_first(results, arm) for arm in confirmed.arms})
     comparable = measured is not None and measured.concurrent_trials is not None
-    entry: dict[str, Any] = {"budgets_tokens": budgets, "seeds": shared, "comparable": comparable}
-    if shared:
-        table = np.asarray(
-            [[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64
-        )
-        on_seeds = {arm: [cells[arm][seed] for seed in shared] for arm in confirmed.arms}
-        entry |= _view(confirmed.arms, evidence_of(results, on_seeds, table), alpha)
-        if not entry["comparable"]:
-            entry["winner"] = None
-    return entry
+    table = np.asarray([[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64)
+    on_seeds = {arm: [cells[arm][seed] for seed in shared] for arm in confirmed.arms}
+    evidence = evidence_of(results, on_seeds, table) if shared else None
+    view = _view(confirmed.arms, evidence, alpha, is_judged=is_judged and comparable)
+    return TimeView(budgets_tokens=budgets, seeds=tuple(shared), comparable=comparable, **view)
 
 
 def _measured_first(results: SweepResults, arm: str) -> list[CellResult]:
@@ -145,7 +140,7 @@ def _timed(results: SweepResults, confirmed: Confirmed, arm: str) -> list[CellRe
 
 def _equal_updates(
     results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
-) -> dict[str, Any] | None:
+) -> UpdatesView | None:
     """Validation losses after equally many optimizer steps: None where arms have equal tokens per step anyway.
 
     Losses are read off each seed's curve, linear in the logarithm of tokens between exams; but for the arm of
@@ -164,32 +159,39 @@ def _equal_updates(
         rows.append(row)
     table = np.asarray(rows, dtype=np.float64)
     labels = {arm: schedule_label(results, updates * (per_step[arm] or 0)) for arm in confirmed.arms}
-    view = _view(confirmed.arms, Evidence(losses_SA=table), alpha)
-    return {"updates": updates, "metric": "val_loss", "labels": labels, **view, "winner": None}
+    view = _view(confirmed.arms, Evidence(losses_SA=table), alpha, is_judged=False)
+    return UpdatesView(updates=updates, metric="val_loss", labels=labels, **view)
 
 
-def _view(arms: tuple[str, ...], evidence: Evidence, alpha: float) -> dict[str, Any]:
+def _view(arms: tuple[str, ...], evidence: Evidence | None, alpha: float, *, is_judged: bool) -> dict[str, Any]:
+    """The fields that every view has; no winner unless the view is judged, nothing at all without a seed."""
+    if evidence is None:
+        return {"means": {}, "lowest": None, "winner": None, "pairs": ()}
     assert evidence.losses_SA is not None, "views at other budgets are paired by seed"
-    means, enough = evidence.means_A, len(evidence.losses_SA) >= FEWEST_SEEDS and len(arms) > 1
+    enough = is_judged and len(evidence.losses_SA) >= FEWEST_SEEDS and len(arms) > 1
     best = int(winner(evidence, alpha)) if enough else -1
     return {
-        "means": {arm: float(mean) for arm, mean in zip(arms, means, strict=True)},
+        "means": _means(arms, evidence),
         "lowest": arms[int(evidence.best)],
         "winner": arms[best] if best >= 0 else None,
-        "pairs": _pair_entries(arms, evidence, alpha),
+        "pairs": _pairs(arms, evidence, alpha),
     }
 
 
-def _pair_entries(arms: tuple[str, ...], evidence: Evidence, alpha: float) -> list[dict[str, Any]]:
+def _means(arms: tuple[str, ...], evidence: Evidence) -> dict[str, float]:
+    return dict(zip(arms, map(float, evidence.means_A), strict=True))
+
+
+def _pairs(arms: tuple[str, ...], evidence: Evidence, alpha: float) -> tuple[PairDifference, ...]:
     losses_SA = evidence.losses_SA
     assert losses_SA is not None, "views at other budgets are paired by seed"
-    entries: list[dict[str, Any]] = []
+    entries: list[PairDifference] = []
     for a, b in combinations(range(len(arms)), 2):
         difference, low, high = float((losses_SA[:, a] - losses_SA[:, b]).mean()), None, None
         if len(losses_SA) > 1:
             low, high = (float(end) for end in evidence.pair(a, b).deciding(alpha).interval(alpha))
-        entries.append({"a": arms[a], "b": arms[b], "difference": difference, "ci_low": low, "ci_high": high})
-    return entries
+        entries.append(PairDifference(a=arms[a], b=arms[b], difference=difference, ci_low=low, ci_high=high))
+    return tuple(entries)
 
 
 def _val_losses(result: CellResult) -> dict[int, float]:

@@ -19,7 +19,7 @@ from sweeps.ledger.results import SweepResults, finite
 from sweeps.verdict.blockers import Blocker, blockers, command_for, spike_blocker
 from sweeps.verdict.budgets import by_budget, by_rung
 from sweeps.verdict.case import Case, ExamFacts
-from sweeps.verdict.caveats import Findings, caveats
+from sweeps.verdict.checks import Check, Findings, checks
 from sweeps.verdict.confirmed import DECIDED, FEWEST_SEEDS, Confirmed, Looks, count_looks, gather, test_loss
 from sweeps.verdict.evidence import Evidence, tie_p, winner
 from sweeps.verdict.exclusions import BehindAtEdge, Exclusion, behind_at_edge
@@ -36,9 +36,10 @@ from sweeps.verdict.margin import Margin, margin_of
 from sweeps.verdict.optimum import Optimum, locate, tie_outlasts_better_rates
 from sweeps.verdict.pairs import has_tests, leads_of, pair_rows
 from sweeps.verdict.power import Needed, needed
+from sweeps.verdict.rows import ArmResult, BudgetViews, ContextSplit, ControlSplit, PairResult, RungView, as_json
 from sweeps.verdict.selection import Choice, choices
 from sweeps.verdict.spikes import spike_of
-from sweeps.verdict.statement import compose
+from sweeps.verdict.statement import compose, headline
 from sweeps.verdict.strategy_rows import strategy_row
 
 SCHEMA = 1
@@ -52,26 +53,26 @@ class Verdict:
 
     ``choices`` and ``optima`` are by arm; ``document_intervals`` are by pair, over new seeds and new documents;
     ``leading`` is the winner, or else the judged arm of lowest mean. ``next_seed`` is by rival the chance that the
-    leading arm ends below it on one more seed. ``best_shares`` is retired and empty: shares of resampled seeds are no
-    measure of stability.
+    leading arm ends below it on one more seed; ``headline`` is the outcome in a few words.
     """
 
     sweep: str
     outcome: str
     winner: str | None
+    headline: str
     statement: str
     alpha: float
     margin: Margin | None
     budget_tokens: int
-    strategies: tuple[Mapping[str, Any], ...]
-    pairs: tuple[Mapping[str, Any], ...]
+    strategies: tuple[ArmResult, ...]
+    pairs: tuple[PairResult, ...]
     seeds_needed: int | None
     looks: Looks
-    context: list[dict[str, Any]] | None
-    controls: list[dict[str, Any]] | None
-    by_rung: list[dict[str, Any]]
-    by_budget: Mapping[str, Any]
-    caveats: tuple[str, ...]
+    context: tuple[ContextSplit, ...] | None
+    controls: tuple[ControlSplit, ...] | None
+    by_rung: tuple[RungView, ...]
+    by_budget: BudgetViews
+    checks: tuple[Check, ...]
     exam: ExamFacts
     pairing: str = "seeds"
     documents_needed: int | None = None
@@ -84,10 +85,19 @@ class Verdict:
     leading: str | None = None
     choices: Mapping[str, Choice] = field(default_factory=dict)
     optima: Mapping[str, Optimum] = field(default_factory=dict)
-    best_shares: Mapping[str, float] = field(default_factory=dict)
     next_seed: Mapping[str, float] = field(default_factory=dict)
     document_intervals: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     other_views: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the arms were judged: neither exploratory nor withheld."""
+        return self.outcome in DECIDED
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader must know beside the statement: the sentences of the checks that were not kept."""
+        return tuple(check.sentence for check in self.checks if not check.kept)
 
     def as_dict(self) -> dict[str, Any]:
         """The contract's JSON document; numbers that do not exist are None."""
@@ -101,8 +111,8 @@ class Verdict:
             "alpha": self.alpha,
             "margin": self.margin.value if self.margin else None,
             "budget_tokens": self.budget_tokens,
-            "strategies": [dict(row) for row in self.strategies],
-            "pairs": [dict(row) for row in self.pairs],
+            "strategies": as_json(self.strategies),
+            "pairs": as_json(self.pairs),
             "exam": self.exam.as_dict(),
             "pairing": self.pairing,
             "tie_at_chosen_rates": self.tie_at_chosen_rates,
@@ -111,10 +121,10 @@ class Verdict:
             "seeds_needed": self.seeds_needed,
             "documents_needed": self.documents_needed,
             "looks": {"planned": self.looks.planned, "used": self.looks.used - (self.outcome not in DECIDED)},
-            "context": self.context,
-            "controls": self.controls,
-            "by_rung": self.by_rung,
-            "by_budget": dict(self.by_budget),
+            "context": as_json(self.context),
+            "controls": as_json(self.controls),
+            "by_rung": as_json(self.by_rung),
+            "by_budget": as_json(self.by_budget),
             "caveats": list(self.caveats),
         }
 
@@ -171,6 +181,7 @@ def decide(results: SweepResults) -> Verdict:
     budgets = by_budget(results, confirmed, seeds, looks.alpha, is_judged=is_judged)
     rungs = by_rung(results, confirmed, seeds, looks.alpha)
     split = controls(results, confirmed, seeds, looks.alpha)
+    context = context_identity(confirmed, seeds, looks.alpha)
     next_seed = _next_seed(pairs, made.best)
     found = Findings(
         results=results,
@@ -180,6 +191,7 @@ def decide(results: SweepResults) -> Verdict:
         looks=looks,
         margin=margin,
         n_seeds=len(seeds),
+        context=context,
         context_used=context_used(results, confirmed, seeds, looks.alpha),
         controls=split,
         by_budget=budgets,
@@ -192,6 +204,7 @@ def decide(results: SweepResults) -> Verdict:
         sweep=results.name,
         outcome=made.outcome,
         winner=found.winner,
+        headline=headline(case),
         statement=compose(case),
         alpha=_alpha(results),
         margin=margin,
@@ -207,11 +220,11 @@ def decide(results: SweepResults) -> Verdict:
         seeds_needed=settling.seeds if settling else _fewest(made.blockers, confirmed),
         documents_needed=settling.documents if settling else None,
         looks=looks,
-        context=context_identity(confirmed, seeds, looks.alpha),
+        context=context,
         controls=split,
         by_rung=rungs,
         by_budget=budgets,
-        caveats=tuple(caveats(found)),
+        checks=checks(found),
         objections=made.blockers,
         command=command,
         leading=made.best,
@@ -377,14 +390,12 @@ def _other_views(
     return {name: found} if found is not None and best is not None and found[0] != best else {}
 
 
-def _next_seed(pairs: tuple[Mapping[str, Any], ...], best: str | None) -> dict[str, float]:
+def _next_seed(pairs: tuple[PairResult, ...], best: str | None) -> dict[str, float]:
     """By rival, the chance that the best arm ends below it on one more seed."""
-    found: dict[str, float] = {}
-    for pair in pairs:
-        chance = pair["probability_a_better"]
-        if chance is not None and best in (pair["a"], pair["b"]):
-            found[pair["b"] if best == pair["a"] else pair["a"]] = chance if best == pair["a"] else 1 - chance
-    return found
+    if best is None:
+        return {}
+    chances = {pair.rival_of(best): pair.chance_of(best) for pair in pairs if best in pair}
+    return {rival: chance for rival, chance in chances.items() if chance is not None}
 
 
 def _last_decided(results: SweepResults) -> dict[str, Any] | None:

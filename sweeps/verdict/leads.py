@@ -9,24 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.confirmed import Confirmed, test_loss
 from sweeps.verdict.evidence import Evidence, paired_evidence, winner
+from sweeps.verdict.rows import ContextSplit, ContextUse, ControlSplit, Estimate
 from sweeps.verdict.selection import choose
 from sweeps.verdict.statistics import Floats, mean_interval
 
 
-def interval_entry(name: str, values_S: Floats, alpha: float) -> dict[str, float | None]:
-    """Return a mean over seeds and its interval as ``{name, name_ci_low, name_ci_high}``."""
+def estimate(values_S: Floats, alpha: float) -> Estimate:
+    """Return a mean over seeds with its interval."""
     mean, low, high = mean_interval(values_S, alpha)
-    return {name: mean, f"{name}_ci_low": finite(low), f"{name}_ci_high": finite(high)}
+    return Estimate(mean=mean, low=finite(low), high=finite(high))
 
 
-def context_identity(confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> list[dict[str, Any]] | None:
+def context_identity(confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> tuple[ContextSplit, ...] | None:
     """Return per pair: own lead = common-context lead + context gain, each with its paired interval, else None.
 
     An arm's context gain is its loss on chunks of the shortest arm's length minus its loss on chunks of its own
@@ -35,21 +35,21 @@ def context_identity(confirmed: Confirmed, seeds: tuple[int, ...], alpha: float)
     own, common = confirmed.losses(seeds), confirmed.losses(seeds, "common_context_loss")
     if own is None or common is None:
         return None
-    entries: list[dict[str, Any]] = []
+    entries: list[ContextSplit] = []
     for a, b in combinations(range(len(confirmed.arms)), 2):
         own_lead_S = own[:, b] - own[:, a]
         common_lead_S = common[:, b] - common[:, a]
         entries.append(
-            {
-                "a": confirmed.arms[a],
-                "b": confirmed.arms[b],
-                **interval_entry("own_lead", own_lead_S, alpha),
-                **interval_entry("common_lead", common_lead_S, alpha),
-                **interval_entry("context_gain", own_lead_S - common_lead_S, alpha),
-                "views_agree": bool(own_lead_S.mean() * common_lead_S.mean() >= 0),
-            }
+            ContextSplit(
+                a=confirmed.arms[a],
+                b=confirmed.arms[b],
+                own_lead=estimate(own_lead_S, alpha),
+                common_lead=estimate(common_lead_S, alpha),
+                context_gain=estimate(own_lead_S - common_lead_S, alpha),
+                views_agree=bool(own_lead_S.mean() * common_lead_S.mean() >= 0),
+            )
         )
-    return entries
+    return tuple(entries)
 
 
 def common_context_leader(
@@ -67,7 +67,7 @@ def common_context_leader(
 
 def context_used(
     results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
-) -> dict[str, Any] | None:
+) -> ContextUse | None:
     """Return whether the longest arm uses its context, or None where that was not scored.
 
     It does when, on targets beyond the shortest arm's length, its loss with its own context is below its loss on the
@@ -83,15 +83,13 @@ def context_used(
     if not parts or not all(isinstance(part, Mapping) for part in parts):
         return None
     gains_S = np.asarray([part["common_loss"] - part["own_loss"] for part in parts if part is not None])
-    entry = interval_entry("gain", gains_S, alpha)
-    low = entry["gain_ci_low"]
-    beyond = next(part["beyond_tokens"] for part in parts if part is not None)
-    return {"arm": long.name, "beyond_tokens": beyond, **entry, "used": low is not None and low > 0}
+    beyond = next(int(part["beyond_tokens"]) for part in parts if part is not None)
+    return ContextUse(arm=long.name, beyond_tokens=beyond, gain=estimate(gains_S, alpha))
 
 
 def controls(
     results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float
-) -> list[dict[str, Any]] | None:
+) -> tuple[ControlSplit, ...] | None:
     """Return per short arm how its lead over the longest arm splits into batch diversity and length, else None.
 
     None too where lengths are not known: nothing says which arm is the long one.
@@ -104,33 +102,39 @@ def controls(
     if not with_control or any(arm.seq_len is None for arm in results.arms):
         return None
     long = max(results.arms, key=lambda arm: arm.seq_len or 0).name
-    entries: list[dict[str, Any]] = []
-    for arm in with_control:
-        choice = choose(results, arm.name, "grouped")
-        grouped = {
-            r.cell.seed: r for r in results.of("control", arm.name, "grouped") if choice is None or choice.is_rate_of(r)
-        }
-        paired = [
-            (own, loss, far)
-            for seed in seeds
-            if (own := test_loss(confirmed.cells[arm.name].get(seed))) is not None
-            and (loss := test_loss(grouped.get(seed))) is not None
-            and (far := test_loss(confirmed.cells[long].get(seed))) is not None
-        ]
-        entry: dict[str, Any] = {"a": arm.name, "b": long, "seeds": len(paired), "lr": choice.lr if choice else None}
-        if paired and arm.name != long:
-            own_S, grouped_S, long_S = np.asarray(paired, dtype=np.float64).T
-            lead_S, diversity_S = long_S - own_S, grouped_S - own_S
-            entry |= interval_entry("lead", lead_S, alpha)
-            entry |= interval_entry("diversity", diversity_S, alpha)
-            entry |= interval_entry("length", lead_S - diversity_S, alpha)
-            share = float(diversity_S.mean() / lead_S.mean()) if lead_S.mean() else None
-            # A share of a lead that may be zero is noise over noise.
-            clear = entry["lead_ci_low"] is not None and entry["lead_ci_low"] * entry["lead_ci_high"] > 0
-            entry["diversity_share"] = share if clear else None
-            entry["at_edge"] = bool(choice and choice.at_edge)
-            entries.append(entry)
-    return entries or None
+    found = [_control_split(results, confirmed, arm.name, long, seeds, alpha) for arm in with_control]
+    return tuple(entry for entry in found if entry is not None) or None
+
+
+def _control_split(
+    results: SweepResults, confirmed: Confirmed, arm: str, long: str, seeds: tuple[int, ...], alpha: float
+) -> ControlSplit | None:
+    choice = choose(results, arm, "grouped")
+    grouped = {r.cell.seed: r for r in results.of("control", arm, "grouped") if choice is None or choice.is_rate_of(r)}
+    paired = [
+        (own, loss, far)
+        for seed in seeds
+        if (own := test_loss(confirmed.cells[arm].get(seed))) is not None
+        and (loss := test_loss(grouped.get(seed))) is not None
+        and (far := test_loss(confirmed.cells[long].get(seed))) is not None
+    ]
+    if not paired or arm == long:
+        return None
+    own_S, grouped_S, long_S = np.asarray(paired, dtype=np.float64).T
+    lead_S, diversity_S = long_S - own_S, grouped_S - own_S
+    lead, diversity = estimate(lead_S, alpha), estimate(diversity_S, alpha)
+    return ControlSplit(
+        a=arm,
+        b=long,
+        seeds=len(paired),
+        lr=choice.lr if choice else None,
+        lead=lead,
+        diversity=diversity,
+        length=estimate(lead_S - diversity_S, alpha),
+        # A share of a lead that may be zero is noise over noise.
+        diversity_share=diversity.mean / lead.mean if lead.is_clear else None,
+        at_edge=bool(choice and choice.at_edge),
+    )
 
 
 def evidence_of(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -12,22 +12,20 @@ from sweeps.verdict.case import Interval, Lead
 from sweeps.verdict.confirmed import DECIDED, Confirmed
 from sweeps.verdict.evidence import Evidence
 from sweeps.verdict.optimum import Optimum, lead_outlasts_better_rate
+from sweeps.verdict.rows import PairResult, PairTest
 from sweeps.verdict.statistics import Comparison, MeanTest, holm, probability_below_zero
-
-NOT_JUDGED = "not_judged"
-_NUMBERS = ("difference", "ci_low", "ci_high", "p_value", "p_adjusted", "probability_a_better")
 
 
 def pair_rows(
     all_arms: tuple[str, ...], confirmed: Confirmed, evidence: Evidence | None, alpha: float, outcome: str
-) -> tuple[dict[str, Any], ...]:
-    """Return every pair of arms for ``verdict.json``; decisions on pairs are Holm's over all judged pairs.
+) -> tuple[PairResult, ...]:
+    """Return every pair of arms; decisions on pairs are Holm's over all judged pairs.
 
     P-values and chances are None where nothing is judged.
     """
     arms = confirmed.arms
-    means = dict(zip(arms, evidence.means_A, strict=True)) if evidence is not None else {}
-    rows = {(a, b): _row(a, b, means) for a, b in combinations(all_arms, 2)}
+    means = dict(zip(arms, map(float, evidence.means_A), strict=True)) if evidence is not None else {}
+    rows = {(a, b): _untested(a, b, means) for a, b in combinations(all_arms, 2)}
     if evidence is None or not has_tests(evidence):
         return tuple(rows.values())
     places = list(combinations(range(len(arms)), 2))
@@ -35,19 +33,19 @@ def pair_rows(
     adjusted = holm(np.asarray([float(comparison.p_value) for comparison in found]))
     best, second = (int(place) for place in evidence.means_A.argsort()[:2]) if len(arms) > 1 else (0, 0)
     for (a, b), comparison, p_adjusted in zip(places, found, adjusted, strict=True):
-        row = rows[arms[a], arms[b]]
-        row |= _measured(comparison, alpha, is_judged=outcome in DECIDED)
-        if outcome not in DECIDED:
-            continue
-        seeds = comparison.tests.get("seeds") or comparison.tests["welch"]
-        is_tie = outcome == "tie" and {a, b} == {best, second} and p_adjusted > alpha
-        better = arms[a] if float(evidence.means_A[a]) < float(evidence.means_A[b]) else arms[b]
-        row |= {
-            "p_adjusted": float(p_adjusted),
-            "probability_a_better": probability_below_zero(seeds, evidence.seed_variance(a, b)),
-            "passes_win_test": float(comparison.p_value) <= alpha if best in (a, b) else None,
-            "decision": "tie" if is_tie else f"{better} is better" if p_adjusted <= alpha else "undecided",
-        }
+        row = _measured(rows[arms[a], arms[b]], comparison, alpha, is_judged=outcome in DECIDED)
+        if outcome in DECIDED:
+            seeds = comparison.tests.get("seeds") or comparison.tests["welch"]
+            is_tie = outcome == "tie" and {a, b} == {best, second} and p_adjusted > alpha
+            better = arms[a] if float(evidence.means_A[a]) < float(evidence.means_A[b]) else arms[b]
+            row = replace(
+                row,
+                p_adjusted=float(p_adjusted),
+                probability_a_better=probability_below_zero(seeds, evidence.seed_variance(a, b)),
+                passes_win_test=float(comparison.p_value) <= alpha if best in (a, b) else None,
+                decision="tie" if is_tie else f"{better} is better" if p_adjusted <= alpha else "undecided",
+            )
+        rows[arms[a], arms[b]] = row
     return tuple(rows.values())
 
 
@@ -57,34 +55,34 @@ def has_tests(evidence: Evidence) -> bool:
     return paired and all(len(runs_S) > 1 for runs_S in evidence.runs or ())
 
 
-def _row(a: str, b: str, means: Mapping[str, float]) -> dict[str, Any]:
-    difference = float(means[a] - means[b]) if a in means and b in means else None
-    numbers = {**dict.fromkeys(_NUMBERS), "difference": difference}
-    return {"a": a, "b": b, **numbers, "decision": NOT_JUDGED, "passes_win_test": None, "tests": []}
+def _untested(a: str, b: str, means: Mapping[str, float]) -> PairResult:
+    difference = means[a] - means[b] if a in means and b in means else None
+    return PairResult(a=a, b=b, difference=difference, ci_low=None, ci_high=None)
 
 
-def _measured(comparison: Comparison, alpha: float, *, is_judged: bool) -> dict[str, Any]:
+def _measured(row: PairResult, comparison: Comparison, alpha: float, *, is_judged: bool) -> PairResult:
     low, high = comparison.deciding(alpha).interval(alpha)
-    return {
-        "difference": float(comparison.deciding(alpha).mean),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "p_value": float(comparison.p_value) if is_judged else None,
-        "tests": [_test(name, test, alpha, is_judged) for name, test in comparison.tests.items()],
-    }
+    return replace(
+        row,
+        difference=float(comparison.deciding(alpha).mean),
+        ci_low=float(low),
+        ci_high=float(high),
+        p_value=float(comparison.p_value) if is_judged else None,
+        tests=tuple(_test(name, test, alpha, is_judged) for name, test in comparison.tests.items()),
+    )
 
 
-def _test(name: str, test: MeanTest, alpha: float, is_judged: bool) -> dict[str, Any]:
+def _test(name: str, test: MeanTest, alpha: float, is_judged: bool) -> PairTest:
     low, high = test.interval(alpha)
-    return {
-        "test": name,
-        "difference": float(test.mean),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "standard_error": float(test.standard_error),
-        "df": float(test.df),
-        "p_value": float(test.p_value) if is_judged else None,
-    }
+    return PairTest(
+        test=name,
+        difference=float(test.mean),
+        ci_low=float(low),
+        ci_high=float(high),
+        standard_error=float(test.standard_error),
+        df=float(test.df),
+        p_value=float(test.p_value) if is_judged else None,
+    )
 
 
 def leads_of(

@@ -26,9 +26,23 @@ def compose(case: Case) -> str:
     return f"{'; '.join(clauses)}."
 
 
+def headline(case: Case) -> str:
+    """Return the outcome in a few words, as the title of a report: what was found, else what was seen so far."""
+    if case.outcome == "wins":
+        return f"{case.best} wins{_qualifiers(case)}"
+    if case.outcome == "tie":
+        return f"{case.best} and {case.closest.rival} tie"
+    if case.outcome == "undecided":
+        return f"Undecided: {case.best} has the lowest mean"
+    if case.best is not None and case.n_seeds:
+        return f"{case.best} has the lowest mean so far"
+    lowest = _lowest_explored(case.results)
+    return f"{lowest[0]} has the lowest explore loss so far" if lowest else "Nothing to compare yet"
+
+
 def _wins(case: Case) -> Iterator[str]:
     leads = written.listed([f"{_nats(lead.lead)} below {lead.rival} ({_evidence(lead, case)})" for lead in case.leads])
-    yield f"{case.best} wins{_qualifiers(case)}: its test loss{_after(case)} is {leads}, {_compared(case)}"
+    yield f"{headline(case)}: its test loss{_after(case)} is {leads}, {_compared(case)}"
     yield from _negligible(case)
     yield from _rates(case)
     n_runs = case.n_runs[case.best or ""]

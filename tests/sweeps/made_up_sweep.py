@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from search_spaces import Cell
-from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.ledger.results import Arm, CellResult, SweepResults
+from sweeps.verdict.checks import Check
+from sweeps.verdict.decision import Verdict, decide
+from sweeps.verdict.rows import ArmResult, PairResult
 
 CREATED_S = 1_760_000_000.0
 BUDGET_TOKENS = 4_096
@@ -135,44 +139,41 @@ def finished_sweep(name: str = "first", sweep_id: str = "feed0001") -> SweepResu
     return results(cells, name, sweep_id)
 
 
-def verdict(mean: float = 5.25, outcome: str = "wins") -> dict[str, Any]:
-    """A verdict as ``verdict.json`` has it, ``balanced`` in front."""
-    arms = [
-        {
-            **shape,
-            "best_lr": 0.02,
-            "best_lr_at_edge": False,
-            "seeds": [101, 102, 103],
-            "losses": [mean + i / 10] * 3,
-            "mean": mean + i / 10,
-            "ci_low": mean + i / 10 - 0.02,
-            "ci_high": mean + i / 10 + 0.02,
-            "bpb": 2.4,
-            "common_context_loss": None,
-            "tokens_per_s": 1_024.0,
-            "peak_mem_allocated_gib": 0.25,
-            "diverged": 0,
-        }
+def verdict(mean: float = 5.25, outcome: str = "wins") -> Verdict:
+    """A verdict on the made-up sweep, ``balanced`` in front."""
+    arms = tuple(
+        ArmResult(
+            arm=Arm(**shape),
+            best_lr=0.02,
+            best_lr_at_edge=False,
+            seeds=(101, 102, 103),
+            losses=(mean + i / 10,) * 3,
+            mean=mean + i / 10,
+            ci_low=mean + i / 10 - 0.02,
+            ci_high=mean + i / 10 + 0.02,
+            bpb=2.4,
+            common_context_loss=None,
+            tokens_per_s=1_024.0,
+            peak_mem_allocated_gib=0.25,
+            diverged=0,
+        )
         for i, shape in enumerate(reversed(SHAPES))
-    ]
-    pair = {
-        "a": "balanced",
-        "b": "long_seq",
-        "difference": -0.1,
-        "ci_low": -0.12,
-        "ci_high": -0.08,
-        "p_value": 0.001,
-        "p_adjusted": 0.003,
-        "probability_a_better": 0.999,
-        "decision": "a is better",
-    }
-    return {
-        "schema": 1,
-        "sweep": "first",
-        "outcome": outcome,
-        "winner": "balanced" if outcome == "wins" else None,
-        "statement": "balanced learns best at 4,096 tokens.",
-        "strategies": arms,
-        "pairs": [pair],
-        "caveats": ["made up"],
-    }
+    )
+    pair = PairResult(
+        a="balanced",
+        b="long_seq",
+        difference=-0.1,
+        ci_low=-0.12,
+        ci_high=-0.08,
+        p_value=0.001,
+        p_adjusted=0.003,
+        probability_a_better=0.999,
+        decision="balanced is better",
+    )
+    statement = "balanced learns best at 4,096 tokens."
+    check = Check(rule=13, kept=False, sentence="made up")
+    winner = "balanced" if outcome == "wins" else None
+    decided = decide(finished_sweep())
+    return replace(
+        decided, outcome=outcome, winner=winner, statement=statement, strategies=arms, pairs=(pair,), checks=(check,)
+    )

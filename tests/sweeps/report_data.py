@@ -87,7 +87,9 @@ def _scores(rng: np.random.Generator, loss: float, seq_len: int) -> dict[str, An
         }
         for n in (64, 256, 1024)
     ]
-    documents = {f"doc{i:02d}": (100 * (loss + float(rng.normal(0, 0.02))), 100) for i in range(20)}
+    # Some documents are harder than others, for every model alike.
+    hard = np.linspace(-0.3, 0.3, 32)
+    documents = {f"doc{i:02d}": (100 * (loss + hard[i] + float(rng.normal(0, 0.02))), 100) for i in range(32)}
     return {
         "test_loss": loss, "bpb": loss / 2.4, "common_context_loss": loss + 0.03 * math.log2(seq_len / 32),
         "sliding_loss": loss - 0.05, "sliding_own_loss": loss, "loss_by_position": positions,
@@ -203,16 +205,11 @@ def results(
     return SweepResults(name=name, beginning={**beginning(arms), "sweep": name}, cells=tuple(cells))
 
 
-def verdict_of(sweep: SweepResults, **changes: Any) -> dict[str, Any]:
-    """Return a verdict as ``verdict.json`` would hold it, from the real verdict."""
+def judged(sweep: SweepResults, **changes: Any) -> Facts:
+    """Return what a report reads out of a sweep and its verdict, which may be changed."""
     from sweeps.verdict.decision import decide
 
-    return {**decide(sweep).as_dict(), **changes}
-
-
-def judged(sweep: SweepResults, **changes: Any) -> Facts:
-    """Return what a report reads out of a sweep and its verdict."""
-    return Facts(sweep, verdict_of(sweep, **changes))
+    return Facts(sweep, replace(decide(sweep), **changes))
 
 
 def changed(sweep: SweepResults, change: Callable[[CellResult], CellResult | None]) -> SweepResults:

@@ -1,206 +1,184 @@
-"""Every picture of a report: what it shows, when there is data for it, and its files (PNG, SVG, inline SVG)."""
+"""Every picture of a report: what it shows, when there is data for it, and how it is drawn and written.
+
+A picture is made of panels. A page lays them out side by side or one below the other, as wide as it is; the PNG and the
+SVG file have all of them in one figure.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from sweeps.report.facts import Facts
-from sweeps.report.plots import answer as plots_answer
-from sweeps.report.plots import leads as plots_leads
-from sweeps.report.plots import schedule as plots_schedule
-from sweeps.report.plots import training as plots_training
-from sweeps.report.plots.style import NARROW_IN, WIDE_IN, Tips, drawing, inline_svg, png_bytes, svg_text
+from sweeps.report.plots import answer, leads, schedule, training
+from sweeps.report.plots.style import Tips, drawing, inline_svg, png_bytes, svg_text
+from sweeps.report.why import context_splits
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
-
-class Draw(Protocol):
-    """Draws on an empty figure; ``narrow`` asks for panels one below the other, for a phone."""
-
-    def __call__(self, facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
-        """Draw."""
-
-
-class DrawOn(Protocol):
-    """A ``Draw`` that knows its data."""
-
-    def __call__(self, figure: Figure, tips: Tips, *, narrow: bool) -> None:
-        """Draw."""
+Draw = Callable[[Sequence["Axes"], Tips], None]
+Layout = Literal["thirds", "halves", "long"]
+WIDTHS_IN: dict[Layout, float] = {"thirds": 4.2, "halves": 4.9, "long": 7.6}
+"""Width of a panel: 9-point type is 10 px high on a phone and up to 14 px on a desktop. A long panel is scrolled."""
+COLUMNS = {"thirds": 3, "halves": 2, "long": 1}
+"""Panels beside each other in the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One picture: ``heights`` gives its height in inches, wide and narrow, for the sweep at hand."""
+    """One picture: ``draw`` draws on ``panels`` axes, each ``height_in`` inches high for the sweep at hand."""
 
     name: str
     title: str
     note: str
     available: Callable[[Facts], bool]
-    draw: Draw
-    heights: Callable[[Facts], tuple[float, float]]
+    draw: Callable[[Facts, Sequence[Axes], Tips], None]
+    height_in: Callable[[Facts], float]
+    panels: Callable[[Facts], int] = lambda _: 1
+    layout: Layout = "halves"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A drawn plot: ``inline_wide`` and ``inline_narrow`` are SVG elements for a page, the rest files of their own."""
+    """A drawn plot: ``panels`` are SVG elements for a page, ``svg`` and ``png`` the files with all panels."""
 
     name: str
     title: str
     note: str
-    inline_wide: str
-    inline_narrow: str
+    layout: Layout
+    panels: tuple[str, ...]
     svg: str
     png: bytes
 
 
-def _per_arm(wide: float, narrow: float) -> Callable[[Facts], tuple[float, float]]:
-    """Heights of panels that a wide figure puts in rows of four and a narrow one in a column."""
-    return lambda facts: (wide * -(-max(1, len(facts.arms)) // 4), 0.3 + narrow * max(1, len(facts.arms)))
-
-
-def _rows(facts: Facts) -> tuple[float, float]:
-    arms, pairs = max(2, len(facts.arms)), max(2, len(facts.drawn_pairs))
-    return 0.95 + 0.62 * max(arms, pairs), 1.9 + 0.62 * (arms + pairs)
-
-
-def _lead_groups(entries: Callable[[Facts], list[dict[str, Any]]]) -> Callable[[Facts], tuple[float, float]]:
-    """Heights of groups of three bars."""
-
-    def heights(facts: Facts) -> tuple[float, float]:
-        number = max(1, len(entries(facts)))
-        return 0.7 + 0.85 * number, 0.7 + 0.85 * number
-
-    return heights
-
-
-def _bars(facts: Facts) -> tuple[float, float]:
-    arms = max(2, len(facts.arms))
-    return 0.7 + 0.52 * arms, 1.0 + 2 * 0.56 * arms + 0.6
-
-
-def _stops(facts: Facts) -> tuple[float, float]:
-    most = max((len(facts.cells("explore", arm=arm.name)) for arm in facts.arms), default=1)
-    bars = min(plots_schedule.MAX_BARS_PER_ARM, max(3, most))
-    lines = -(-max(1, len(facts.arms)) // 4)
-    return lines * (0.9 + 0.25 * bars), len(facts.arms) * (0.85 + 0.24 * bars)
-
-
-def _lanes(facts: Facts) -> tuple[float, float]:
-    lanes = 1 + max((item.lane for item in facts.stretches), default=0)
-    height = 1.1 + min(5.0, 0.42 * max(2, lanes))
-    return height, height + 0.25
+def _per_arm(facts: Facts) -> int:
+    return len(facts.arms)
 
 
 PLOTS = (
     Plot(
         name="confirm",
         title="The judged cells",
-        note="Each mark is one confirm seed; a thin line joins cells of the same seed, which saw the same tokens. "
+        note="First, each mark is one confirm seed; a thin line joins cells of one seed, which saw the same tokens. "
+        "Then the differences of the arms; an interval that stays clear of zero takes the colour of the better arm. "
         "Bars are {confidence} intervals.",
-        available=plots_answer.has_confirm,
-        draw=plots_answer.draw_confirm,
-        heights=_rows,
+        available=answer.has_confirm,
+        draw=answer.draw_confirm,
+        height_in=lambda facts: 1.0 + 0.5 * max(2, len(facts.arms), len(facts.drawn_pairs)),
+        panels=lambda facts: 2 if facts.pairs else 1,
     ),
     Plot(
         name="rates",
         title="Loss against learning rate",
-        note="Each mark is one explore cell. Hollow marks were stopped before their schedule ended (undecayed, not "
-        "comparable); a cross diverged or failed; what lies above the scale is drawn at its upper end. A dashed line "
-        "is the optimum by a quadratic fit, the pale band its interval.",
-        available=plots_answer.has_rates,
-        draw=plots_answer.draw_rates,
-        heights=_per_arm(2.9, 2.4),
+        note="Each mark is one explore cell at the end of its schedule. An arrow is a cell that was stopped earlier, "
+        "with the loss at which it was (undecayed, not comparable); a cross diverged or failed. A dashed line is the "
+        "optimum by a quadratic fit, the pale band its interval.",
+        available=answer.has_rates,
+        draw=answer.draw_rates,
+        height_in=lambda _: 2.9,
+        panels=_per_arm,
+        layout="thirds",
     ),
     Plot(
         name="context",
         title="What the leads are made of",
         note="The strong bar is a lead in own context; the pale ones are its two parts. Lines are {confidence} "
         "intervals.",
-        available=lambda facts: bool(plots_leads.context_entries(facts)),
-        draw=plots_leads.draw_context,
-        heights=_lead_groups(plots_leads.context_entries),
+        available=lambda facts: bool(context_splits(facts)),
+        draw=leads.draw_context,
+        height_in=lambda facts: 0.7 + 0.85 * len(context_splits(facts)),
     ),
     Plot(
         name="controls",
         title="Diversity or length",
         note="The strong bar is a short arm's lead over the long one; the pale ones are what grouping takes away "
         "(diversity of the batch) and what it leaves (length). Lines are {confidence} intervals.",
-        available=lambda facts: bool(plots_leads.control_entries(facts)),
-        draw=plots_leads.draw_controls,
-        heights=_lead_groups(plots_leads.control_entries),
+        available=lambda facts: bool(facts.verdict.controls),
+        draw=leads.draw_controls,
+        height_in=lambda facts: 0.7 + 0.85 * len(facts.verdict.controls or ()),
     ),
     Plot(
         name="rungs",
-        title="The lead as the budget grew",
-        note="Hollow marks are undecayed: their schedule had not ended there, so they support no claim. "
-        "Only the full budget is judged. Bars are {confidence} intervals of the paired differences.",
-        available=plots_leads.has_rungs,
-        draw=plots_leads.draw_rungs,
-        heights=lambda _: (3.0, 3.0),
+        title="The lead during training",
+        note="Validation loss of the same runs at the points where all were evaluated. Hollow marks are undecayed: the "
+        "schedule had not ended there, so they support no claim. Bars are {confidence} intervals of the paired "
+        "differences.",
+        available=leads.has_rungs,
+        draw=leads.draw_rungs,
+        height_in=lambda _: 3.0,
     ),
     Plot(
         name="positions",
         title="Loss by position",
-        note="Where in its context an arm's model earns its loss, mean over confirm seeds.",
-        available=plots_answer.has_positions,
-        draw=plots_answer.draw_positions,
-        heights=lambda _: (3.2, 3.0),
+        note="Where in its context an arm's model earns its loss: mean over confirm seeds, with {confidence} intervals "
+        f"over them. Positions with fewer than {answer.FEWEST_TARGETS:,} targets are left out.",
+        available=answer.has_positions,
+        draw=answer.draw_positions,
+        height_in=lambda _: 3.0,
     ),
     Plot(
         name="curves",
         title="Training loss against tokens",
-        note="Explore cells are thin and grey, judged cells coloured. Dotted lines are rungs, a cross is where a cell "
-        "was stopped.",
-        available=plots_training.has_curves,
-        draw=plots_training.draw_curves,
-        heights=_per_arm(3.1, 2.3),
+        note="Explore cells are thin and grey, judged cells coloured. Dotted lines are rungs; an arrow with its loss "
+        "is where a cell was stopped.",
+        available=training.has_curves,
+        draw=training.draw_curves,
+        height_in=lambda _: 2.9,
+        panels=_per_arm,
+        layout="thirds",
     ),
     Plot(
         name="progress",
         title="The same cells against time and updates",
         note="Equal tokens are neither equal time nor, where tokens per step differ, equal updates. "
         "Seconds are this machine's. Means over the seeds, smoothed.",
-        available=plots_training.has_progress,
-        draw=plots_training.draw_progress,
-        heights=lambda _: (3.0, 5.0),
+        available=training.has_progress,
+        draw=training.draw_progress,
+        height_in=lambda _: 2.8,
+        panels=lambda _: 2,
     ),
     Plot(
         name="throughput",
         title="Throughput and memory",
         note="Mean over confirm cells (explore cells where there are none), exams apart. "
         "Memory is the peak of tensor bytes, GiB = 2^30.",
-        available=plots_training.has_throughput,
-        draw=plots_training.draw_throughput,
-        heights=_bars,
+        available=training.has_throughput,
+        draw=training.draw_throughput,
+        height_in=lambda facts: 0.6 + 0.5 * max(2, len(facts.arms)),
+        panels=lambda facts: len(training.throughput_metrics(facts)),
+        layout="thirds",
     ),
     Plot(
         name="experts",
         title="Load of the experts",
         note="A band spans the cells of an arm. A load of 1 is perfect balance.",
-        available=plots_training.has_experts,
-        draw=plots_training.draw_experts,
-        heights=lambda _: (2.8, 4.8),
+        available=training.has_experts,
+        draw=training.draw_experts,
+        height_in=lambda _: 2.6,
+        panels=lambda _: 2,
     ),
     Plot(
         name="stops",
         title="What early stopping ended",
         note="Tokens of each explore cell by learning rate. Dotted lines are rungs, where cells are ranked within "
         "their own arm.",
-        available=plots_schedule.has_stops,
-        draw=plots_schedule.draw_stops,
-        heights=_stops,
+        available=schedule.has_stops,
+        draw=schedule.draw_stops,
+        height_in=schedule.stops_height_in,
+        panels=_per_arm,
+        layout="thirds",
     ),
     Plot(
         name="timeline",
         title="What ran when",
         note="A bar is one stretch of work on one cell, pale for explore; bars above each other ran at the same time.",
-        available=plots_schedule.has_timeline,
-        draw=plots_schedule.draw_timeline,
-        heights=_lanes,
+        available=lambda facts: bool(facts.stretches),
+        draw=schedule.draw_timeline,
+        height_in=lambda facts: 1.1 + min(5.0, 0.4 * max(2, schedule.n_lanes(facts))),
+        layout="long",
     ),
 )
 
@@ -212,7 +190,9 @@ def draw_all(facts: Facts) -> list[Picture]:
             name=plot.name,
             title=plot.title,
             note=plot.note.replace("{confidence}", facts.confidence),
-            heights=plot.heights(facts),
+            layout=plot.layout,
+            panels=plot.panels(facts),
+            height_in=plot.height_in(facts),
             draw=partial(plot.draw, facts),
         )
         for plot in PLOTS
@@ -220,20 +200,28 @@ def draw_all(facts: Facts) -> list[Picture]:
     ]
 
 
-def picture_of(name: str, title: str, note: str, heights: tuple[float, float], draw: DrawOn) -> Picture:
-    """Return one picture, drawn once wide and once narrow; ``heights`` are in inches."""
+def picture_of(
+    *, name: str, title: str, note: str, layout: Layout, panels: int, height_in: float, draw: Draw
+) -> Picture:
+    """Return one picture, drawn once on a figure per panel for the page and once on a single figure for the files."""
     from matplotlib.figure import Figure
 
-    inline = []
-    svg, png = "", b""
+    width_in, columns = WIDTHS_IN[layout], min(panels, COLUMNS[layout])
     with drawing():
-        for size, width, height in zip(("wide", "narrow"), (WIDE_IN, NARROW_IN), heights, strict=True):
-            figure = Figure(figsize=(width, height), layout="constrained")
-            tips = Tips()
-            draw(figure, tips, narrow=size == "narrow")
-            document = svg_text(figure)
-            figure.set_layout_engine("none")  # the layout is done; it would be worked out again for the PNG
-            inline.append(inline_svg(document, prefix=f"{name}-{size}", tips=tips, title=title, css_class=size))
-            if size == "wide":
-                svg, png = document, png_bytes(figure)
-    return Picture(name=name, title=title, note=note, inline_wide=inline[0], inline_narrow=inline[1], svg=svg, png=png)
+        single = [Figure(figsize=(width_in, height_in), layout="constrained") for _ in range(panels)]
+        tips = Tips()
+        draw([figure.subplots() for figure in single], tips)
+        inline = tuple(
+            inline_svg(svg_text(figure, salt=f"{name}-{place}"), tips=tips, title=title)
+            for place, figure in enumerate(single)
+        )
+        lines = -(-panels // columns)
+        whole = Figure(figsize=(width_in * columns, height_in * lines), layout="constrained")
+        grid = list(whole.subplots(lines, columns, squeeze=False).flat)
+        for unused in grid[panels:]:
+            unused.set_visible(False)
+        draw(grid[:panels], Tips())
+        svg = svg_text(whole, salt=name)
+        whole.set_layout_engine("none")  # the layout is done; it would be worked out again for the PNG
+        png = png_bytes(whole)
+    return Picture(name=name, title=title, note=note, layout=layout, panels=inline, svg=svg, png=png)

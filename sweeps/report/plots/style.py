@@ -1,16 +1,15 @@
 """How pictures look: colours for light and dark, markers, axes, and the way from a matplotlib figure to inline SVG.
 
-A figure is drawn once, in the light colours. Each of them is used for one role only, so that the inline SVG can
-replace it by a CSS variable of the page, and the page decides between light and dark.
+A figure is drawn in the light colours. Each of them is used for one role only, so that the inline SVG can replace it by
+a CSS variable of the page, and the page decides between light and dark.
 """
 
 from __future__ import annotations
 
-import html
 import io
 import itertools
-import re
 import warnings
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 TEXT, MUTED, GRID, PAPER, BAND = "#1d2329", "#5c6670", "#dfe4e9", "#fefefe", "#edf0f4"
 ARM_LIGHT = ("#0f6ab4", "#c4570b", "#0b8060", "#8f3a9c", "#7d6a00", "#b8293f", "#4a5f7a", "#7a4a2b")
 ARM_DARK = ("#6cb2f0", "#f39a4b", "#45c79d", "#d08be0", "#d0b83c", "#f27f8e", "#a3b7d1", "#c99a78")
-MOST_IN_A_CORNER = 5
+MOST_LONG_NAMES = 4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 CSS_VARIABLES = {
     TEXT: "var(--text)",
@@ -33,8 +32,7 @@ CSS_VARIABLES = {
     BAND: "var(--band)",
     **{colour: f"var(--arm-{i})" for i, colour in enumerate(ARM_LIGHT)},
 }
-WIDE_IN, NARROW_IN = 10.4, 4.1
-"""Figure widths in inches: 9-point type comes out as 12 px in a column of 1,000 px, and as 11 px on a phone."""
+SVG_NAMESPACE, LINK_NAMESPACE = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 RC: Any = {
     "font.family": ["DejaVu Sans"],
@@ -64,7 +62,6 @@ RC: Any = {
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
     "svg.fonttype": "none",
-    "svg.hashsalt": "sweeps",
     "lines.linewidth": 1.5,
 }
 
@@ -98,17 +95,18 @@ def label(text: str, limit: int = 28) -> str:
     return f" {short}" if short.startswith("_") else short
 
 
-def arm_legend(axes: Axes, number: int, *, narrow: bool) -> None:
-    """Name the arms in a corner of ``axes``, or beside all panels (below on a phone) where they are many."""
+def arm_legend(axes: Axes) -> None:
+    """Name the arms above ``axes``, several beside each other."""
     handles, labels = axes.get_legend_handles_labels()
-    if not handles:
-        return
-    if number <= MOST_IN_A_CORNER:
-        axes.legend(loc="upper right")
-        return
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.legend(handles, labels, loc="outside lower left" if narrow else "outside right upper")
+    if handles:
+        if len(labels) > MOST_LONG_NAMES:
+            labels = [label(name, 16) for name in labels]
+        columns = max(1, min(len(labels), 62 // (5 + max(map(len, labels)))))
+        legend = axes.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.3,
+            handlelength=1.2, columnspacing=1.2, labelspacing=0.3, fontsize=8,
+        )  # fmt: skip
+        legend.set_zorder(5)
 
 
 class Tips:
@@ -126,10 +124,13 @@ class Tips:
         return self._texts[key]
 
 
-def svg_text(figure: Figure) -> str:
-    """Return a figure as an SVG document in the light colours."""
+def svg_text(figure: Figure, *, salt: str) -> str:
+    """Return a figure as an SVG document in the light colours; ``salt`` makes its ids differ from other figures'."""
+    import matplotlib as mpl
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
@@ -140,53 +141,38 @@ def png_bytes(figure: Figure, *, dpi: int = 130) -> bytes:
     return buffer.getvalue()
 
 
-def inline_svg(document: str, *, prefix: str, tips: Tips, title: str, css_class: str) -> str:
+def inline_svg(document: str, *, tips: Tips, title: str) -> str:
     """Return an SVG document as an element for an HTML page.
 
-    Ids are made unique by ``prefix``, colours become the page's CSS variables, the font becomes the page's, and marks
-    get their tips as ``data-tip``.
+    Colours become the page's CSS variables, and marks get their tips as ``data-tip``. Names of groups, which nothing
+    refers to and every figure repeats, are left out.
     """
-    body = document[document.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = "\n".join(_with_tips(body.splitlines(), tips))
-    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", body)
-    body = body.replace("xlink:href", "href")
-    body = re.sub("|".join(CSS_VARIABLES), lambda match: CSS_VARIABLES[match.group()], body)
-    body = re.sub(r"(?<=px )'DejaVu Sans'[^;\"]*", "var(--font)", body)
-    view_box = re.search(r'viewBox="[^"]*"', body)
-    assert view_box is not None, "matplotlib writes a viewBox"
-    head = (
-        f'<svg class="{css_class}" {view_box.group()} xmlns="http://www.w3.org/2000/svg" role="img" '
-        f'aria-label="{html.escape(title, quote=True)}">'
-    )
-    return head + re.sub(r"^<svg[^>]*>", "", body)
+    root = ET.fromstring(document)  # noqa: S314 - written by matplotlib a moment ago
+    for metadata in root.findall(f"{{{SVG_NAMESPACE}}}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(f"{{{SVG_NAMESPACE}}}")
+    for group in list(root.iter("g")):
+        name = group.attrib.pop("id", "")
+        if name.startswith("tip-"):
+            _add_tips(group, tips[int(name.removeprefix("tip-"))])
+    for element in root.iter():
+        style = element.attrib.get("style", "")
+        for colour, variable in CSS_VARIABLES.items():
+            style = style.replace(colour, variable)
+        link = element.attrib.pop(f"{{{LINK_NAMESPACE}}}href", None)
+        element.attrib |= ({"style": style} if style else {}) | ({"href": link} if link else {})
+    kept = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title, "xmlns": SVG_NAMESPACE}
+    root.attrib.clear()
+    root.attrib.update(kept)
+    return ET.tostring(root, encoding="unicode")
 
 
-def _with_tips(lines: Sequence[str], tips: Tips) -> Iterator[str]:
-    """Yield the lines of an SVG; matplotlib writes one element a line, marks of a series as ``<use>`` in its order."""
-    texts: list[str] | None = None
-    depth = used = 0
-    for line in lines:
-        opened = re.search(r'<g id="tip-(\d+)"', line)
-        if opened:
-            texts, depth, used = tips[int(opened.group(1))], 0, 0
-        if texts is None:
-            yield line
-            continue
-        depth += line.count("<g") - line.count("</g>")
-        if opened and len(texts) == 1:
-            yield line.replace("<g ", f"<g {_tip_attribute(texts[0])} ", 1)
-        elif "<use " in line and len(texts) > 1 and used < len(texts):
-            yield line.replace("<use ", f"<use {_tip_attribute(texts[used])} ", 1)
-            used += 1
-        else:
-            yield line
-        if depth == 0:
-            texts = None
-
-
-def _tip_attribute(text: str) -> str:
-    return f'data-tip="{html.escape(text, quote=True)}"'
+def _add_tips(group: ET.Element, texts: Sequence[str]) -> None:
+    """Give a series its tips: one for all of it, or one for each of its marks, which are in its order."""
+    marks = [group] if len(texts) == 1 else list(group.iter("use"))
+    for mark, text in zip(marks, texts, strict=False):
+        mark.set("data-tip", text)
 
 
 def token_axis(axes: Axes, landmarks: Sequence[int] = (), label_text: str = "tokens seen") -> None:

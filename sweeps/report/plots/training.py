@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sweeps import formatting as written
-from sweeps.report.facts import JUDGED, Arm, Facts, curve, mean_of, speed_of
-from sweeps.report.plots.style import (
-    GRID,
-    MUTED,
-    PAPER,
-    Tips,
-    arm_colour,
-    arm_legend,
-    arm_marker,
-    label,
-    token_axis,
-)
+from sweeps.report.facts import JUDGED, Facts, curve, mean_of, speed_of
+from sweeps.report.plots.style import GRID, MUTED, PAPER, Tips, arm_colour, arm_legend, arm_marker, label, token_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from sweeps.ledger.results import CellResult
 
@@ -55,17 +44,6 @@ def smoothed(y_G: np.ndarray, reach: int = 4) -> np.ndarray:
     return np.asarray((sums[end] - sums[first]) / (end - first))
 
 
-def panels(figure: Figure, number: int, *, narrow: bool, share_y: bool = True, most: int = 4) -> list[Axes]:
-    """Return ``number`` axes side by side, or one below the other on a phone; y labels only where a row begins."""
-    columns = 1 if narrow else min(number, most)
-    lines = -(-number // columns)
-    grid = figure.subplots(lines, columns, sharey=share_y, squeeze=False)
-    flat = list(grid.flat)
-    for unused in flat[number:]:
-        unused.set_visible(False)
-    return flat[:number]
-
-
 def describe(result: CellResult) -> str:
     """Return what a tip says about a cell."""
     cell = result.cell
@@ -83,37 +61,42 @@ def has_curves(facts: Facts) -> bool:
     return any(curve(result, "train_loss")[0].size > 1 for result in facts.results.cells)
 
 
-def draw_curves(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
-    """Training loss of every cell against tokens: explore thin, confirm strong, a cross where a cell was stopped."""
+def draw_curves(facts: Facts, axes: Sequence[Axes], tips: Tips) -> None:
+    """Training loss of every cell against tokens: explore thin, confirm strong, an arrow where a cell was stopped."""
     tails: list[float] = []
-    axes = panels(figure, len(facts.arms), narrow=narrow)
     for arm, panel in zip(facts.arms, axes, strict=True):
+        colour = arm_colour(facts.index[arm.name])
         for explored in (True, False):
             cells = facts.cells("explore", arm=arm.name) if explored else facts.cells(*JUDGED, arm=arm.name)
             for result in thinned(cells):
                 x_P, y_P = thin_curve(*curve(result, "train_loss"))
                 if not x_P.size:
                     continue
-                tails.extend(y_P[x_P >= 0.08 * (facts.budget_tokens or 0)])
-                (line,) = panel.plot(
-                    x_P,
-                    y_P,
-                    color=MUTED if explored else arm_colour(arm.index),
-                    alpha=0.6 if explored else 0.95,
-                    linewidth=0.9 if explored else 1.6,
-                    zorder=2 if explored else 3,
-                )
+                tails.extend(y_P[x_P >= 0.08 * facts.budget_tokens])
+                look: dict[str, Any] = {"color": MUTED, "alpha": 0.6, "linewidth": 0.9, "zorder": 2}
+                if not explored:
+                    look = {"color": colour, "alpha": 0.95, "linewidth": 1.6, "zorder": 3}
+                (line,) = panel.plot(x_P, y_P, **look)
                 tips.add(line, [describe(result)])
-                if result.outcome in ("stopped_early", "diverged", "oom", "failed"):
-                    panel.plot(x_P[-1], y_P[-1], "x", color=MUTED, markersize=5, zorder=4)
+                _mark_stop(panel, result, float(x_P[-1]), float(y_P[-1]))
         for rung in facts.rungs_tokens:
             panel.axvline(rung, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
-        panel.set_title(label(arm.name), color=arm_colour(arm.index))
+        panel.set_title(label(arm.name), color=colour)
+        panel.set_ylabel("training loss (nats per token)")
         token_axis(panel, facts.landmarks)
-    axes[0].set_ylabel("training loss (nats per token)")
     if tails:
         low, high = float(np.min(tails)), float(np.quantile(tails, 0.995))
-        axes[0].set_ylim(low - 0.06 * (high - low), high + 0.1 * (high - low) + 1e-6)
+        for panel in axes:
+            panel.set_ylim(low - 0.06 * (high - low), high + 0.1 * (high - low) + 1e-6)
+
+
+def _mark_stop(panel: Axes, result: CellResult, x: float, y: float) -> None:
+    if result.outcome == "stopped_early":
+        panel.plot(x, y, ">", color=MUTED, markersize=4.5, zorder=4)
+        panel.annotate(f"{y:.2f}", (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5,
+                       color=MUTED, annotation_clip=True)  # fmt: skip
+    elif result.outcome in ("diverged", "oom", "failed"):
+        panel.plot(x, y, "x", color=MUTED, markersize=5, zorder=4)
 
 
 def has_progress(facts: Facts) -> bool:
@@ -125,9 +108,8 @@ def has_progress(facts: Facts) -> bool:
     )
 
 
-def draw_progress(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
+def draw_progress(facts: Facts, axes: Sequence[Axes], tips: Tips) -> None:
     """Training loss of confirm cells against seconds of training and against optimizer steps, the mean over seeds."""
-    axes = panels(figure, 2, narrow=narrow)
     for panel, x_key, name in ((axes[0], "train_time_s", "seconds of training"), (axes[1], "step", "updates")):
         ends = []
         for arm in facts.arms:
@@ -142,11 +124,11 @@ def draw_progress(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> 
             at_G = np.linspace(0.04, 1, MAX_POINTS_PER_CURVE)
             x_G = np.mean([np.interp(at_G, np.linspace(0, 1, x.size), x) for x, _ in curves], axis=0)
             y_G = smoothed(np.mean([np.interp(at_G, np.linspace(0, 1, y.size), y) for _, y in curves], axis=0))
-            (line,) = panel.plot(x_G, y_G, color=arm_colour(arm.index), label=label(arm.name))
+            index = facts.index[arm.name]
+            (line,) = panel.plot(x_G, y_G, color=arm_colour(index), label=label(arm.name))
             tips.add(line, [f"{arm.name}, mean of {written.plural(len(curves), 'seed')}"])
             (end,) = panel.plot(
-                x_G[-1:], y_G[-1:], arm_marker(arm.index), color=arm_colour(arm.index), markersize=6,
-                markeredgecolor=PAPER,
+                x_G[-1:], y_G[-1:], arm_marker(index), color=arm_colour(index), markersize=6, markeredgecolor=PAPER,
             )  # fmt: skip
             tips.add(end, [f"{arm.name}: {written.loss(float(y_G[-1]))} at {x_G[-1]:,.0f} {name}"])
             ends.append(y_G[x_G >= 0.1 * x_G[-1]].max())
@@ -154,8 +136,8 @@ def draw_progress(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> 
         panel.set_xlim(left=0)
         if ends:
             panel.set_ylim(top=max(ends))
-    axes[0].set_ylabel("training loss (nats per token)")
-    arm_legend(axes[0], len(facts.arms), narrow=narrow)
+        panel.set_ylabel("training loss (nats per token)")
+        arm_legend(panel)
 
 
 def has_throughput(facts: Facts) -> bool:
@@ -163,21 +145,26 @@ def has_throughput(facts: Facts) -> bool:
     return any(result.last("tokens_per_s") is not None for result in facts.results.cells)
 
 
-def draw_throughput(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
-    """Tokens per second and peak memory, a bar per arm with its value written on it."""
-    wanted = [("tokens_per_s", "tokens per second"), ("peak_mem_allocated_gib", "peak memory (GiB)")]
+def throughput_metrics(facts: Facts) -> list[tuple[str, str]]:
+    """Return what is known of the arms' speed and memory, as a record's key and a title."""
+    found = [("tokens_per_s", "tokens per second"), ("peak_mem_allocated_gib", "peak memory (GiB)")]
     if any(result.last("mfu_pct") is not None for result in facts.results.cells):
-        wanted.append(("mfu_pct", "model-FLOPs utilisation (%)"))
-    for panel, (key, name) in zip(panels(figure, len(wanted), narrow=narrow, share_y=False), wanted, strict=True):
+        found.append(("mfu_pct", "model-FLOPs utilisation (%)"))
+    return found
+
+
+def draw_throughput(facts: Facts, axes: Sequence[Axes], tips: Tips) -> None:
+    """Tokens per second and peak memory, a bar per arm with its value written on it."""
+    for panel, (key, name) in zip(axes, throughput_metrics(facts), strict=True):
         known = []
         for arm in facts.arms:
-            cells = facts.cells("confirm", arm=arm.name) or facts.cells(arm=arm.name)
-            value = mean_of(speed_of(r) if key == "tokens_per_s" else r.last(key) for r in cells)
+            found = facts.timed(arm.name)
+            value = mean_of(speed_of(r) if key == "tokens_per_s" else r.last(key) for r in found)
             if value is not None:
                 known.append((arm, value))
         top = max((value for _, value in known), default=1.0)
         for place, (arm, value) in enumerate(known):
-            bar = panel.barh(-place, value, height=0.42, color=arm_colour(arm.index))
+            bar = panel.barh(-place, value, height=0.42, color=arm_colour(facts.index[arm.name]))
             tips.add(bar.patches[0], [f"{arm.name}: {value:,.4g} {name}"])
             text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
             panel.text(value + 0.02 * top, -place, text, va="center", color=MUTED)
@@ -195,28 +182,27 @@ def has_experts(facts: Facts) -> bool:
     return any(curve(result, "expert_load_max_over_mean")[0].size > 1 for result in facts.results.cells)
 
 
-def draw_experts(facts: Facts, figure: Figure, tips: Tips, *, narrow: bool) -> None:
+def draw_experts(facts: Facts, axes: Sequence[Axes], tips: Tips) -> None:
     """Load of the busiest expert over the mean load, and the router's entropy, against tokens."""
-    axes = panels(figure, 2, narrow=narrow, share_y=False)
     names = ("load of the busiest expert (mean = 1)", "entropy of the router (nats)")
     for panel, key, name in zip(axes, ("expert_load_max_over_mean", "router_entropy"), names, strict=True):
         for arm in facts.arms:
-            _draw_spread(panel, arm, facts.cells("confirm", arm=arm.name) or facts.cells(arm=arm.name), key, tips)
-        panel.set_title(name)
+            _draw_spread(panel, facts, arm.name, key, tips)
+        panel.set_ylabel(name)
         token_axis(panel, facts.landmarks)
+        arm_legend(panel)
     axes[0].axhline(1, color=GRID, linewidth=1.2)
-    arm_legend(axes[0], len(facts.arms), narrow=narrow)
 
 
-def _draw_spread(panel: Axes, arm: Arm, cells: Sequence[CellResult], key: str, tips: Tips) -> None:
-    """Draw the mean over cells against tokens, with the band from the lowest to the highest cell."""
-    curves = [drawn for result in thinned(cells) if (drawn := curve(result, key))[0].size > 1]
+def _draw_spread(panel: Axes, facts: Facts, arm: str, key: str, tips: Tips) -> None:
+    """Draw the mean over an arm's cells against tokens, with the band from the lowest to the highest cell."""
+    curves = [drawn for result in thinned(facts.timed(arm)) if (drawn := curve(result, key))[0].size > 1]
     if not curves:
         return
     x_G, _ = thin_curve(*max(curves, key=lambda drawn: drawn[0][-1]))
     y_CG = np.asarray([np.interp(x_G, x, y, right=np.nan) for x, y in curves])
-    colour = arm_colour(arm.index)
+    colour = arm_colour(facts.index[arm])
     mean_G = np.nanmean(y_CG, axis=0)
     panel.fill_between(x_G, np.nanmin(y_CG, axis=0), np.nanmax(y_CG, axis=0), color=colour, alpha=0.15, linewidth=0)
-    (line,) = panel.plot(x_G, mean_G, color=colour, label=label(arm.name))
-    tips.add(line, [f"{arm.name}: {mean_G[-1]:.3g} at the end, mean of {written.plural(len(curves), 'cell')}"])
+    (line,) = panel.plot(x_G, mean_G, color=colour, label=label(arm))
+    tips.add(line, [f"{arm}: {mean_G[-1]:.3g} at the end, mean of {written.plural(len(curves), 'cell')}"])

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from sweeps.report.report import write_report
-from tests.sweeps.report_data import results, verdict_of
+from sweeps.verdict.decision import decide
+from tests.sweeps.report_data import results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the program chromium is not installed")
 
-NOT_SHOWN = """() => [...document.querySelectorAll('figure')].filter(figure => {
-    const shown = [...figure.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width > 0);
-    return shown.length !== 1 || shown[0].getBoundingClientRect().height < 60;
-}).map(figure => figure.id)"""
+NOT_SHOWN = """() => [...document.querySelectorAll('figure')].filter(figure =>
+    ![...figure.querySelectorAll('svg')].every(svg => svg.getBoundingClientRect().height > 60)
+).map(figure => figure.id)"""
 PAST_THE_EDGE = """() => [...document.querySelectorAll('main *')].filter(element =>
-    !element.closest('svg, .scroll, .cells, pre, .mark')
+    !element.closest('svg, .scroll, .cells, .long, pre, details')
     && element.getBoundingClientRect().right > document.documentElement.clientWidth + 1
 ).map(element => element.tagName + '.' + element.className)"""
-LETTERS_PAST_THE_EDGE = """() => [...document.querySelectorAll('figure svg text')].filter(text => {
+LETTERS_PAST_THE_EDGE = """() => [...document.querySelectorAll('.panels:not(.long) svg text')].filter(text => {
     const box = text.getBoundingClientRect();
     const width = document.documentElement.clientWidth;
     return box.width > 0 && (box.right > width + 1 || box.left < -1);
@@ -33,7 +33,7 @@ LETTERS_PAST_THE_EDGE = """() => [...document.querySelectorAll('figure svg text'
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep = results({"large_batch": (32, 64), "balanced": (8, 256), "<script>alert(1)</script>": (2, 1024)})
-    return write_report(sweep, verdict_of(sweep), tmp_path_factory.mktemp("report")).html
+    return write_report(sweep, decide(sweep), tmp_path_factory.mktemp("report")).html
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_report_opens_quietly_and_fetches_nothing(visit: Visit, page_file: P
 
 
 @EVERYWHERE
-def test_every_picture_is_visible_once_and_nothing_sticks_out(visit: Visit) -> None:
+def test_every_picture_is_visible_and_nothing_sticks_out(visit: Visit) -> None:
     assert visit.page.evaluate(NOT_SHOWN) == []
     assert visit.page.evaluate(PAST_THE_EDGE) == []
     assert visit.page.evaluate(LETTERS_PAST_THE_EDGE) == []
@@ -89,7 +89,7 @@ def test_every_picture_is_visible_once_and_nothing_sticks_out(visit: Visit) -> N
 
 @pytest.mark.parametrize(("visit", "dark"), [((1400, "light"), False), ((1400, "dark"), True)], indirect=["visit"])
 def test_pictures_follow_the_colour_scheme_of_the_page(visit: Visit, dark: bool) -> None:
-    fill = "getComputedStyle(document.querySelector('#plot-confirm svg.wide text')).fill"
+    fill = "getComputedStyle(document.querySelector('#plot-confirm svg text')).fill"
     channels = [int(part) for part in visit.page.evaluate(fill).removeprefix("rgb(").removesuffix(")").split(",")]
     assert (sum(channels) > 3 * 128) == dark
 
@@ -117,8 +117,23 @@ def test_the_table_of_cells_filters_by_words(visit: Visit) -> None:
     assert visit.page.inner_text("#shown") == str(len(column(visit, 1))) == "5"
 
 
+@pytest.mark.parametrize("visit", [(390, "light")], indirect=True)
+def test_on_a_phone_the_table_of_arms_shows_mean_interval_and_rate_within_the_screen(visit: Visit) -> None:
+    script = "found => found.filter(th => th.offsetWidth > 0).map(th => th.textContent)"
+    titles = visit.page.eval_on_selector_all("#arms table >> nth=0 >> th", script)
+    assert titles == ["arm", "test loss", "interval", "best lr"]
+    assert visit.page.evaluate("(e => e.scrollWidth <= e.clientWidth)(document.querySelector('#arms .scroll'))")
+
+
+def test_kept_checks_wait_behind_a_click(visit: Visit) -> None:
+    kept = visit.page.locator("#checks details table")
+    assert not kept.is_visible()
+    visit.page.click("#checks summary")
+    assert "precision used in every cell" in kept.inner_text()
+
+
 def test_a_mark_says_what_it_is_when_pointed_at(visit: Visit) -> None:
-    mark = visit.page.locator("#plot-confirm svg.wide use[data-tip]").first
+    mark = visit.page.locator("#plot-confirm svg use[data-tip]").first
     mark.scroll_into_view_if_needed()
     mark.hover(force=True)
     assert "confirm" in visit.page.inner_text("#tip")

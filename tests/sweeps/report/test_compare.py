@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.errors import BadInputError
+from sweeps.formatting import shown_line
+from sweeps.ledger.names import require_name
 from sweeps.ledger.results import SweepResults
-from sweeps.report.compare import agreement, compare_report, shared_pairs
-from sweeps.report.facts import Facts
-from tests.sweeps.report_data import ARMS, judged, results, verdict_of
+from sweeps.report.compare import agreement, compare_report, comparison_folder, shared_pairs
+from sweeps.verdict.decision import decide
+from tests.sweeps.report_data import ARMS, judged, results
 
 
 def test_a_comparison_says_whether_verdicts_agree(finished: SweepResults) -> None:
@@ -21,42 +24,53 @@ def test_a_comparison_says_whether_verdicts_agree(finished: SweepResults) -> Non
     tie = agreement([ours, judged(other, outcome="tie", winner=None)])
     assert tie == (
         "The verdicts do not agree, nor do they contradict each other: balanced wins in first, other ends in a tie, "
-        "with balanced lowest there too."
+        "with the lowest mean for the same arm."
     )
-    withheld = agreement([ours, judged(other, outcome="withheld", winner=None)])
-    assert withheld.startswith("Nothing can be said about agreement of first and other, because other is withheld")
+    undecided = agreement([judged(each, outcome="undecided", winner=None) for each in (finished, other)])
+    assert undecided == "None of first and other names a winner; balanced has the lowest mean in each."
+
+
+def test_sweeps_without_verdicts_cannot_be_compared_and_the_commands_that_decide_are_named(
+    finished: SweepResults,
+) -> None:
+    command = "sweeps extend other --seeds 3"
+    open_sweep = judged(results(seeds=3, name="other"), outcome="exploratory", winner=None, command=command)
+    assert agreement([judged(finished), open_sweep]) == (
+        f"first and other cannot be compared yet: other has no decided verdict. To decide: `{shown_line(command)}`."
+    )
+    assert agreement([open_sweep, open_sweep]).startswith(
+        "other and other cannot be compared yet: neither has a decided verdict. To decide: "
+    )
 
 
 def test_a_pair_of_two_sweeps_is_opposite_when_both_are_clear_and_differ(finished: SweepResults) -> None:
-    turned = verdict_of(finished)
-    for pair in turned["pairs"]:
-        other = {pair["a"]: pair["b"], pair["b"]: pair["a"]}[pair["decision"].removesuffix(" is better")]
-        pair["decision"] = f"{other} is better"
-    pairs = shared_pairs([judged(finished), Facts(finished, turned)])
-    assert [pair.agreement for pair in pairs] == ["opposite"] * len(pairs)
+    ours = judged(finished)
+    turned = tuple(
+        replace(pair, decision=f"{pair.rival_of(pair.better or '')} is better") for pair in ours.verdict.pairs
+    )
+    pairs = shared_pairs([ours, judged(finished, pairs=turned)])
+    assert [pair.agreement for pair in pairs] == ["opposite"] * 3
 
 
-def test_a_pair_is_parted_by_its_decision_and_not_by_its_own_interval(
-    finished: SweepResults,
-) -> None:
-    held = verdict_of(finished)
-    for pair in held["pairs"]:
-        assert not pair["ci_low"] <= 0 <= pair["ci_high"]
-        pair["decision"] = "undecided"  # what Holm's adjustment may leave of a p-value just below alpha
-    pairs = shared_pairs([Facts(finished, held), Facts(finished, held)])
+def test_a_pair_is_separated_by_its_decision_and_not_by_its_own_interval(finished: SweepResults) -> None:
+    # "undecided" is what Holm's adjustment may leave of a p-value just below alpha
+    held = tuple(replace(pair, decision="undecided") for pair in judged(finished).verdict.pairs)
+    assert all(pair.ci_low * pair.ci_high > 0 for pair in held)
+    pairs = shared_pairs([judged(finished, pairs=held)] * 2)
     assert all(pair.agreement.endswith("not separated in any") for pair in pairs)
 
 
-def test_a_pair_is_agreed_on_only_where_every_sweep_has_a_verdict(finished: SweepResults) -> None:
-    pairs = shared_pairs([judged(finished), judged(finished, outcome="withheld", winner=None)])
-    assert {pair.agreement for pair in pairs} == {"not judged in all"}
+def test_a_pair_that_is_clear_in_one_sweep_only_says_so(finished: SweepResults) -> None:
+    held = tuple(replace(pair, decision="undecided") for pair in judged(finished).verdict.pairs)
+    pairs = shared_pairs([judged(finished), judged(finished, pairs=held)])
+    assert pairs[0].agreement == "balanced where it is clear"
 
 
 def test_a_comparison_is_written_with_what_was_different(finished: SweepResults, tmp_path: Path) -> None:
     other = results(dict(list(ARMS.items())[:2]), seeds=3, name="<b>other</b>")
     space = {**other.beginning["space"], "corpus": {"kind": "hub", "dataset": "novels"}}
     other = replace(other, beginning={**other.beginning, "space": space})
-    files = compare_report((finished, verdict_of(finished)), (other, verdict_of(other)), folder=tmp_path)
+    files = compare_report([(finished, decide(finished)), (other, decide(other))], folder=tmp_path)
     page = files.html.read_text()
     assert "<b>other" not in page
     assert "corpus.dataset" in page
@@ -64,14 +78,33 @@ def test_a_comparison_is_written_with_what_was_different(finished: SweepResults,
     assert [path.name for path in files.plots] == ["pairs.png", "pairs.svg"]
 
 
+def test_what_sweeps_say_together_is_left_out_where_one_of_them_was_not_judged(
+    finished: SweepResults, tmp_path: Path
+) -> None:
+    verdict = decide(finished)
+    withheld = replace(verdict, outcome="withheld", winner=None)
+    judged_in_all = compare_report([(finished, verdict)] * 2, folder=tmp_path / "both").markdown.read_text()
+    not_in_all = compare_report([(finished, verdict), (finished, withheld)], folder=tmp_path).markdown.read_text()
+    assert "balanced in all" in judged_in_all
+    assert "balanced in all" not in not_in_all
+
+
 def test_a_comparison_of_many_arms_draws_the_pairs_of_the_leading_one(
     finished: SweepResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sweeps.report.compare.MAX_DRAWN_PAIRS", 2)
-    verdict = verdict_of(finished)
-    page = compare_report((finished, verdict), (finished, verdict), folder=tmp_path).html.read_text()
+    page = compare_report([(finished, decide(finished))] * 2, folder=tmp_path).html.read_text()
     picture = page.partition("<figure")[2].partition("</figure")[0]
-    assert "balanced − large_batch" not in picture
     assert "large_batch − balanced" in picture
     assert "large_batch − long_seq" not in picture
     assert "large_batch − long_seq" in page
+
+
+def test_a_comparison_lies_in_the_runs_folder_under_a_name_that_no_sweep_can_have(tmp_path: Path) -> None:
+    assert comparison_folder(str(tmp_path), ["a", "b"], None) == tmp_path / "a+b"
+    assert comparison_folder(str(tmp_path), ["a", "b", "c", "d"], None) == tmp_path / "a+b+2"
+    assert comparison_folder(str(tmp_path), ["a", "b"], tmp_path / "mine") == tmp_path / "mine"
+    with pytest.raises(BadInputError, match="s3://bucket/runs is not a local folder; say with --out DIR"):
+        comparison_folder("s3://bucket/runs", ["a", "b"], None)
+    with pytest.raises(BadInputError):
+        require_name("a+b")

@@ -17,6 +17,8 @@ from sweeps.formatting import (
     interval,
     listed,
     loss,
+    markdown_table,
+    markdown_text,
     moment,
     p_value,
     plural,
@@ -25,10 +27,9 @@ from sweeps.formatting import (
     short_count,
     signed,
 )
-from sweeps.report.facts import Facts
-from sweeps.report.markdown import MAX_CELLS, escaped, markdown, table_lines
+from sweeps.report.markdown import MAX_CELLS, markdown
 from sweeps.report.space_toml import as_toml
-from tests.sweeps.report_data import changed, results, verdict_of
+from tests.sweeps.report_data import changed, judged, results
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -49,8 +50,7 @@ def test_text_in_a_space_is_written_so_that_it_is_read_back() -> None:
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    sweep = results()
-    return markdown(Facts(sweep, verdict_of(sweep)), ["confirm", "rates"])
+    return markdown(judged(results()), ["confirm", "rates"])
 
 
 def test_the_statement_is_the_title(text: str) -> None:
@@ -72,10 +72,11 @@ def test_every_cell_of_a_small_sweep_is_listed(text: str) -> None:
 def test_a_large_sweep_lists_the_cells_that_did_not_end_as_planned() -> None:
     sweep = results(seeds=30)
     sweep = changed(sweep, lambda r: replace(r, outcome="failed") if r.cell.seed == 110 else r)
-    text = markdown(Facts(sweep, verdict_of(sweep)))
+    text = markdown(judged(sweep))
     assert len(sweep.cells) > MAX_CELLS
-    assert "## Cells that did not complete" in text
-    assert text.partition("## Cells that did not complete")[2].partition("##")[0].count("failed") == 3
+    cells = text.partition("## Every cell")[2].partition("##")[0]
+    assert "4 did not end as planned" in cells
+    assert len(re.findall(r"\| +failed \|", cells)) == 3
 
 
 def test_pictures_are_linked_beside_the_file(text: str) -> None:
@@ -83,14 +84,14 @@ def test_pictures_are_linked_beside_the_file(text: str) -> None:
 
 
 def test_names_cannot_become_markup() -> None:
-    assert escaped("<script>") == r"\<script>"
-    assert escaped("a|b *c* [d](e)\nf") == r"a\|b \*c\* \[d\](e) f"
-    assert escaped("large_batch < 3") == "large_batch < 3"
-    assert escaped("_x_") == r"\_x\_"
+    assert markdown_text("<script>") == r"\<script>"
+    assert markdown_text("a|b *c* [d](e)\nf") == r"a\|b \*c\* \[d\](e) f"
+    assert markdown_text("large_batch < 3") == "large_batch < 3"
+    assert markdown_text("_x_") == r"\_x\_"
 
 
 def test_a_table_without_rows_has_its_header() -> None:
-    assert list(table_lines(("a", "bb"), [])) == ["| a | bb |", "| - | -: |"]
+    assert markdown_table(("a", "bb"), []) == "| a | bb |\n| - | -: |"
 
 
 def test_numbers_are_written_with_their_noise_in_mind() -> None:

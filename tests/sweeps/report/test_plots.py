@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sweeps.report.facts import Facts, Stretch
+from sweeps.report.plots.answer import FEWEST_TARGETS, position_losses
 from sweeps.report.plots.files import PLOTS, Picture, draw_all
 from sweeps.report.plots.schedule import MAX_STRETCHES, merged
 from sweeps.report.plots.style import (
@@ -25,18 +26,24 @@ from sweeps.report.plots.style import (
     svg_text,
 )
 from sweeps.report.plots.training import MAX_CURVES_PER_ARM, MAX_POINTS_PER_CURVE, smoothed, thin_curve, thinned
-from tests.sweeps.report_data import changed, results, verdict_of
+from sweeps.verdict.rows import ControlSplit, Estimate
+from tests.sweeps.report_data import changed, judged, results
 
 
 @pytest.fixture(scope="module")
 def facts() -> Facts:
-    sweep = results()
-    controls = [
-        {"a": "large_batch", "b": "long_seq", "lead": -0.09, "lead_ci_low": -0.1, "lead_ci_high": -0.08,
-         "diversity": 0.03, "diversity_ci_low": 0.02, "diversity_ci_high": 0.04,
-         "length": -0.12, "length_ci_low": -0.13, "length_ci_high": -0.11}
-    ]  # fmt: skip
-    return Facts(sweep, verdict_of(sweep, controls=controls))
+    control = ControlSplit(
+        a="large_batch",
+        b="long_seq",
+        seeds=5,
+        lr=0.02,
+        lead=Estimate(mean=-0.09, low=-0.1, high=-0.08),
+        diversity=Estimate(mean=0.03, low=0.02, high=0.04),
+        length=Estimate(mean=-0.12, low=-0.13, high=-0.11),
+        diversity_share=None,
+        at_edge=False,
+    )
+    return judged(results(), controls=(control,))
 
 
 @pytest.fixture(scope="module")
@@ -56,38 +63,55 @@ def test_files_are_a_png_and_a_well_formed_svg(pictures: dict[str, Picture]) -> 
 
 def test_inline_pictures_are_well_formed_and_carry_no_colour_of_their_own(pictures: dict[str, Picture]) -> None:
     for picture in pictures.values():
-        for inline in (picture.inline_wide, picture.inline_narrow):
+        for inline in picture.panels:
             ET.fromstring(inline)
             assert not any(colour in inline for colour in CSS_VARIABLES)
             assert set(re.findall(r"#[0-9a-f]{6}\b", inline)) == set()
 
 
 def test_ids_of_all_inline_pictures_together_are_unique_and_found(pictures: dict[str, Picture]) -> None:
-    page = "".join(picture.inline_wide + picture.inline_narrow for picture in pictures.values())
+    page = "".join(panel for picture in pictures.values() for panel in picture.panels)
     ids = Counter(re.findall(r'\bid="([^"]+)"', page))
     assert max(ids.values()) == 1
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(ids)
 
 
 def test_every_confirm_seed_says_what_it_is(facts: Facts, pictures: dict[str, Picture]) -> None:
-    tips = re.findall(r'data-tip="([^"]+)"', pictures["confirm"].inline_wide)
+    tips = re.findall(r'data-tip="([^"]+)"', "".join(pictures["confirm"].panels))
     for result in facts.cells("confirm"):
         assert any(f"{result.cell.strategy}, confirm" in tip and f"seed {result.cell.seed}," in tip for tip in tips)
 
 
 def test_a_best_rate_at_the_edge_is_flagged(facts: Facts) -> None:
     edge = changed(facts.results, lambda r: None if r.cell.phase == "explore" and r.cell.lr == 0.005 else r)
-    drawn = {picture.name: picture.inline_wide for picture in draw_all(Facts(edge, verdict_of(edge)))}
+    drawn = {picture.name: "".join(picture.panels) for picture in draw_all(judged(edge))}
     assert "best, at the edge" in drawn["rates"]
 
 
 def test_the_fitted_optimum_is_marked_in_every_arm_that_has_one(facts: Facts, pictures: dict[str, Picture]) -> None:
-    fitted = [name for name, optimum in facts.optima.items() if optimum.lr is not None]
+    fitted = {name: optimum.lr for name, optimum in facts.verdict.optima.items() if optimum.lr is not None}
     assert fitted
-    for name in fitted:
-        assert (
-            f'data-tip="{name}: fitted optimum {facts.optima[name].lr:.4g}, interval ' in pictures["rates"].inline_wide
-        )
+    for name, lr in fitted.items():
+        assert f'data-tip="{name}: fitted optimum {lr:.4g}, interval ' in "".join(pictures["rates"].panels)
+
+
+def test_cells_that_were_stopped_are_arrows_with_the_loss_at_the_stop(
+    facts: Facts, pictures: dict[str, Picture]
+) -> None:
+    stopped = [result for result in facts.cells("explore") if result.outcome == "stopped_early"]
+    panels = "".join(pictures["rates"].panels)
+    assert stopped
+    for result in stopped:
+        assert f">{result.val_loss:.2f}</text>" in panels
+
+
+def test_positions_with_few_targets_are_left_out(facts: Facts) -> None:
+    scores = facts.confirmed("long_seq")[0].scores
+    assert scores is not None
+    targets = {(b["first"], b["last"]): b["n_targets"] for b in scores["loss_by_position"]}
+    shown = position_losses(facts, "long_seq")
+    assert min(targets.values()) < FEWEST_TARGETS
+    assert set(shown) == {bucket for bucket, number in targets.items() if number >= FEWEST_TARGETS}
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone(facts: Facts) -> None:
@@ -105,12 +129,14 @@ def test_tips_reach_the_marks_they_were_given_for() -> None:
         axes = figure.subplots()
         tips.add(axes.scatter([1, 2, 3], [1, 2, 3], color=ARM_LIGHT[0]), ["one", 'two "quoted"', "<three>"])
         tips.add(axes.plot([1, 3], [1, 3])[0], ["a line"])
-        inline = inline_svg(svg_text(figure), prefix="p", tips=tips, title="t", css_class="wide")
-    marks = re.findall(r'<(\w+)[^>]* data-tip="([^"]*)"', inline.replace("<use data-tip", "<use  data-tip"))
-    assert sorted(re.findall(r'data-tip="([^"]*)"', inline)) == sorted(
-        ["one", "two &quot;quoted&quot;", "&lt;three&gt;", "a line"]
-    )
-    assert {tag for tag, _ in marks} <= {"use", "g"}
+        inline = inline_svg(svg_text(figure, salt="p"), tips=tips, title="t")
+    tagged = [(element.tag.rpartition("}")[2], element.get("data-tip")) for element in ET.fromstring(inline).iter()]
+    assert [pair for pair in tagged if pair[1]] == [
+        ("use", "one"),
+        ("use", 'two "quoted"'),
+        ("use", "<three>"),
+        ("g", "a line"),
+    ]
 
 
 def test_nine_arms_can_be_told_apart_by_colour_and_marker() -> None:

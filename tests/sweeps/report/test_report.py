@@ -5,57 +5,61 @@ from __future__ import annotations
 import html
 import math
 import re
+import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.report.facts import Facts
 from sweeps.report.report import render, write_report
-from sweeps.report.tables import cell_rows
-from tests.sweeps.report_data import RUNGS, changed, many_cells, results, verdict_of
+from sweeps.report.tables import cell_table
+from sweeps.verdict.decision import decide
+from tests.sweeps.report_data import RUNGS, changed, judged, many_cells, results
 
 
 @pytest.fixture(scope="module")
 def report(finished: SweepResults, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    write_report(finished, verdict_of(finished), folder)
+    write_report(finished, decide(finished), folder)
     return folder
 
 
-def page_of(sweep: SweepResults, folder: Path, **verdict: Any) -> str:
-    return write_report(sweep, verdict_of(sweep, **verdict), folder).html.read_text()
+def page_of(sweep: SweepResults, folder: Path) -> str:
+    return write_report(sweep, decide(sweep), folder).html.read_text()
 
 
-def text_of(sweep: SweepResults, **verdict: Any) -> str:
+def text_of(sweep: SweepResults) -> str:
     """The page without its pictures, which take most of the time."""
-    return render(Facts(sweep, verdict_of(sweep, **verdict)), [])
+    return render(judged(sweep), [])
 
 
 class _Texts(HTMLParser):
-    """Collects the visible text by the id of the section that it stands in, and the tags."""
+    """Collects the tags, the text of the title and that of the statement."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.headings: list[str] = []
-        self._in_h1 = 0
+        self.statement = ""
+        self._open: list[tuple[str, str | None]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self._in_h1 += tag == "h1"
+        self._open.append((tag, dict(attrs).get("id")))
         if tag == "h1":
             self.headings.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        self._in_h1 -= tag == "h1"
+        while self._open and self._open.pop()[0] != tag:
+            pass
 
     def handle_data(self, data: str) -> None:
-        if self._in_h1:
+        if ("h1", None) in self._open:
             self.headings[-1] += data
+        if ("p", "statement") in self._open:
+            self.statement += data
 
 
 def parsed(page: str) -> _Texts:
@@ -64,9 +68,52 @@ def parsed(page: str) -> _Texts:
     return texts
 
 
-def test_the_page_begins_with_the_verdicts_statement_word_for_word(finished: SweepResults, report: Path) -> None:
-    statement = verdict_of(finished)["statement"]
-    assert parsed((report / "report.html").read_text()).headings == [statement.replace("`", "")]
+def test_the_page_begins_with_the_outcome_and_has_the_statement_word_for_word(
+    finished: SweepResults, report: Path
+) -> None:
+    page = parsed((report / "report.html").read_text())
+    assert page.headings == [decide(finished).headline]
+    assert page.statement == decide(finished).statement
+
+
+def test_the_first_screen_of_a_win_has_the_leads_with_their_intervals_and_one_picture(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    first = page[: page.index("<nav")]
+    assert re.search(r"0\.0\d{3} nats below long_seq \(95% interval 0\.\d{4} to 0\.\d{4}, paired over 5 seeds\)", first)
+    assert re.findall(r'<figure id="([\w-]+)"', first) == ["plot-confirm"]
+    assert page.count('id="plot-confirm"') == 1
+
+
+def test_a_sweep_without_a_verdict_begins_with_what_was_seen_then_the_reason_then_the_command() -> None:
+    page = text_of(replace(results(seeds=2), folder="/runs/first"))
+    order = [
+        "balanced has the lowest mean so far",
+        "nats below long_seq",
+        "Too few confirm seeds",
+        "extend first --seeds 3",
+    ]
+    places = [page.index(words) for words in order]
+    assert places == sorted(places)
+    assert "p adjusted" not in page
+
+
+def test_kept_checks_are_folded_and_the_others_are_not(finished: SweepResults) -> None:
+    page = text_of(finished)
+    limits = page[page.index('<section id="checks">') : page.index("</section>", page.index('<section id="checks">'))]
+    shown, _, folded = limits.partition("<details>")
+    assert "measured on a CPU" in shown.replace("Measured", "measured")
+    assert "explore and confirm share no seed" in folded
+    assert "explore and confirm share no seed" not in shown
+
+
+def test_the_space_of_a_sweep_lies_beside_its_report_and_is_what_reproduce_names(
+    finished: SweepResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "first"
+    write_report(replace(finished, folder=str(folder)), decide(finished), folder)
+    assert tomllib.loads((folder / "space.toml").read_text())["budget_tokens"] == finished.budget_tokens
+    assert "run --space runs/first/space.toml" in (folder / "report.html").read_text()
 
 
 def test_the_page_asks_for_nothing_outside_itself(report: Path) -> None:
@@ -82,13 +129,13 @@ def test_the_page_asks_for_nothing_outside_itself(report: Path) -> None:
 def test_every_cell_of_the_sweep_has_a_row(finished: SweepResults, report: Path) -> None:
     page = (report / "report.html").read_text()
     assert all(str(result.cell.cell_id) in page for result in finished.cells)
-    assert len(cell_rows(Facts(finished, {}))) == len(finished.cells)
+    assert len(cell_table(judged(finished)).rows) == len(finished.cells)
 
 
 def test_files_are_written_whole_beside_each_other(report: Path) -> None:
     names = {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
     plots = {name for name in names if name.startswith("plots/")}
-    assert names - plots == {"report.html", "report.md"}
+    assert names - plots == {"report.html", "report.md", "space.toml"}
     assert {Path(name).stem for name in plots if name.endswith(".png")} == {
         Path(name).stem for name in plots if name.endswith(".svg")
     }
@@ -121,7 +168,7 @@ def test_a_sweep_that_was_only_begun_gives_a_report(finished: SweepResults, tmp_
         lambda r: replace(r, outcome=None, tokens_seen=0, val_loss=None, test_loss=None, scores=None, records=()),
     )
     page = page_of(changed(sweep, lambda r: r if r.cell.phase == "explore" else None), tmp_path)
-    assert "sweeps resume first" in page
+    assert "resume first" in page
     assert "No confirm cell has been scored yet" in page
     assert not (tmp_path / "plots").exists()
 
@@ -138,7 +185,7 @@ def test_a_sweep_in_the_middle_of_explore_says_what_is_missing(finished: SweepRe
         return replace(result, outcome=None, tokens_seen=RUNGS[1], val_loss=None) if open_cell else result
 
     page = page_of(changed(finished, halfway), tmp_path)
-    assert "have an outcome" in page
+    assert "of 12 cells have no outcome yet" in page
     assert 'id="plot-rates"' in page
     assert 'id="plot-confirm"' not in page
 
@@ -155,7 +202,7 @@ def test_what_a_sweep_does_not_have_is_not_mentioned(finished: SweepResults) -> 
     page = text_of(changed(finished, lambda r: replace(r, scores=None)))
     assert "Loss by position" not in page
     assert "How much of a lead is context" not in page
-    assert "no view at common context" in page
+    assert "own context and common context both scored" not in page
 
 
 def test_cells_of_a_single_record_give_a_report_without_curves(finished: SweepResults, tmp_path: Path) -> None:
@@ -189,6 +236,6 @@ def test_many_arms_with_long_names_give_a_report(tmp_path: Path) -> None:
 def test_ten_thousand_cells_make_a_report_of_less_than_ten_megabytes(tmp_path: Path) -> None:
     sweep = many_cells(10_000)
     assert len(sweep.cells) >= 10_000
-    files = write_report(sweep, verdict_of(sweep), tmp_path)
+    files = write_report(sweep, decide(sweep), tmp_path)
     assert files.html.stat().st_size < 10 * 2**20
     assert files.html.read_text().count("<tr>") > 10_000

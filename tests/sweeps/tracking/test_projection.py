@@ -16,6 +16,7 @@ from sweeps.ledger.results import CellResult
 from sweeps.tracking.note import MAX_NOTE_CHARS, parent_note
 from sweeps.tracking.projection import SweepView, cell_points, desired_sweep, points_digest, run_name
 from sweeps.tracking.store import tracking_store
+from sweeps.verdict.checks import Check
 from tests.sweeps import made_up_sweep as made_up
 
 
@@ -133,13 +134,14 @@ def test_the_note_has_the_statement_the_table_of_arms_the_cells_and_links() -> N
     )
     note = parent_note(view, "#/experiments/1/runs/abc/artifacts")
     assert note.startswith("**wins**: balanced learns best at 4,096 tokens.")
-    assert "| balanced | 8 x 256 x 1 | 0.02 | 5.2500 | 5.2300 to 5.2700 | 1,024 | 0.25 |" in note
+    row = ("balanced", "8 x 256 x 1", "0.02", "5.2500", "5.2300 to 5.2700", "1,024", "0.25 GiB")
+    assert row in [tuple(field.strip() for field in line.strip("|").split("|")) for line in note.splitlines()]
     assert "12 cells: 10 completed, 1 diverged, 1 stopped_early." in note
     assert "[report.html](#/experiments/1/runs/abc/artifacts/report.html?workflowType=machine_learning)" in note
 
 
 def test_a_note_too_long_for_mlflow_is_cut_and_says_so() -> None:
-    verdict = {**made_up.verdict(), "caveats": ["x" * 9_000]}
+    verdict = replace(made_up.verdict(), checks=(Check(rule=13, kept=False, sentence="x" * 9_000),))
     note = parent_note(SweepView(results=made_up.finished_sweep(), verdict=verdict), "")
     assert len(note) <= MAX_NOTE_CHARS + 100
     assert note.endswith("(cut: see the report)")

@@ -73,11 +73,11 @@ def test_of_eight_arms_one_wins_and_pairs_of_others_are_held_to_holm() -> None:
     verdict = decide(of_arms(losses))
     assert (verdict.outcome, verdict.winner) == ("wins", "arm0")
     assert len(verdict.pairs) == 28
-    others = [pair for pair in verdict.pairs if pair["a"] != "arm0"]
-    assert all(pair["p_adjusted"] >= pair["p_value"] for pair in verdict.pairs)
-    assert {pair["decision"] for pair in others} == {"undecided"}
-    assert all(pair["passes_win_test"] is True for pair in verdict.pairs if pair["a"] == "arm0")
-    assert all(pair["passes_win_test"] is None for pair in others)
+    others = [pair for pair in verdict.pairs if pair.a != "arm0"]
+    assert all(pair.p_adjusted >= pair.p_value for pair in verdict.pairs)
+    assert {pair.decision for pair in others} == {"undecided"}
+    assert all(pair.passes_win_test is True for pair in verdict.pairs if pair.a == "arm0")
+    assert all(pair.passes_win_test is None for pair in others)
 
 
 def test_thirty_seeds_state_a_smaller_chance_of_an_unseen_failure() -> None:
@@ -92,7 +92,7 @@ def test_thirty_seeds_state_a_smaller_chance_of_an_unseen_failure() -> None:
 def test_equal_coarse_losses_are_a_tie_whose_p_value_stays_at_a_thousandth() -> None:
     verdict = records({arm: dict.fromkeys(range(5), 4.4) for arm in ("a", "b")}, margin=0.03)
     assert verdict.outcome == "tie"
-    assert verdict.pairs[0]["p_value"] == 1.0
+    assert verdict.pairs[0].p_value == 1.0
     assert "two one-sided tests, p = 0.001" in verdict.statement
 
 
@@ -153,7 +153,7 @@ def test_runs_that_share_no_seed_are_compared_by_welch_from_five_runs_on() -> No
     assert (verdict.pairing, verdict.outcome, verdict.winner) == ("runs", "wins", "a")
     assert "over 8 to 30 unpaired runs per arm by Welch's test" in verdict.statement
     assert verdict.statement.startswith("a wins at the chosen rates, on this exam: ")
-    assert [test["test"] for test in verdict.pairs[0]["tests"]] == ["welch"]
+    assert [test.test for test in verdict.pairs[0].tests] == ["welch"]
     assert any("looked at before is not known" in caveat for caveat in verdict.caveats)
     few = records({"a": around(4.40, range(3)), "b": losses["b"]})
     assert few.outcome == "exploratory"
@@ -169,9 +169,9 @@ def test_equal_seeds_said_to_be_unpaired_take_both_tests_and_the_larger_p_value(
     }
     verdict = records(losses, unpaired=unpaired)
     (pair,) = verdict.pairs
-    by_name = {test["test"]: test["p_value"] for test in pair["tests"]}
+    by_name = {test.test: test.p_value for test in pair.tests}
     assert set(by_name) == ({"seeds", "welch"} if unpaired else {"seeds"})
-    assert pair["p_value"] == max(by_name.values())
+    assert pair.p_value == max(by_name.values())
     assert verdict.outcome == ("undecided" if unpaired else "wins")
     assert ("unpaired p = " in verdict.statement) is unpaired
 
@@ -181,8 +181,8 @@ def test_partly_shared_seeds_of_unequal_number_take_both_tests() -> None:
     verdict = records(losses)
     assert (verdict.pairing, verdict.winner) == ("both", "a")
     assert "paired over 4 shared seeds and unpaired over 7 to 9 runs per arm" in verdict.statement
-    assert verdict.pairs[0]["difference"] == pytest.approx(-0.2, abs=0.02)
-    assert [len(found["seeds"]) for found in verdict.strategies] == [7, 9]
+    assert verdict.pairs[0].difference == pytest.approx(-0.2, abs=0.02)
+    assert [len(found.seeds) for found in verdict.strategies] == [7, 9]
 
 
 def test_a_difference_that_hits_the_margin_exactly_is_no_tie() -> None:

@@ -123,9 +123,9 @@ def test_fewer_than_three_confirm_seeds_are_exploratory_whatever_they_say(seeds:
     assert verdict.command == "sweeps extend planted --seeds 3"
     assert verdict.seeds_needed == 3
     for pair in verdict.pairs:
-        assert pair["decision"] == "not_judged"
-        assert [pair[key] for key in ("p_value", "p_adjusted", "probability_a_better")] == [None] * 3
-        assert [test["p_value"] for test in pair["tests"]] == [None] * len(pair["tests"])
+        assert pair.decision == "not_judged"
+        assert (pair.p_value, pair.p_adjusted, pair.probability_a_better) == (None, None, None)
+        assert [test.p_value for test in pair.tests] == [None] * len(pair.tests)
 
 
 def test_exploratory_outranks_withheld_and_both_reasons_are_told() -> None:
