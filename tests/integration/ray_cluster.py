@@ -244,8 +244,14 @@ def python_without_project(folder: Path) -> str:
     [packages] = folder.glob("lib/python*/site-packages")
     (packages / "others.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")  # its .pth files are not followed
     python = str(folder / "bin" / "python")
-    missing = subprocess.run([python, "-c", "import sweeps"], capture_output=True, check=False, cwd="/").returncode != 0
-    assert missing, "the project is installed among the packages, not as `make` does it (pip install -e)"
+    found = subprocess.run(
+        [python, "-c", "import sweeps"],
+        env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        check=False,
+        cwd="/",
+    )
+    assert found.returncode != 0, "the project is installed among the packages, not as `make` does it (pip install -e)"
     return python
 
 
