@@ -57,19 +57,16 @@ class Node:
         with contextlib.suppress(psutil.NoSuchProcess):
             parent = psutil.Process(self.process.pid)
             self._family = list({*self._family, parent, *parent.children(recursive=True)})
-        return [process for process in self._family if process.is_running()]
+        return [process for process in self._family if _is_alive(process)]
 
     def kill(self) -> None:
         """SIGKILL to every process of the node at once, as when its machine loses power."""
-        for _ in range(20):
-            alive = self.processes()
+        while alive := self.processes():
             for process in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=0.2)
-            if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in alive):
-                return
+            time.sleep(0.05)  # until the kernel has ended them
+        self.process.wait()
 
 
 class RayCluster:
@@ -269,6 +266,13 @@ def can_use_namespaces() -> bool:
     if made:
         _ip("netns", "del", probe)
     return made
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _with_private(folder: Path) -> tuple[str, ...]:
