@@ -57,19 +57,16 @@ class Node:
         with contextlib.suppress(psutil.NoSuchProcess):
             parent = psutil.Process(self.process.pid)
             self._family = list({*self._family, parent, *parent.children(recursive=True)})
-        return [process for process in self._family if process.is_running()]
+        return [process for process in self._family if _is_alive(process)]
 
     def kill(self) -> None:
         """SIGKILL to every process of the node at once, as when its machine loses power."""
-        for _ in range(20):
-            alive = self.processes()
+        while alive := self.processes():
             for process in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=0.2)
-            if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in alive):
-                return
+            time.sleep(0.05)  # until the kernel has ended them
+        self.process.wait()
 
 
 class RayCluster:
@@ -244,8 +241,14 @@ def python_without_project(folder: Path) -> str:
     [packages] = folder.glob("lib/python*/site-packages")
     (packages / "others.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")  # its .pth files are not followed
     python = str(folder / "bin" / "python")
-    missing = subprocess.run([python, "-c", "import sweeps"], capture_output=True, check=False, cwd="/").returncode != 0
-    assert missing, "the project is installed among the packages, not as `make` does it (pip install -e)"
+    found = subprocess.run(
+        [python, "-c", "import sweeps"],
+        env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        check=False,
+        cwd="/",
+    )
+    assert found.returncode != 0, "the project is installed among the packages, not as `make` does it (pip install -e)"
     return python
 
 
@@ -263,6 +266,13 @@ def can_use_namespaces() -> bool:
     if made:
         _ip("netns", "del", probe)
     return made
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _with_private(folder: Path) -> tuple[str, ...]:
