@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.reference_mask_loop import MaskLoopLanguageModel
 from moe.config import ModelConfig, OptimizerConfig
 from moe.device import Device
+from moe.device_choices import choose
 from moe.export import qwen3_moe_config
 from moe.model import MoELanguageModel, WeightGroups
 from moe.optim import Optimizers, build_optimizers
@@ -78,7 +79,7 @@ def ours(config: ModelConfig, precision: Precision) -> Contestant:
         ce = loss.ce_sum / loss.n_tokens
         return ce, ce + LB_LOSS_COEF * loss.lb_loss
 
-    optimizers = build_optimizers(model.weight_groups(), OPTIMIZER, CPU, precision)
+    optimizers = build_optimizers(model.weight_groups(), OPTIMIZER, choose(CPU, precision))
     return Contestant("ours", loss_of, optimizers, precision)
 
 
@@ -100,7 +101,7 @@ def mask_loop(config: ModelConfig, precision: Precision, matmul_precision: str) 
         ce, lb_loss = model(tokens_BT, targets_BT)
         return ce, ce + LB_LOSS_COEF * lb_loss
 
-    optimizers = build_optimizers(groups_by_role(model), OPTIMIZER, CPU, precision)
+    optimizers = build_optimizers(groups_by_role(model), OPTIMIZER, choose(CPU, precision))
     return Contestant("mask loop", loss_of, optimizers, precision, matmul_precision)
 
 
@@ -137,5 +138,5 @@ def transformers_model(
         out = model(input_ids=tokens_BT, labels=targets_BT, shift_labels=targets_BT)
         return out.loss - LB_LOSS_COEF * out.aux_loss, out.loss
 
-    optimizers = build_optimizers(groups_by_role(model), OPTIMIZER, CPU, precision)
+    optimizers = build_optimizers(groups_by_role(model), OPTIMIZER, choose(CPU, precision))
     return Contestant(f"{family} {experts}", loss_of, optimizers, precision, matmul_precision)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from moe.device import Device, is_out_of_memory
+from moe.device import Device, is_out_of_memory, release_cached_memory
 from moe.errors import OutOfMemory
-from moe.report import StepSums
+from moe.report import GradientSums
+from moe.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from moe.model import MoELanguageModel, StepLoss
@@ -69,7 +70,7 @@ class GradientAccumulation:
         scaler: torch.amp.GradScaler | None,
         zero_grad: Callable[[], None],
         tokens_seen: int,
-    ) -> StepSums:
+    ) -> GradientSums:
         """Leaves the gradient of the mean loss over all tokens of ``micro_batches`` in the parameters.
 
         Where memory runs out, everything of the attempt is thrown away (no weight has moved, gradients and counts
@@ -88,7 +89,7 @@ class GradientAccumulation:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             # Outside of the handler: until it ends, the error's traceback keeps the attempt's activations alive.
             zero_grad()
-            self._device.release_cached_memory()
+            release_cached_memory()
             self._split_further(micro_batches[0].tokens_BT.shape, tokens_seen, reason)
 
     def _split_further(self, shape_BT: torch.Size, tokens_seen: int, reason: str) -> None:
@@ -102,10 +103,11 @@ class GradientAccumulation:
         self.n_parts = min(2 * self.n_parts, n_rows)
         self.splits += 1
 
-    def _attempt(self, micro_batches: Sequence[MicroBatch], scaler: torch.amp.GradScaler | None) -> StepSums:
+    def _attempt(self, micro_batches: Sequence[MicroBatch], scaler: torch.amp.GradScaler | None) -> GradientSums:
         parts = [part for micro_batch in micro_batches for part in micro_batch.split(self.n_parts)]
         n_step_tokens = sum(part.tokens_BT.numel() for part in parts)
-        later_counts = self._count_later_parts(parts)
+        counting = Stopwatch(self._device)
+        later_counts = self._count_later_parts(parts, counting)
         other_counts: list[Tensor | None] = [sum_counts(later_counts)] if later_counts else [None] * len(parts)
         facts, counts = [], []
         for i, part in enumerate(parts):
@@ -117,15 +119,11 @@ class GradientAccumulation:
             if i == 0 and later_counts:
                 step_counts_LE = sum_counts([*counts, *later_counts])
                 other_counts += [step_counts_LE - own_LE for own_LE in later_counts]
-        # The only synchronisation with the device of the whole gradient, apart from the step's own.
-        train_loss, lb_loss, z_loss, router_entropy = torch.stack(facts).sum(dim=0).tolist()
-        return StepSums(
-            train_loss=train_loss,
-            lb_loss=lb_loss,
-            z_loss=z_loss,
-            router_entropy=router_entropy,
+        return GradientSums(
+            means=torch.stack(facts).sum(dim=0),
             n_tokens=n_step_tokens,
             expert_counts_LE=sum_counts(counts),
+            counting=counting,
         )
 
     def _loss(self, part: MicroBatch, other_counts_LE: Tensor | None) -> StepLoss:
@@ -137,14 +135,15 @@ class GradientAccumulation:
                 other_counts_LE=other_counts_LE,
             )
 
-    def _count_later_parts(self, parts: Sequence[MicroBatch]) -> list[Tensor]:
+    def _count_later_parts(self, parts: Sequence[MicroBatch], counting: Stopwatch) -> list[Tensor]:
         """Expert counts of all parts but the first, where the load-balancing loss needs the whole step's beforehand.
 
-        Empty where there is one part (it counts itself) or where the loss has no weight: it costs a forward.
+        Empty where there is one part (it counts itself) or where the loss has no weight: it costs a forward pass of
+        all parts but one, which is timed apart, for arms of one micro-step do without.
         """
-        if self._lb_loss_coef == 0.0:
+        if self._lb_loss_coef == 0.0 or len(parts) == 1:
             return []
-        with self._precision.autocast():
+        with counting, self._precision.autocast():
             return [
                 self._model.count_experts(part.tokens_BT, document_ids_BT=part.document_ids_BT) for part in parts[1:]
             ]

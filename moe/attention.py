@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe.config import ModelConfig
+from moe.device_choices import DeviceChoices
 from moe.matmul import Projection, compute_dtype, linear
 from moe.norm import RmsNorm
 from moe.rotary import RotaryTables, positioned_heads
@@ -35,7 +36,7 @@ class Attention(nn.Module):
         self.q_norm = RmsNorm(head_dim, config.norm_eps)
         self.k_norm = RmsNorm(head_dim, config.norm_eps)
 
-    def forward(self, x_ND: Tensor, tables: RotaryTables, mask: Tensor | None) -> Tensor:
+    def forward(self, x_ND: Tensor, tables: RotaryTables, mask: Tensor | None, choices: DeviceChoices) -> Tensor:
         """Attend within each of the B rows of T tokens that [N, D] holds, T being the tables' length.
 
         ``mask`` is one of ``document_mask``, or None for plain causality. Returns [N, D] in the type the products
@@ -44,9 +45,12 @@ class Attention(nn.Module):
         n_qk = self.n_heads + self.n_kv_heads
         weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         heads_BTHC = linear(x_ND, weight).view(-1, len(tables[0]), n_qk + self.n_kv_heads, self.head_dim)
+        # Asked before autocast is switched off, after which nothing says what the products are in.
+        dtype = x_ND.dtype if compute_dtype(x_ND.device) is None else choices.attention_dtype
         with torch.autocast(x_ND.device.type, enabled=False):
-            dtype = attention_dtype(x_ND)
-            qk_BTJC, v_BTGC = positioned_heads(heads_BTHC, self._norm_weight(), tables, self.q_norm.eps)
+            qk_BTJC, v_BTGC = positioned_heads(
+                heads_BTHC, self._norm_weight(), tables, self.q_norm.eps, choices.elementwise_bytes
+            )
             out_BTHC = self._attend(qk_BTJC.to(dtype), v_BTGC.to(dtype), mask)
         out_ND: Tensor = self.o_proj(out_BTHC.reshape(len(x_ND), -1))
         return out_ND
@@ -66,11 +70,3 @@ class Attention(nn.Module):
     def _norm_weight(self) -> Tensor:
         """The norms' weights of every query and key head, [J, C]."""
         return torch.cat((self.q_norm.weight.expand(self.n_heads, -1), self.k_norm.weight.expand(self.n_kv_heads, -1)))
-
-
-def attention_dtype(x: Tensor) -> torch.dtype:
-    """The type of queries, keys and values: autocast's on CUDA, fp32 on CPU.
-
-    On CPU the backward pass of torch's attention is up to three times slower in bf16 than in fp32.
-    """
-    return (compute_dtype(x.device) if x.device.type == "cuda" else None) or x.dtype

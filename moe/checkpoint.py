@@ -15,8 +15,8 @@ from moe.errors import CheckpointError
 STATE_FILE = "state.pt"
 _SCHEMA = 1
 
-# These decide where a run happens and when it speaks, never a weight.
-_FREE_FIELDS = frozenset({"device", "report_every_tokens", "exam_at_tokens"})
+# These decide where a run happens and when it reports. (Where determinism decides bits, the identity holds it.)
+_FREE_FIELDS = frozenset({"device", "deterministic", "report_every_tokens", "exam_at_tokens"})
 
 
 def write_state(folder: Path, state: dict[str, Any], config: TrainConfig, identity: dict[str, str]) -> None:
@@ -30,14 +30,14 @@ def write_state(folder: Path, state: dict[str, Any], config: TrainConfig, identi
     unfinished.replace(folder / STATE_FILE)
 
 
-def read_state(folder: Path, config: TrainConfig, identity: dict[str, str], device: torch.device) -> dict[str, Any]:
-    """The state that ``write_state`` wrote, with its tensors on ``device``.
+def read_state(folder: Path, config: TrainConfig, identity: dict[str, str]) -> dict[str, Any]:
+    """The state that ``write_state`` wrote, with its tensors on the CPU: a GPU need not hold it beside the model.
 
     Raises:
         CheckpointError: there is none, it cannot be read, or another config or other data made it; the message names
             every field that differs, with both values.
     """
-    document = _read(folder, device)
+    document = _read(folder)
     differences = _differences(json.loads(document["config"]), json.loads(json.dumps(config.as_dict())))
     differences += _differences(document["identity"], identity)
     if differences:
@@ -56,16 +56,16 @@ def read_model(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     Raises:
         CheckpointError: there is no checkpoint, or it cannot be read.
     """
-    document = _read(folder, torch.device("cpu"))
+    document = _read(folder)
     return ModelConfig(**json.loads(document["config"])["model"]), document["state"]["model"]
 
 
-def _read(folder: Path, device: torch.device) -> dict[str, Any]:
+def _read(folder: Path) -> dict[str, Any]:
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; choose a folder that holds a complete checkpoint")
     try:
-        document: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {error}); remove it and go on from an older checkpoint"

@@ -94,6 +94,7 @@ class TrainConfig:
     ``block_len`` is S, the longest arm's ``seq_len``: the length of the blocks that every arm's windows are cut from.
     ``exam_at_tokens`` are the points of the budget (rungs, and the budget itself) at which the model sits the
     validation exam. ``report_every_tokens`` only decides how often a report is made, never a weight.
+    ``deterministic`` demands of a GPU that equal inputs give equal bits; a CPU's do anyway.
     """
 
     model: ModelConfig
@@ -108,6 +109,7 @@ class TrainConfig:
     document_attention: bool = False
     exam_at_tokens: tuple[int, ...] = ()
     report_every_tokens: int = 65_536
+    deterministic: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict of every field, for JSON."""

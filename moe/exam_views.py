@@ -12,6 +12,7 @@ arXiv 2012.15832, on what a short evaluation context hides).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moe.device import is_out_of_memory, release_cached_memory
 from moe.exam import Exam, ExamRows
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 Losses = npt.NDArray[np.float64]
 # The table and the sliding window are never judged: a quarter of the rows keeps the exam's cost under a tenth.
 SECONDARY_SHARE = 0.25
-DEFAULT_MICRO_BATCH_ROWS = 4
+_ROWS_OF_A_PASS = 4  # of S tokens, where no number of tokens is given: a CPU is no faster with more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +104,12 @@ def score(
     rows: ExamRows,
     *,
     chunk_len: int,
-    micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
+    pass_tokens: int | None = None,
     document_attention: bool = False,
 ) -> Score:
     """Mean loss over all targets of ``rows``, cut into chunks of ``chunk_len`` that start from an empty context."""
     losses_RS = target_losses(
-        model, rows, chunk_len=chunk_len, micro_batch_rows=micro_batch_rows, document_attention=document_attention
+        model, rows, chunk_len=chunk_len, pass_tokens=pass_tokens, document_attention=document_attention
     )
     return Score(loss=float(losses_RS.mean()), bpb=_bpb(losses_RS, rows), n_targets=rows.n_targets)
 
@@ -117,7 +119,7 @@ def score_all_views(
     exam: Exam,
     *,
     seq_len: int,
-    micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
+    pass_tokens: int | None = None,
     document_attention: bool = False,
 ) -> ExamScores:
     """Every view of ``model``, trained at ``seq_len``, on the test rows; views of equal chunk length share a pass."""
@@ -129,7 +131,7 @@ def score_all_views(
             model,
             subset,
             chunk_len=chunk_len,
-            micro_batch_rows=micro_batch_rows,
+            pass_tokens=pass_tokens,
             document_attention=document_attention,
         )
 
@@ -148,7 +150,7 @@ def score_all_views(
     sliding_RS = own_RS[: few.n_rows]
     if seq_len < exam.block_len:
         sliding_RS = sliding_losses(
-            model, few, window_len=seq_len, micro_batch_rows=micro_batch_rows, document_attention=document_attention
+            model, few, window_len=seq_len, pass_tokens=pass_tokens, document_attention=document_attention
         )
     return ExamScores(
         test_loss=float(own_RS.mean()),
@@ -185,7 +187,7 @@ def target_losses(
     rows: ExamRows,
     *,
     chunk_len: int,
-    micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
+    pass_tokens: int | None = None,
     document_attention: bool = False,
 ) -> Losses:
     """Cross-entropy of every target, nats, [R, S]: each row cut into chunks that start from an empty context."""
@@ -196,7 +198,7 @@ def target_losses(
         rows,
         starts=starts,
         window_len=chunk_len,
-        micro_batch_rows=micro_batch_rows,
+        pass_tokens=pass_tokens,
         document_attention=document_attention,
     ).reshape(rows.n_rows, rows.block_len)
 
@@ -206,7 +208,7 @@ def sliding_losses(
     rows: ExamRows,
     *,
     window_len: int,
-    micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
+    pass_tokens: int | None = None,
     document_attention: bool = False,
 ) -> Losses:
     """As `target_losses`, with windows that overlap by half: all but a row's first see at least half a window."""
@@ -218,7 +220,7 @@ def sliding_losses(
         rows,
         starts=starts,
         window_len=window_len,
-        micro_batch_rows=micro_batch_rows,
+        pass_tokens=pass_tokens,
         document_attention=document_attention,
     )
     sliding_RS = np.empty((rows.n_rows, rows.block_len))
@@ -234,7 +236,7 @@ def _window_losses(
     *,
     starts: npt.NDArray[np.int64],
     window_len: int,
-    micro_batch_rows: int,
+    pass_tokens: int | None,
     document_attention: bool,
 ) -> Losses:
     """Losses [R, windows of a row, T] of the windows that begin at ``starts`` in every row."""
@@ -243,21 +245,45 @@ def _window_losses(
     inputs_WT = torch.from_numpy(rows.tokens_RS[:, positions].reshape(-1, window_len).astype(np.int64))
     targets_WT = torch.from_numpy(rows.tokens_RS[:, positions + 1].reshape(-1, window_len).astype(np.int64))
     documents_WT = torch.from_numpy(rows.documents_RS[:, positions].reshape(-1, window_len).astype(np.int64))
-    per_pass = max(1, micro_batch_rows * rows.block_len // window_len)
-    pieces: list[torch.Tensor] = []
+    per_pass = max(1, (pass_tokens or _ROWS_OF_A_PASS * rows.block_len) // window_len)
+
+    def losses_of(some: slice) -> torch.Tensor:
+        ids_WT = documents_WT[some].to(device) if document_attention else None
+        return model.token_losses(inputs_WT[some].to(device), targets_WT[some].to(device), document_ids_BT=ids_WT)
+
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            for first in range(0, inputs_WT.shape[0], per_pass):
-                some = slice(first, first + per_pass)
-                ids = documents_WT[some].to(device) if document_attention else None
-                inputs, targets = inputs_WT[some].to(device), targets_WT[some].to(device)
-                pieces.append(model.token_losses(inputs, targets, document_ids_BT=ids).cpu())
+            losses_WT = _in_passes(losses_of, inputs_WT.shape[0], per_pass)
     finally:
         model.train(was_training)
-    losses = torch.cat(pieces).double().numpy()
+    losses = losses_WT.cpu().double().numpy()  # read once, after all passes
     return np.asarray(losses, dtype=np.float64).reshape(rows.n_rows, starts.size, window_len)
+
+
+def _in_passes(losses_of: Callable[[slice], torch.Tensor], n_windows: int, per_pass: int) -> torch.Tensor:
+    """The losses of all windows, in passes of half the size from where memory has run out on.
+
+    Raises:
+        RuntimeError, MemoryError: there is no memory for a single window, or something else is wrong.
+    """
+    pieces: list[torch.Tensor] = []
+    first = 0
+    while first < n_windows:
+        try:
+            pieces.append(losses_of(slice(first, first + per_pass)))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or per_pass == 1:
+                raise
+            ran_out = True
+        else:
+            first += per_pass
+            ran_out = False
+        if ran_out:  # outside of the handler: the error's traceback keeps the pass's tensors alive
+            per_pass //= 2
+            release_cached_memory()
+    return torch.cat(pieces)
 
 
 def _bpb(losses_RS: Losses, rows: ExamRows) -> float:

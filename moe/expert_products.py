@@ -1,13 +1,14 @@
-"""The matrix products of a layer's experts over rows sorted by expert: in blocks, or grouped on a GPU.
+"""The matrix products of a layer's experts over rows sorted by expert: in blocks, expert by expert, or grouped.
 
-Both ways save the pre-activations and compute SiLU again in the backward pass.
+All ways save the pre-activations and compute SiLU again in the backward pass. ``moe.device_choices`` says which is
+taken where.
 """
 
 # D model, F expert width, H = 2F, E experts, R rows sorted by expert, S rows of a block
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from moe.matmul import fast_matmuls
+from moe.device import read_on_host
+from moe.device_choices import DeviceChoices
+from moe.matmul import fast_matmuls, product_in_fp32
 from moe.swiglu import swiglu, swiglu_backward
 
 BLOCK_BYTES = 2**22  # pre-activations worked on at once, or up to half more: near a core's caches (measured)
@@ -26,8 +29,7 @@ BLOCK_BYTES = 2**22  # pre-activations worked on at once, or up to half more: ne
 ROW_MULTIPLE_MKL = 16
 ROW_MULTIPLE_ONEDNN = 64
 # 16 bytes of bf16: how a group must be aligned where the rows are what is summed over.
-ROW_MULTIPLE_GROUPED = 8
-_GROUPED_WIDTH_MULTIPLE = 8  # 16 bytes of bf16
+ROW_MULTIPLE_GPU = 8
 
 
 class SortedRows(NamedTuple):
@@ -44,6 +46,13 @@ class Weights(NamedTuple):
     down_EDF: Tensor
 
 
+class Kept(NamedTuple):
+    """What a forward pass keeps for the backward pass; ``ends`` is ``ends_E`` as the host read it, if it did."""
+
+    hidden_RH: Tensor
+    ends: Sequence[int]
+
+
 class ExpertProducts(Protocol):
     """``down[e] @ (silu(gate) * up)`` with ``gate, up = gate_up[e] @ x`` for the rows of every expert e.
 
@@ -53,11 +62,11 @@ class ExpertProducts(Protocol):
     row_multiple: int
     least_rows: int
 
-    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Tensor | None]:
-        """Outputs [R, D] and, to keep for ``backward``, pre-activations [R, H], which ``release`` wants back."""
+    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Kept | None]:
+        """Outputs [R, D] and what ``backward`` needs, pre-activations [R, H] that are given to ``release`` after it."""
 
     def backward(
-        self, grad_RD: Tensor, rows: SortedRows, weights: Weights, hidden_RH: Tensor, weight_dtype: torch.dtype
+        self, grad_RD: Tensor, rows: SortedRows, weights: Weights, kept: Kept, weight_dtype: torch.dtype
     ) -> tuple[Tensor, Weights]:
         """Gradients of the rows and of the weights; ``grad_RD`` is zero in the rows that only pad."""
 
@@ -89,8 +98,7 @@ class BufferPool:
         """Keep the memory of a tensor that ``take`` returned."""
         base = tensor._base
         assert base is not None
-        if base.device.type == "cpu":
-            self._free.append(base)
+        self._free.append(base)
 
 
 class Block(NamedTuple):
@@ -114,10 +122,7 @@ class Blocks(NamedTuple):
 
 
 class BlockedProducts:
-    """One product per block of an expert's rows, the block's elementwise work done while it is in cache.
-
-    Reads the segments' ends on the host: free on CPU, a synchronisation on CUDA, where a block is a whole segment.
-    """
+    """One product per block of an expert's rows, the block's elementwise work done while it is in cache."""
 
     least_rows = 0
 
@@ -125,12 +130,13 @@ class BlockedProducts:
         self.row_multiple = row_multiple
         self._pool = pool
 
-    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Kept | None]:
         """As the protocol says."""
         n_hidden, n_inner = weights.gate_up_EHD.shape[1], weights.down_EDF.shape[2]
         hidden_RH = self._pool.take(len(rows.x_RD), n_hidden, rows.x_RD) if keep else None
         out_RD = torch.empty_like(rows.x_RD)
-        cut = _blocks(rows, n_hidden)
+        ends = _ends_on_host(rows)
+        cut = _blocks(rows, ends, n_hidden)
         act_buffer_SF = out_RD.new_empty(cut.longest, n_inner)
         if hidden_RH is None:
             buffer_SH = out_RD.new_empty(cut.longest, n_hidden)
@@ -145,16 +151,16 @@ class BlockedProducts:
                 torch.mm(x_SD, gate_up_weights[expert], out=gate_up_SH)
                 act_SF = swiglu(gate_up_SH, out_SF=act_buffer_SF[:n_rows])
                 torch.mm(act_SF, down_weights[expert], out=out_SD)
-        return out_RD, hidden_RH
+        return out_RD, None if hidden_RH is None else Kept(hidden_RH, ends)
 
     def backward(
-        self, grad_RD: Tensor, rows: SortedRows, weights: Weights, hidden_RH: Tensor, weight_dtype: torch.dtype
+        self, grad_RD: Tensor, rows: SortedRows, weights: Weights, kept: Kept, weight_dtype: torch.dtype
     ) -> tuple[Tensor, Weights]:
         """As the protocol says."""
-        grad_x_RD = torch.empty_like(rows.x_RD)
+        grad_x_RD, hidden_RH = torch.empty_like(rows.x_RD), kept.hidden_RH
         grads = Weights(*(torch.empty_like(weight, dtype=weight_dtype) for weight in weights))
         n_hidden, n_inner = weights.gate_up_EHD.shape[1], weights.down_EDF.shape[2]
-        cut = _blocks(rows, n_hidden)
+        cut = _blocks(rows, kept.ends, n_hidden)
         for idle in set(range(len(rows.ends_E))) - {block.expert for block in cut.blocks}:
             grads.gate_up_EHD[idle].zero_()
             grads.down_EDF[idle].zero_()
@@ -179,17 +185,22 @@ class BlockedProducts:
         self._pool.give_back(hidden_RH)
 
 
-def _blocks(rows: SortedRows, n_hidden: int) -> Blocks:
+def _ends_on_host(rows: SortedRows) -> list[int]:
+    """The row after each expert's last. Fake tensors, which predict memory, have no numbers: their loads are equal."""
+    if isinstance(rows.ends_E, FakeTensor):
+        n_rows, n_experts = len(rows.x_RD), len(rows.ends_E)
+        return [min(n_rows, -(-n_rows // n_experts) * (expert + 1)) for expert in range(n_experts)]
+    ends: list[int] = read_on_host(rows.ends_E)
+    return ends
+
+
+def _blocks(rows: SortedRows, ends: Sequence[int], n_hidden: int) -> Blocks:
     """Every expert's rows in blocks, the last one of which takes up to half of another block with it."""
     n_rows = len(rows.x_RD)
     row_bytes = n_hidden * rows.x_RD.element_size()
-    size = max(64, BLOCK_BYTES // row_bytes // 64 * 64) if rows.x_RD.device.type == "cpu" else n_rows
-    # Fake tensors predict memory: they have no number to read, and one block stands for all.
-    if isinstance(rows.ends_E, FakeTensor):
-        share = -(-n_rows // len(rows.ends_E))
-        ends = [share if share <= size + size // 2 else size]
-    else:
-        ends = rows.ends_E.tolist()
+    size = max(64, BLOCK_BYTES // row_bytes // 64 * 64)
+    if isinstance(rows.ends_E, FakeTensor):  # one block stands for all
+        ends = [ends[0] if ends[0] <= size + size // 2 else size]
     blocks = []
     for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         left = end - start
@@ -211,23 +222,77 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
         total.addmm_(a, b)
 
 
+class ExpertByExpertProducts:
+    """One product per expert, elementwise work on all rows at once: for GPUs that have no grouped product.
+
+    The host reads the segments' ends once, in the forward pass, and keeps them for the backward pass.
+    """
+
+    row_multiple = ROW_MULTIPLE_GPU
+    least_rows = 0
+
+    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Kept | None]:
+        """As the protocol says."""
+        ends = _ends_on_host(rows)
+        x_RD, n_rows = rows.x_RD, len(rows.x_RD)
+        hidden_RH = x_RD.new_empty(n_rows, weights.gate_up_EHD.shape[1])
+        out_RD = torch.empty_like(x_RD)
+        for expert, segment in _segments(ends):
+            torch.mm(x_RD[segment], weights.gate_up_EHD[expert].T, out=hidden_RH[segment])
+        act_RF = swiglu(hidden_RH, out_SF=x_RD.new_empty(n_rows, weights.down_EDF.shape[2]))
+        for expert, segment in _segments(ends):
+            torch.mm(act_RF[segment], weights.down_EDF[expert].T, out=out_RD[segment])
+        return out_RD, Kept(hidden_RH, ends) if keep else None
+
+    def backward(
+        self, grad_RD: Tensor, rows: SortedRows, weights: Weights, kept: Kept, weight_dtype: torch.dtype
+    ) -> tuple[Tensor, Weights]:
+        """As the protocol says."""
+        grads = Weights(*(torch.empty_like(weight, dtype=weight_dtype) for weight in weights))
+        grad_x_RD, grad_hidden_RH = torch.empty_like(rows.x_RD), torch.empty_like(kept.hidden_RH)
+        act_RF, grad_act_RF = (grad_RD.new_empty(len(grad_RD), weights.down_EDF.shape[2]) for _ in range(2))
+        busy = list(_segments(kept.ends))
+        for idle in set(range(len(grads.down_EDF))) - {expert for expert, _ in busy}:
+            grads.gate_up_EHD[idle].zero_()
+            grads.down_EDF[idle].zero_()
+        for expert, segment in busy:
+            torch.mm(grad_RD[segment], weights.down_EDF[expert], out=grad_act_RF[segment])
+        swiglu_backward(kept.hidden_RH, grad_act_RF, act_SF=act_RF, grad_gate_up_SH=grad_hidden_RH)
+        for expert, segment in busy:
+            product_in_fp32(grad_RD[segment].T, act_RF[segment], out=grads.down_EDF[expert])
+            product_in_fp32(grad_hidden_RH[segment].T, rows.x_RD[segment], out=grads.gate_up_EHD[expert])
+            torch.mm(grad_hidden_RH[segment], weights.gate_up_EHD[expert], out=grad_x_RD[segment])
+        return grad_x_RD, grads
+
+    def release(self, hidden_RH: Tensor) -> None:
+        """Nothing to do: CUDA's caching allocator keeps memory by itself."""
+
+
+def _segments(ends: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """The rows of every expert that has some."""
+    for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        if end > start:
+            yield expert, slice(start, end)
+
+
 class GroupedProducts:
     """One ``grouped_mm`` per product for all experts: offsets stay on the device and the host never waits."""
 
-    row_multiple = ROW_MULTIPLE_GROUPED
+    row_multiple = ROW_MULTIPLE_GPU
     least_rows = 1  # an expert whose group is empty would have its weight gradient left unwritten
 
-    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: SortedRows, weights: Weights, *, keep: bool) -> tuple[Tensor, Kept | None]:
         """As the protocol says."""
         hidden_RH = functional.grouped_mm(rows.x_RD, weights.gate_up_EHD.mT, offs=rows.ends_E)
         act_RF = swiglu(hidden_RH, out_SF=hidden_RH.new_empty(len(hidden_RH), weights.down_EDF.shape[2]))
         out_RD = functional.grouped_mm(act_RF, weights.down_EDF.mT, offs=rows.ends_E)
-        return out_RD, hidden_RH if keep else None
+        return out_RD, Kept(hidden_RH, ()) if keep else None
 
     def backward(
-        self, grad_RD: Tensor, rows: SortedRows, weights: Weights, hidden_RH: Tensor, weight_dtype: torch.dtype
+        self, grad_RD: Tensor, rows: SortedRows, weights: Weights, kept: Kept, weight_dtype: torch.dtype
     ) -> tuple[Tensor, Weights]:
         """As the protocol says."""
+        hidden_RH = kept.hidden_RH
         grad_act_RF = functional.grouped_mm(grad_RD, weights.down_EDF, offs=rows.ends_E)
         act_RF, grad_hidden_RH = torch.empty_like(grad_act_RF), torch.empty_like(hidden_RH)
         swiglu_backward(hidden_RH, grad_act_RF, act_SF=act_RF, grad_gate_up_SH=grad_hidden_RH)
@@ -241,16 +306,12 @@ class GroupedProducts:
 
 
 def choose_products(
-    device: torch.device, dtype: torch.dtype, pool: BufferPool, widths: Sequence[int] = ()
+    choices: DeviceChoices, dtype: torch.dtype, pool: BufferPool, widths: Sequence[int] = ()
 ) -> ExpertProducts:
-    """The fastest way that this device has for products in this type: the one place where it is chosen.
-
-    On CUDA, bf16 is grouped: ``moe.precision`` gives bf16 to GPUs from compute capability 8.0 on and to no older one,
-    and those are the GPUs that ``grouped_mm`` is made for. fp16 and fp32 go expert by expert. On CPU ``grouped_mm``
-    is a loop without blocks. ``widths`` are the model's and the experts': rows of a grouped product begin at multiples
-    of 16 bytes, so others than multiples of 8 go expert by expert too.
-    """
-    if device.type == "cuda":
-        grouped = dtype == torch.bfloat16 and not any(width % _GROUPED_WIDTH_MULTIPLE for width in widths)
-        return GroupedProducts() if grouped else BlockedProducts(ROW_MULTIPLE_GROUPED, pool)
+    """The way that is chosen for products in ``dtype``; ``widths`` are the model's and the experts'."""
+    way = choices.products_way(dtype, widths)
+    if way == "grouped":
+        return GroupedProducts()
+    if way == "expert by expert":
+        return ExpertByExpertProducts()
     return BlockedProducts(ROW_MULTIPLE_MKL if dtype == torch.float32 else ROW_MULTIPLE_ONEDNN, pool)

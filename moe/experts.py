@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
-from moe.expert_products import BufferPool, ExpertProducts, SortedRows, Weights, choose_products
+from moe.device_choices import DeviceChoices
+from moe.expert_products import BufferPool, ExpertProducts, Kept, SortedRows, Weights, choose_products
 from moe.matmul import compute_dtype
 
 
@@ -86,10 +87,11 @@ class _MixtureOfExperts(torch.autograd.Function):
     ) -> Tensor:
         cast_ND, weights = x_ND.to(dtype), Weights(gate_up_EHD.to(dtype), down_EDF.to(dtype))
         rows = SortedRows(_rows_of(cast_ND, plan), plan.ends_E)
-        out_RD, hidden_RH = products.forward(rows, weights, keep=keep)
-        if hidden_RH is not None:
-            ctx.save_for_backward(cast_ND, weights_NK, *weights, *plan, out_RD, hidden_RH)
-            ctx.products, ctx.weight_dtype = products, gate_up_EHD.dtype  # type: ignore[attr-defined]
+        out_RD, kept = products.forward(rows, weights, keep=keep)
+        if kept is not None:
+            ctx.save_for_backward(cast_ND, weights_NK, *weights, *plan, out_RD, kept.hidden_RH)
+            ctx.products, ctx.ends = products, kept.ends  # type: ignore[attr-defined]
+            ctx.weight_dtype = gate_up_EHD.dtype  # type: ignore[attr-defined]
         return _sum_of_rows(out_RD.to(weights_NK.dtype), plan.row_NK, weights_NK)
 
     @staticmethod
@@ -105,7 +107,7 @@ class _MixtureOfExperts(torch.autograd.Function):
             grad_RD,
             rows,
             Weights(gate_up, down),
-            hidden_RH,
+            Kept(hidden_RH, ctx.ends),  # type: ignore[attr-defined]
             ctx.weight_dtype,  # type: ignore[attr-defined]
         )
         products.release(hidden_RH)
@@ -123,10 +125,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(down_EDF)
         self._pool = BufferPool()
 
-    def forward(self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, counts_E: Tensor) -> Tensor:
+    def forward(
+        self, x_ND: Tensor, weights_NK: Tensor, experts_NK: Tensor, counts_E: Tensor, choices: DeviceChoices
+    ) -> Tensor:
         """Weighted sum of the K chosen experts' outputs for every token, [N, D] in the weights' type (fp32)."""
         dtype = compute_dtype(x_ND.device) or x_ND.dtype
-        products = choose_products(x_ND.device, dtype, self._pool, (x_ND.shape[-1], self.down_proj.shape[-1]))
+        products = choose_products(choices, dtype, self._pool, (x_ND.shape[-1], self.down_proj.shape[-1]))
         return mixture_of_experts(
             x_ND, weights_NK, experts_NK, counts_E, Weights(self.gate_up_proj, self.down_proj), products, dtype
         )

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -83,6 +84,18 @@ def fast_matmuls(device: torch.device) -> Iterator[None]:
                 yield
         else:
             yield
+
+
+def product_in_fp32(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    """``a @ b`` of factors of one type, summed and stored in fp32, into ``out``.
+
+    One product on CUDA. On CPU tensors, where torch has none of that kind, the factors are cast.
+    """
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    if a.device.type == "cpu" and not isinstance(a, FakeTensor):
+        return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+    return torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 class _Linear(torch.autograd.Function):

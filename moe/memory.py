@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from moe.config import PrecisionName, TrainConfig
 from moe.device import Device
+from moe.device_choices import choose
 from moe.model import MoELanguageModel
 from moe.optim import Optimizers, build_optimizers
 from moe.precision import Precision, resolve_precision
@@ -108,17 +109,16 @@ def predict_peak_gib(config: TrainConfig, *, precision: PrecisionName, device: D
 
     Runs two whole steps, optimizers included, on tensors that have shapes and no numbers. Expert loads, which nobody
     knows beforehand, are taken as balanced; memory depends on them only by the padding of segments. ``device`` is
-    where the training will run: ``config.device`` if not given. Where that is a GPU and torch has no CUDA, the CPU's
-    way stands in for the GPU's; the difference is attention's tensors, counted in fp32.
+    where the training will run: ``config.device`` if not given. What that device chooses is what is run, on fake
+    tensors of a CPU: the same on machines with and without a GPU.
     """
     device = device or Device.resolve(config.device)
     resolved = resolve_precision(precision, device)
-    stand_in = torch.device(device.kind if torch.cuda.is_available() else "cpu")
-    if stand_in.type == "cpu":
+    choices = choose(device, resolved)
+    with FakeTensorMode(), torch.device("cpu"):
         resolved = replace(resolved, device_kind="cpu")
-    with FakeTensorMode(), stand_in:
-        model = MoELanguageModel(config.model, generator=torch.Generator())
-        optimizers = build_optimizers(model.weight_groups(), config.optimizer, device, resolved)
+        model = MoELanguageModel(config.model, generator=torch.Generator(), choices=choices)
+        optimizers = build_optimizers(model.weight_groups(), config.optimizer, choices)
         with TensorBytes(training_tensors(model, optimizers)) as watch:
             for _ in range(2):  # the first creates the optimizers' state
                 _fake_step(model, optimizers, config, resolved)

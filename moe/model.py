@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from moe.attention import Attention, document_mask
 from moe.config import ModelConfig
+from moe.device_choices import DeviceChoices, choices_of
 from moe.experts import Experts
 from moe.loss import cross_entropy_sum, token_cross_entropies
 from moe.matmul import linear
@@ -77,10 +78,10 @@ class SparseMlp(nn.Module):
             down_EDF.normal_(0.0, residual_std, generator=generator),
         )
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, x_ND: Tensor, choices: DeviceChoices) -> tuple[Tensor, Routing]:
         """Mix the chosen experts' outputs for every token."""
         routing = self.gate(x_ND)
-        return self.experts(x_ND, routing.weights_NK, routing.experts_NK, routing.counts_E), routing
+        return self.experts(x_ND, routing.weights_NK, routing.experts_NK, routing.counts_E, choices), routing
 
 
 class Layer(nn.Module):
@@ -93,10 +94,13 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(config.d_model, config.norm_eps)
         self.mlp = SparseMlp(config, generator=generator)
 
-    def forward(self, x_ND: Tensor, tables: RotaryTables, mask: Tensor | None) -> tuple[Tensor, Routing]:
+    def forward(
+        self, x_ND: Tensor, tables: RotaryTables, mask: Tensor | None, choices: DeviceChoices
+    ) -> tuple[Tensor, Routing]:
         """One layer; returns the residual stream and where the router sent the tokens."""
-        x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND), tables, mask)
-        mixed_ND, routing = self.mlp(self.post_attention_layernorm(x_ND))
+        block_bytes = choices.elementwise_bytes
+        x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND, block_bytes), tables, mask, choices)
+        mixed_ND, routing = self.mlp(self.post_attention_layernorm(x_ND, block_bytes), choices)
         return x_ND + mixed_ND, routing
 
 
@@ -111,25 +115,34 @@ class MoELanguageModel(nn.Module):
 
     All draws come from ``generator``, on the CPU in fp32, in the order of the parameters: a seed gives the same model
     on every device and for every arm. Parameters have Qwen3-MoE's names, without its ``model.`` prefix.
+
+    ``choices`` say how it computes; None stands for those of the device that its tensors are on.
     """
 
-    def __init__(self, config: ModelConfig, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: ModelConfig, *, generator: torch.Generator, choices: DeviceChoices | None = None
+    ) -> None:
         super().__init__()
         self.config = config
+        self._choices = choices
         self.embed_tokens = Embedding(config.vocab_size, config.d_model, std=config.init_std, generator=generator)
         self.layers = nn.ModuleList(Layer(config, generator=generator) for _ in range(config.n_layers))
         self.norm = RmsNorm(config.d_model, config.norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)
 
+    def _choices_for(self, tokens_BT: Tensor) -> DeviceChoices:
+        return self._choices or choices_of(tokens_BT)
+
     def _hidden(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> tuple[Tensor, list[Routing]]:
+        choices = self._choices_for(tokens_BT)
         tables = self.rotary(tokens_BT.shape[1], tokens_BT.device)
         mask = None if document_ids_BT is None else document_mask(document_ids_BT)
         x_ND = self.embed_tokens(tokens_BT.flatten())
         routings = []
         for layer in self.layers:
-            x_ND, routing = layer(x_ND, tables, mask)
+            x_ND, routing = layer(x_ND, tables, mask, choices)
             routings.append(routing)
-        return self.norm(x_ND), routings
+        return self.norm(x_ND, choices.elementwise_bytes), routings
 
     def forward(self, tokens_BT: Tensor, *, document_ids_BT: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] in fp32 (all of them: for training and scoring use ``loss`` and ``token_losses``).
@@ -175,7 +188,9 @@ class MoELanguageModel(nn.Module):
             for counts_E, routing in zip(step_counts_LE, routings, strict=True)
         ]
         return StepLoss(
-            ce_sum=cross_entropy_sum(x_ND, self.embed_tokens.weight, targets_BT.flatten()),
+            ce_sum=cross_entropy_sum(
+                x_ND, self.embed_tokens.weight, targets_BT.flatten(), self._choices_for(tokens_BT)
+            ),
             n_tokens=n_tokens,
             lb_loss=torch.stack(lb_L).mean(),
             z_loss=torch.stack([routing.z_sum for routing in routings]).mean() / n_tokens,
@@ -194,7 +209,10 @@ class MoELanguageModel(nn.Module):
         """Cross-entropy of every target in nats, [B, T], in fp32 even under autocast, without gradient."""
         with torch.autocast(tokens_BT.device.type, enabled=False):
             x_ND, _ = self._hidden(tokens_BT, document_ids_BT)
-            return token_cross_entropies(x_ND, self.embed_tokens.weight, targets_BT.flatten()).view_as(targets_BT)
+            losses_N = token_cross_entropies(
+                x_ND, self.embed_tokens.weight, targets_BT.flatten(), self._choices_for(tokens_BT)
+            )
+            return losses_N.view_as(targets_BT)
 
     def weight_groups(self) -> WeightGroups:
         """All parameters by the optimizer their role asks for, in a fixed order."""

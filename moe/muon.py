@@ -14,10 +14,6 @@ from torch import Tensor
 
 from moe.newton_schulz import add_orthogonalised_, orthogonalise
 
-# Matrices of one shape are orthogonalised together up to this many elements: that saves launches on CUDA and half the
-# time on small matrices on a CPU; larger batches lose more to fresh memory for the temporaries than they save.
-_BATCH_ELEMENTS = 2**19
-
 
 def shape_factor(rows: int, columns: int) -> float:
     """By how much the rate of a matrix is multiplied: sqrt(max(1, rows / columns)).
@@ -33,7 +29,8 @@ class Muon(torch.optim.Optimizer):
 
     Takes matrices [R, C] and stacks of matrices [E, R, C]; every matrix of a stack is orthogonalised by itself.
     The update of a matrix is ``lr * shape_factor(R, C)`` times its orthogonalised Nesterov momentum; weight decay is
-    decoupled. ``newton_schulz_dtype`` is never fp16.
+    decoupled. ``newton_schulz_dtype`` is never fp16. Matrices of one shape are orthogonalised together, up to
+    ``batch_elements`` elements.
 
     Raises:
         ValueError: a parameter is neither a matrix nor a stack of matrices.
@@ -47,11 +44,13 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         newton_schulz_dtype: torch.dtype = torch.float32,
+        batch_elements: int = 2**19,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         if newton_schulz_dtype == torch.float16:
             raise ValueError("newton_schulz_dtype=float16 is refused: use bfloat16 where it is fast, float32 elsewhere")
         self.newton_schulz_dtype = newton_schulz_dtype
+        self.batch_elements = batch_elements
         for group in self.param_groups:
             for param in group["params"]:
                 if param.ndim not in {2, 3}:
@@ -71,7 +70,7 @@ class Muon(torch.optim.Optimizer):
             updates = self._nesterov([param.grad for param in params], params, group["momentum"])
             if group["weight_decay"] != 0.0:
                 torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
-            for batch in _batches_of_one_shape(params):
+            for batch in _batches_of_one_shape(params, self.batch_elements):
                 self._move([params[i] for i in batch], [updates[i] for i in batch], group["lr"])
 
     def _nesterov(self, grads: list[Tensor], params: list[Tensor], momentum: float) -> Sequence[Tensor]:
@@ -96,8 +95,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(views, torch.split(directions_NRC, [len(view) for view in views]), alpha=factor)
 
 
-def _batches_of_one_shape(params: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of parameters whose matrices have one shape, in batches of at most ``_BATCH_ELEMENTS`` elements.
+def _batches_of_one_shape(params: Sequence[Tensor], batch_elements: int) -> list[list[int]]:
+    """Indices of parameters whose matrices have one shape, in batches of at most ``batch_elements`` elements.
 
     A stack that is larger by itself is a batch of its own: it is one tensor already.
     """
@@ -110,7 +109,7 @@ def _batches_of_one_shape(params: Sequence[Tensor]) -> list[list[int]]:
         for i in indices:
             if params[i].numel() > room:
                 batches.append([])
-                room = _BATCH_ELEMENTS
+                room = batch_elements
             batches[-1].append(i)
             room -= params[i].numel()
     return batches

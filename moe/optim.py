@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from moe.config import OptimizerConfig
+from moe.device import read_on_host
 from moe.muon import Muon
 
 if TYPE_CHECKING:
-    from moe.device import Device
+    from moe.device_choices import DeviceChoices
     from moe.model import WeightGroups
-    from moe.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,15 @@ class StepOutcome:
 
     grad_norm: float
     skipped: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepNumbers:
+    """What the host learns of a step before it decides: ``facts`` as they were handed in, the norm, and overflows."""
+
+    facts: list[float]
+    grad_norm: float
+    overflow: bool
 
 
 class Optimizers:
@@ -65,20 +74,36 @@ class Optimizers:
             optimizer.step()
 
     def step_or_skip(self, scaler: torch.amp.GradScaler | None, clip_grad_norm: float) -> StepOutcome:
-        """Unscales, looks for overflow, clips by the global norm, and then steps all optimizers or none.
+        """``look`` and ``decide`` in one."""
+        return self.decide(self.look(scaler), scaler, clip_grad_norm)
 
-        With a scaler, an inf or NaN in any optimizer's gradients skips all of them and shrinks the scale once.
-        Without one, a gradient norm that is not finite skips all of them too. The norm is taken after unscaling, and
-        no gradient is multiplied by anything when the step is skipped. One synchronisation with the device.
+    def look(self, scaler: torch.amp.GradScaler | None, facts: Tensor | None = None) -> StepNumbers:
+        """Unscale, look for overflow, take the global norm after unscaling, and read all of it on the host at once.
+
+        ``facts`` are numbers that the host wants too: they come with the same read, the only one of a step.
         """
         grads = [param.grad for param in self.params if param.grad is not None]
         overflow_counts = self._unscale(scaler) if scaler is not None else []
-        grad_norm, *overflows = torch.stack([_global_norm(grads), *overflow_counts]).tolist()
-        overflow = any(count > 0 for count in overflows)
-        if not overflow and not math.isfinite(grad_norm):
+        numbers = torch.stack([_global_norm(grads), *overflow_counts])
+        if facts is not None:
+            numbers = torch.cat((numbers.to(facts.dtype), facts))
+        grad_norm, *rest = read_on_host(numbers)
+        overflows, read_facts = rest[: len(overflow_counts)], rest[len(overflow_counts) :]
+        return StepNumbers(facts=read_facts, grad_norm=grad_norm, overflow=any(count > 0 for count in overflows))
+
+    def decide(self, found: StepNumbers, scaler: torch.amp.GradScaler | None, clip_grad_norm: float) -> StepOutcome:
+        """Clip by the global norm and step all optimizers, or none.
+
+        With a scaler, an inf or NaN in any optimizer's gradients skips all of them and shrinks the scale once.
+        Without one, a gradient norm that is not finite skips all of them too. No gradient is multiplied by anything
+        when the step is skipped.
+        """
+        grads = [param.grad for param in self.params if param.grad is not None]
+        grad_norm = found.grad_norm
+        if not found.overflow and not math.isfinite(grad_norm):
             # Finite gradients above 1e19 overflow when squared in fp32: a last look with fp64's range.
-            grad_norm = float(_global_norm([grad.double() for grad in grads]))
-        skipped = overflow or not math.isfinite(grad_norm)
+            grad_norm = read_on_host(_global_norm([grad.double() for grad in grads]))
+        skipped = found.overflow or not math.isfinite(grad_norm)
         if not skipped:
             if grad_norm > clip_grad_norm:
                 torch._foreach_mul_(grads, clip_grad_norm / grad_norm)
@@ -110,24 +135,15 @@ def _global_norm(grads: list[Tensor]) -> Tensor:
     return norm
 
 
-def newton_schulz_dtype(device: Device, precision: Precision) -> torch.dtype:
-    """The number format of Muon's iteration: bf16 or fp32, never fp16.
-
-    On CUDA it is bf16 from compute capability 8.0 on, whatever the training precision, as in Jordan et al. 2024. On a
-    CPU it follows the training precision.
-    """
-    in_bf16 = device.has_fast_bf16 if device.kind == "cuda" else precision.name == "bf16"
-    return torch.bfloat16 if in_bf16 else torch.float32
-
-
-def build_optimizers(groups: WeightGroups, config: OptimizerConfig, device: Device, precision: Precision) -> Optimizers:
+def build_optimizers(groups: WeightGroups, config: OptimizerConfig, choices: DeviceChoices) -> Optimizers:
     """Muon over ``groups.muon`` and fused AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) over the rest."""
     muon = Muon(
         [param for _, param in groups.muon],
         lr=config.lr,
         momentum=config.muon_momentum,
         weight_decay=config.muon_weight_decay,
-        newton_schulz_dtype=newton_schulz_dtype(device, precision),
+        newton_schulz_dtype=choices.newton_schulz_dtype,
+        batch_elements=choices.newton_schulz_elements,
     )
     adamw = torch.optim.AdamW(
         [param for _, param in groups.adamw],

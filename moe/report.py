@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from moe.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +21,12 @@ class Report:
     ``train_loss`` (nats per token), ``lb_loss``, ``z_loss``, ``grad_norm`` (before clipping, over the steps that were
     not skipped), ``expert_load_max_over_mean`` (the fullest expert of the worst layer), ``router_entropy`` (nats) and
     ``tokens_per_s`` are means over the training since the previous report. ``lr`` and ``adamw_lr`` are the last step's
-    rates. ``skipped_steps``, ``micro_batch_splits``, ``train_time_s`` and ``exam_time_s`` count from the beginning of
-    the cell, across interruptions. ``val_common_loss`` is scored at the end of the budget, and wherever it is the arm's
-    own view. None stands where there is nothing to say: no exam at this point, no scaler, no known peak of the
-    hardware, no step that was not skipped.
+    rates. ``skipped_steps``, ``micro_batch_splits``, ``train_time_s``, ``counting_time_s`` and ``exam_time_s``
+    count from the beginning of the cell, across interruptions. ``counting_time_s`` is what steps of several
+    micro-steps take to count their experts beforehand; it is no part of ``train_time_s`` and ``tokens_per_s``.
+    ``val_common_loss`` is scored at the end of the budget, and wherever it is the arm's own view. None stands where
+    there is nothing to say: no exam at this point, no scaler, no known peak of the hardware, no step that was not
+    skipped.
     """
 
     tokens_seen: int
@@ -40,6 +46,7 @@ class Report:
     router_entropy: float
     micro_batch_splits: int
     train_time_s: float
+    counting_time_s: float
     exam_time_s: float
     val_loss: float | None
     val_bpb: float | None
@@ -50,6 +57,32 @@ class Report:
     def as_record(self) -> dict[str, Any]:
         """The same as a flat dict of JSON's types, one record of a cell."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSums:
+    """What the micro-steps of one optimizer step gave, on the device.
+
+    ``means`` are the means over tokens of cross-entropy, load-balancing loss, z-loss and router entropy, fp64 [4];
+    ``counting`` timed the pass that counts experts beforehand.
+    """
+
+    means: Tensor
+    n_tokens: int
+    expert_counts_LE: Tensor
+    counting: Stopwatch
+
+    def on_host(self, means: Sequence[float]) -> StepSums:
+        """The same with the means as the host has read them."""
+        train_loss, lb_loss, z_loss, router_entropy = means
+        return StepSums(
+            train_loss=train_loss,
+            lb_loss=lb_loss,
+            z_loss=z_loss,
+            router_entropy=router_entropy,
+            n_tokens=self.n_tokens,
+            expert_counts_LE=self.expert_counts_LE,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +125,17 @@ class Tally:
         return dict(vars(self))
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Tally:
-        """The tally that ``state_dict`` wrote."""
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> Tally:
+        """The tally that ``state_dict`` wrote, to be added to on ``device``."""
         tally = cls()
         vars(tally).update(state)
+        if tally._expert_counts_LE is not None:
+            tally._expert_counts_LE = tally._expert_counts_LE.to(device)
         return tally
+
+    def add_time(self, seconds: float) -> None:
+        """Adds training time that belongs to no single step."""
+        self.train_time_s += seconds
 
     def mean(self, name: str) -> float:
         """Mean per token of a field of ``StepSums``."""

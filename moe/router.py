@@ -38,8 +38,7 @@ class Router(nn.Module):
             probs_NE = log_probs_NE.exp()
             top_NK, experts_NK = probs_NE.topk(self.top_k, dim=-1)
             with torch.no_grad():
-                slots = experts_NK.flatten()
-                counts_E = slots.new_zeros(len(self.weight)).scatter_add_(0, slots, torch.ones_like(slots))
+                counts_E = _counts(experts_NK, len(self.weight))
                 entropy_sum = -(probs_NE * log_probs_NE).sum()
             return Routing(
                 experts_NK=experts_NK,
@@ -49,6 +48,12 @@ class Router(nn.Module):
                 z_sum=log_norm_N.square().sum(),
                 entropy_sum=entropy_sum,
             )
+
+
+def _counts(experts_NK: Tensor, n_experts: int) -> Tensor:
+    """Slots of each expert [E], by comparison: nothing is added in an order that a GPU is free to choose."""
+    numbers_E = torch.arange(n_experts, device=experts_NK.device)
+    return (experts_NK.flatten()[:, None] == numbers_E).sum(dim=0)
 
 
 def load_balancing_loss(counts_E: Tensor, probs_sum_E: Tensor, n_tokens: int) -> Tensor:

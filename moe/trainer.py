@@ -26,7 +26,8 @@ import torch
 from moe.accumulation import GradientAccumulation, MicroBatch
 from moe.checkpoint import read_state, write_state
 from moe.config import TrainConfig, check_config
-from moe.device import Device, is_out_of_memory
+from moe.device import Device, device_identity, is_out_of_memory, set_arithmetic
+from moe.device_choices import DeviceChoices, choose
 from moe.errors import ConfigError, Diverged, OutOfMemory
 from moe.exam_views import ExamScores, Score, score, score_all_views
 from moe.flops import mfu_pct
@@ -34,8 +35,9 @@ from moe.memory import PeakMemory, training_tensors
 from moe.model import MoELanguageModel
 from moe.optim import StepOutcome, build_optimizers
 from moe.precision import resolve_precision
-from moe.report import Report, StepSums, Tally
+from moe.report import GradientSums, Report, StepSums, Tally
 from moe.schedule import lr_factor
+from moe.windows import WindowsOnDevice
 
 if TYPE_CHECKING:
     from moe.exam import TrainingData
@@ -45,29 +47,36 @@ _SMALLEST_LOSS_SCALE = 2.0**-8
 
 _STEPS_MEASURED_ON_CPU = 2
 
-_COUNTERS = ("step", "skipped_steps", "train_time_s", "exam_time_s", "peak_mem_allocated_gib")
+_COUNTERS = ("step", "skipped_steps", "train_time_s", "counting_time_s", "exam_time_s", "peak_mem_allocated_gib")
 
 
 class Trainer:
     """One model in training: at ``tokens_seen`` 0 when built, elsewhere after ``load``.
 
     The data is ``data.windows`` for training and ``data.exam`` for scoring. Every random draw comes from
-    ``generator``, seeded with ``config.seed``.
+    ``generator``, seeded with ``config.seed``. ``choices`` are the device's own unless others are given, which the
+    tests do to run a GPU's on a CPU.
 
     Raises:
         ConfigError: the config cannot be trained; the message names every problem.
         DeviceMissing: the config asks for a device that is not there.
     """
 
-    def __init__(self, config: TrainConfig, data: TrainingData) -> None:
+    def __init__(self, config: TrainConfig, data: TrainingData, *, choices: DeviceChoices | None = None) -> None:
         check_config(config)
         self.config = config
         self.data = data
         self.device = Device.resolve(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.model = MoELanguageModel(config.model, generator=self.generator).to(self.device.torch_device)
-        self.optimizers = build_optimizers(self.model.weight_groups(), config.optimizer, self.device, self.precision)
+        self.choices = choose(self.device, self.precision) if choices is None else choices
+        set_arithmetic(self.device, deterministic=config.deterministic)
+        self.model = MoELanguageModel(config.model, generator=self.generator, choices=self.choices)
+        self.model.to(self.device.torch_device)
+        self.optimizers = build_optimizers(self.model.weight_groups(), config.optimizer, self.choices)
+        self._tokens = (
+            WindowsOnDevice(data.windows, self.device.torch_device) if self.choices.tokens_on_device else data.windows
+        )
         self.scaler = self.precision.make_scaler()
         self.accumulation = GradientAccumulation(
             self.model,
@@ -79,6 +88,7 @@ class Trainer:
         self.step = 0
         self.skipped_steps = 0
         self.train_time_s = 0.0
+        self.counting_time_s = 0.0
         self.exam_time_s = 0.0
         self.peak_mem_allocated_gib = 0.0
         self.records: list[dict[str, Any]] = []
@@ -115,8 +125,10 @@ class Trainer:
             every = self.config.report_every_tokens
             report_due = before // every < self.tokens_seen // every
             if exam_due or report_due or self.tokens_seen >= until_tokens:
+                self._wait_for_device()
                 yield self._report(exam_due=exam_due)
             elif pause is not None and pause():
+                self._wait_for_device()
                 return
 
     def _train_one_step(self) -> None:
@@ -128,27 +140,35 @@ class Trainer:
             sums = self.accumulation.backward(
                 micro_batches, scaler=self.scaler, zero_grad=optimizers.zero_grad, tokens_seen=self.tokens_seen
             )
-            if not math.isfinite(sums.train_loss):
-                raise Diverged(self.tokens_seen, f"the training loss is {sums.train_loss} in step {self.step + 1}")
-            outcome = self._step_optimizers()
+            on_host, outcome = self._step_optimizers(sums)
         optimizers.zero_grad()
-        self.device.synchronize()  # the clock measures the device, and an exam after this step starts its own
-        self._count(sums, outcome, step_time_s=time.perf_counter() - started_s)
+        counting_s = sums.counting.seconds
+        self.counting_time_s += counting_s
+        self._count(on_host, outcome, step_time_s=time.perf_counter() - started_s - counting_s)
+
+    def _wait_for_device(self) -> None:
+        """Time what the device still has to do, before a report: a step itself waits only for what it must read."""
+        started_s = time.perf_counter()
+        self.device.synchronize()
+        waited_s = time.perf_counter() - started_s
+        self.train_time_s += waited_s
+        self._tally.add_time(waited_s)
 
     def _micro_batch(self, micro_step: int) -> MicroBatch:
-        batch = self.data.windows.batch(self.step, micro_step, document_ids=self.config.document_attention)
-        device = self.device.torch_device
-        ids_BT = batch.document_ids_BT
-        return MicroBatch(
-            tokens_BT=batch.inputs_BT.to(device, non_blocking=True),
-            targets_BT=batch.targets_BT.to(device, non_blocking=True),
-            document_ids_BT=None if ids_BT is None else ids_BT.to(device, non_blocking=True),
-        )
+        batch = self._tokens.batch(self.step, micro_step, document_ids=self.config.document_attention)
+        return MicroBatch(tokens_BT=batch.inputs_BT, targets_BT=batch.targets_BT, document_ids_BT=batch.document_ids_BT)
 
-    def _step_optimizers(self) -> StepOutcome:
-        """One decision for all weights. Running out of memory here is final: some weights may have moved."""
+    def _step_optimizers(self, sums: GradientSums) -> tuple[StepSums, StepOutcome]:
+        """One read of the step's numbers, one decision for all weights.
+
+        Running out of memory here is final: some weights may have moved.
+        """
         try:
-            outcome = self.optimizers.step_or_skip(self.scaler, self.config.optimizer.clip_grad_norm)
+            found = self.optimizers.look(self.scaler, sums.means)
+            on_host = sums.on_host(found.facts)
+            if not math.isfinite(on_host.train_loss):
+                raise Diverged(self.tokens_seen, f"the training loss is {on_host.train_loss} in step {self.step + 1}")
+            outcome = self.optimizers.decide(found, self.scaler, self.config.optimizer.clip_grad_norm)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -159,7 +179,7 @@ class Trainer:
             ) from error
         if outcome.skipped and (self.scaler is None or self.scaler.get_scale() < _SMALLEST_LOSS_SCALE):
             raise Diverged(self.tokens_seen, f"the gradient norm is {outcome.grad_norm} in step {self.step + 1}")
-        return outcome
+        return on_host, outcome
 
     def _count(self, sums: StepSums, outcome: StepOutcome, *, step_time_s: float) -> None:
         self.step += 1
@@ -190,6 +210,7 @@ class Trainer:
             router_entropy=tally.mean("router_entropy"),
             micro_batch_splits=self.accumulation.splits,
             train_time_s=self.train_time_s,
+            counting_time_s=self.counting_time_s,
             exam_time_s=self.exam_time_s,
             val_loss=val_loss,
             val_bpb=val_bpb,
@@ -210,7 +231,8 @@ class Trainer:
         if self.device.kind == "cpu" and self.step >= _STEPS_MEASURED_ON_CPU:
             yield
             return
-        with PeakMemory(self.device, training_tensors(self.model, self.optimizers)) as peak:
+        tensors = training_tensors(self.model, self.optimizers) if self.device.kind == "cpu" else ()
+        with PeakMemory(self.device, tensors) as peak:
             yield
         self.peak_mem_allocated_gib = max(self.peak_mem_allocated_gib, peak.peak_gib)
 
@@ -231,6 +253,7 @@ class Trainer:
             self.model,
             self.data.exam.validation,
             chunk_len=chunk_len,
+            pass_tokens=self._exam_pass_tokens,
             document_attention=self.config.document_attention,
         )
 
@@ -241,8 +264,18 @@ class Trainer:
                 self.model,
                 self.data.exam,
                 seq_len=self.config.batch.seq_len,
+                pass_tokens=self._exam_pass_tokens,
                 document_attention=self.config.document_attention,
             )
+
+    @property
+    def _exam_pass_tokens(self) -> int | None:
+        """Tokens of one forward pass of the exam on a GPU: a training micro-batch's, whose step needs more memory.
+
+        None on a CPU, which is no faster with more. Free memory decides nothing here: scores are to be the same to
+        the last bit whoever else is on the GPU.
+        """
+        return self.config.batch.tokens_per_micro_step if self.choices.tokens_on_device else None
 
     @contextmanager
     def _sitting_exam(self) -> Iterator[None]:
@@ -263,13 +296,18 @@ class Trainer:
 
     @property
     def _identity(self) -> dict[str, str]:
-        """What decides the numbers beside the config: the precision in use, the exam and the training windows."""
+        """What decides the numbers beside the config: the precision in use, the exam and the training windows.
+
+        Where a GPU is required to give equal bits, they are those of one kind of GPU and one version of torch and
+        CUDA. Without that requirement a run may go on elsewhere.
+        """
         first = self.data.windows.batch(0)
         digest = hashlib.blake2b(first.inputs_BT.contiguous().numpy().tobytes(), digest_size=16)
         return {
             "precision in use": self.precision.name,
             "exam fingerprint": self.data.exam.fingerprint,
             "first micro-batch": digest.hexdigest(),
+            **(device_identity(self.device) if self.config.deterministic else {}),
         }
 
     def save(self, folder: Path) -> None:
@@ -279,13 +317,13 @@ class Trainer:
     def load(self, folder: Path) -> None:
         """Takes over the state that ``save`` wrote: training goes on to the last bit as if it had not stopped.
 
-        That holds on a CPU with one thread count; a GPU sums in no fixed order.
+        That holds on a CPU with one thread count, and on a GPU with ``deterministic``.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or another config, precision or data made it (all
-                differences are named).
+            CheckpointError: there is none, it is damaged, or another config, precision or data made it, or another
+                GPU, torch or CUDA where bits are required to be equal (all differences are named).
         """
-        state = read_state(folder, self.config, self._identity, self.device.torch_device)
+        state = read_state(folder, self.config, self._identity)
         self.model.load_state_dict(state["model"])
         self.optimizers.load_state_dict(state["optimizers"])
         if self.scaler is not None:
@@ -294,9 +332,9 @@ class Trainer:
         self.accumulation.n_parts = state["micro_batch_parts"]
         self.accumulation.splits = state["micro_batch_splits"]
         for name in _COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, 0.0))  # counting_time_s came later than the others
         self.records = state["records"]
-        self._tally = Tally.from_state(state["tally"])
+        self._tally = Tally.from_state(state["tally"], self.device.torch_device)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -59,6 +59,7 @@ class Windows:
         self._train = train
         self._batch = batch
         self.block_len = block_len
+        self.seq_len = batch.seq_len
         self.n_blocks = budget_tokens // block_len
         self.n_steps = budget_tokens // batch.tokens_per_step
         self._block_starts = draw_pool(train, block_len=block_len, n_blocks=self.n_blocks, seed=seed)
@@ -67,14 +68,28 @@ class Windows:
 
     def batch(self, step: int, micro_step: int = 0, *, document_ids: bool = False) -> Batch:
         """Inputs and targets of one micro-step, shifted by one against each other."""
-        assert 0 <= step < self.n_steps
-        assert 0 <= micro_step < self._batch.grad_accum_steps
-        first = (step * self._batch.grad_accum_steps + micro_step) * self._batch.micro_batch_size
-        starts_B = self._window_starts[first : first + self._batch.micro_batch_size]
+        starts_B = self.starts_of(step, micro_step)
         positions_BT = starts_B[:, None] + self._positions_T
         tokens_BT = torch.from_numpy(self._train.tokens[positions_BT].astype(np.int64))
         documents_BT = self._document_ids(positions_BT[:, :-1]) if document_ids else None
         return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], documents_BT)
+
+    @property
+    def train(self) -> TokenFile:
+        """The split that the windows are cut from."""
+        return self._train
+
+    @property
+    def block_starts(self) -> npt.NDArray[np.int64]:
+        """Where the pool's blocks of ``block_len`` + 1 tokens begin, ascending."""
+        return self._block_starts
+
+    def starts_of(self, step: int, micro_step: int) -> npt.NDArray[np.int64]:
+        """Where the windows of one micro-step begin."""
+        assert 0 <= step < self.n_steps
+        assert 0 <= micro_step < self._batch.grad_accum_steps
+        first = (step * self._batch.grad_accum_steps + micro_step) * self._batch.micro_batch_size
+        return self._window_starts[first : first + self._batch.micro_batch_size]
 
     def target_positions(self) -> npt.NDArray[np.int64]:
         """Positions in the train split of every target of the whole budget, in the order of training."""
@@ -110,6 +125,38 @@ class Windows:
             generator = np.random.default_rng([seed, _POOL_STREAM, whole])
             epochs.append(pool[np.sort(generator.choice(pool.size, size=rest, replace=False))])
         return epochs
+
+
+class WindowsOnDevice:
+    """The same windows, gathered on a device that holds the pool's tokens: 4 bytes a token, sent there once.
+
+    Of a micro-step only where its windows begin is sent, from pinned memory, so that the host does not wait.
+    """
+
+    def __init__(self, windows: Windows, device: torch.device) -> None:
+        self._windows, self._device = windows, device
+        size = windows.block_len + 1
+        positions_PS = windows.block_starts[:, None] + np.arange(size, dtype=np.int64)
+        self._tokens = torch.from_numpy(windows.train.tokens[positions_PS].astype(np.int32).ravel()).to(device)
+        self._documents = torch.from_numpy(windows.train.documents_of(positions_PS).astype(np.int32).ravel())
+        self._positions_T = torch.arange(windows.seq_len + 1, device=device)
+        self._size = size
+
+    def batch(self, step: int, micro_step: int = 0, *, document_ids: bool = False) -> Batch:
+        """As ``Windows.batch``, on the device."""
+        starts_B, pool = self._windows.starts_of(step, micro_step), self._windows.block_starts
+        blocks_B = np.searchsorted(pool, starts_B, side="right") - 1
+        in_pool_B = torch.from_numpy(blocks_B * self._size + (starts_B - pool[blocks_B]))
+        if self._device.type == "cuda":
+            in_pool_B = in_pool_B.pin_memory()
+        positions_BT = in_pool_B.to(self._device, non_blocking=True)[:, None] + self._positions_T
+        tokens_BT = self._tokens[positions_BT].long()
+        documents_BT = None
+        if document_ids:
+            self._documents = self._documents.to(self._device)
+            found_BT = self._documents[positions_BT[:, :-1]].long()
+            documents_BT = found_BT - found_BT[:, :1]
+        return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], documents_BT)
 
 
 def draw_pool(train: TokenFile, *, block_len: int, n_blocks: int, seed: int) -> npt.NDArray[np.int64]:

@@ -216,7 +216,7 @@ def _whole_steps(strategy: Strategy, tokens: float) -> int:
 
 
 def _cell_id(space: Space, identity: Identity, cell: Cell) -> str:
-    """A hash of all that decides the cell's numbers. Names, paths, resources, rungs and verdict rules do not."""
+    """A hash of all that decides the cell's numbers. Names, paths, shares, rungs and verdict rules do not."""
     resolved = space.resolved()
     point = cell.as_dict()
     del point["cell_id"], point["strategy"]
@@ -231,5 +231,7 @@ def _cell_id(space: Space, identity: Identity, cell: Cell) -> str:
         "schedule": resolved["schedule"],
         "identity": asdict(identity),
     }
+    if not space.resources.deterministic:
+        deciding["deterministic"] = False  # named where it is off: it is on in every sweep from before it was a choice
     text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -207,12 +207,17 @@ class Exam(Section):
 
 
 class Resources(Section):
-    """What a trial takes and how many run at once. Nothing here decides a number."""
+    """What a trial takes and how many run at once. Of these only ``deterministic`` decides a number, and on a GPU only.
+
+    With ``deterministic`` a GPU gives equal bits for equal inputs, so that a resumed cell ends as one that was never
+    interrupted.
+    """
 
     workers: AutoOrWorkers = "auto"
     threads_per_trial: Count = Field(default=1, le=1_024)  # a trial runs on one machine
     gpu_per_trial: GpuShare = "auto"
     declared_gpus: Annotated[int, Field(strict=True, ge=0, le=1_024)] | None = None
+    deterministic: Switch = True
 
 
 class VerdictRules(Section):

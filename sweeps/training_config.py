@@ -93,6 +93,7 @@ def train_config(space: Space, cell: Cell, *, vocab_size: int) -> TrainConfig:
         arrangement=cell.arrangement,
         exam_at_tokens=(*(rung for rung in space.rungs_tokens if rung < budget), budget),
         report_every_tokens=_report_every(budget, batch.tokens_per_step),
+        deterministic=space.resources.deterministic,
     )
 
 

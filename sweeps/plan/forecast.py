@@ -58,7 +58,7 @@ def forecast_from_records(space: Space, plan: Plan, newest: Mapping[str, Mapping
     seconds: dict[str, float] = {}
     for cell_id, record in newest.items():
         seen[cell_id] = max(seen.get(cell_id, 0), int(record["tokens_seen"]))
-        spent_s = record["train_time_s"] + record["exam_time_s"]
+        spent_s = record["train_time_s"] + record.get("counting_time_s", 0.0) + record["exam_time_s"]
         seconds[plan.planned(cell_id).cell.strategy] = spent_s / record["tokens_seen"]
     return forecast(space, plan, seen, seconds, workers)
 

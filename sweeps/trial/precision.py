@@ -21,12 +21,19 @@ if TYPE_CHECKING:
 def in_resolved_precision(space: Space, machines: Machines) -> Space:
     """``space`` with ``auto`` replaced by what it comes to where its trials will train.
 
+    On a CPU ``resources.deterministic`` comes to true, for there it decides nothing.
+
     Raises:
         ConfigError: the precision that the space names needs another device.
     """
     from moe.precision import resolve_precision
 
-    return space.model_copy(update={"precision": resolve_precision(space.precision, _device(space, machines)).name})
+    device = _device(space, machines)
+    resolved = {"precision": resolve_precision(space.precision, device).name}
+    if device.kind == "cuda":
+        return space.model_copy(update=resolved)
+    resources = space.resources.model_copy(update={"deterministic": True})
+    return space.model_copy(update={**resolved, "resources": resources})
 
 
 def as_trained(space: Space, ledger: Ledger) -> Space:

@@ -6,10 +6,13 @@ from torch.nn import functional
 
 from moe.attention import Attention, document_mask
 from moe.config import ModelConfig
+from moe.device import Device
+from moe.device_choices import choices_for
 from moe.norm import RmsNorm
 from moe.rotary import Rotary
 
 B, T, D = 3, 20, 32
+ON_CPU = choices_for(Device(kind="cpu"), None)
 
 
 def make_attention(n_kv_heads=4):
@@ -53,8 +56,8 @@ def exact_attention(attention, x_ND, b, t):
     return out.reshape(b * t, -1) @ weights["o_proj.weight"].T
 
 
-def run(attention, x_ND, mask=None, t=T):
-    return attention(x_ND, Rotary(attention.head_dim, 10_000.0)(t, x_ND.device), mask)
+def run(attention, x_ND, mask=None, t=T, choices=ON_CPU):
+    return attention(x_ND, Rotary(attention.head_dim, 10_000.0)(t, x_ND.device), mask, choices)
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
@@ -78,6 +81,24 @@ def test_bf16_products_leave_attention_itself_in_fp32():
     plain = run(attention, x_ND)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = run(attention, x_ND)
+    assert float((mixed - plain).detach().norm() / plain.detach().norm()) < 3e-2  # some roundings of 2^-9 each
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_under_autocast_a_gpu_attends_in_16_bits_and_without_it_in_fp32(monkeypatch, capability, dtype):
+    """Flash and cuDNN kernels take 16 bits only."""
+    types, attend = [], functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        functional,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **options: types.append({q.dtype, k.dtype, v.dtype}) or attend(q, k, v, **options),
+    )
+    choices = choices_for(Device(kind="cuda", name="a GPU", compute_capability=capability), dtype)
+    attention, x_ND = make_attention(), torch.randn(B * T, D, generator=torch.Generator().manual_seed(1))
+    plain = run(attention, x_ND, choices=choices)
+    with torch.autocast("cpu", dtype):
+        mixed = run(attention, x_ND, choices=choices)
+    assert types == [{torch.float32}, {dtype}]
     assert float((mixed - plain).detach().norm() / plain.detach().norm()) < 3e-2  # some roundings of 2^-9 each
 
 

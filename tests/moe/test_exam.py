@@ -115,10 +115,10 @@ def test_a_split_too_small_for_its_rows_is_refused_with_the_number_it_has():
 
 
 @pytest.mark.parametrize("chunk_len", [16, 32, 64])
-@pytest.mark.parametrize("micro_batch_rows", [1, 5, 100])
-def test_every_arm_scores_the_same_targets_each_once_from_an_empty_context(chunk_len, micro_batch_rows):
+@pytest.mark.parametrize("pass_tokens", [1, 5 * 16, 10_000])
+def test_every_arm_scores_the_same_targets_each_once_from_an_empty_context(chunk_len, pass_tokens):
     rows = exam_of(small_corpus(MANY_LONG)).test
-    losses_RS = target_losses(CountingModel(), rows, chunk_len=chunk_len, micro_batch_rows=micro_batch_rows)
+    losses_RS = target_losses(CountingModel(), rows, chunk_len=chunk_len, pass_tokens=pass_tokens)
     context = np.arange(S) % chunk_len + 1
     # fp32 holds these numbers to 1e-5.
     np.testing.assert_allclose(losses_RS, context + rows.tokens_RS[:, 1:] / 1000, atol=1e-5)

@@ -7,17 +7,27 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from moe.expert_products import BlockedProducts, BufferPool, GroupedProducts, Weights, choose_products
+from moe.device import Device
+from moe.device_choices import choices_for
+from moe.expert_products import (
+    BlockedProducts,
+    BufferPool,
+    ExpertByExpertProducts,
+    GroupedProducts,
+    Weights,
+    choose_products,
+)
 from moe.experts import Experts, dispatch, mixture_of_experts
 
 D, F, E = 24, 40, 5
+ON_CPU = choices_for(Device(kind="cpu"), None)
 
 
 def blocked():
     return BlockedProducts(16, BufferPool())
 
 
-PRODUCTS = {"blocked": blocked, "grouped": GroupedProducts}
+PRODUCTS = {"blocked": blocked, "expert by expert": ExpertByExpertProducts, "grouped": GroupedProducts}
 
 
 def choices(name, n_tokens, generator):
@@ -161,24 +171,40 @@ def test_grouped_experts_never_make_the_host_wait():
         assert x_ND.grad is not None
 
 
+def gpu(*capability):
+    return choices_for(Device(kind="cuda", name="a GPU", compute_capability=capability), torch.bfloat16)
+
+
 @pytest.mark.parametrize(
-    ("device", "dtype", "way"),
+    ("choices", "dtype", "way"),
     [
-        ("cpu", torch.float32, BlockedProducts),
-        ("cpu", torch.bfloat16, BlockedProducts),
-        ("cuda", torch.bfloat16, GroupedProducts),
-        ("cuda", torch.float16, BlockedProducts),
-        ("cuda", torch.float32, BlockedProducts),
+        (choices_for(Device(kind="cpu"), None), torch.float32, BlockedProducts),
+        (choices_for(Device(kind="cpu"), torch.bfloat16), torch.bfloat16, BlockedProducts),
+        (gpu(9, 0), torch.bfloat16, GroupedProducts),
+        (gpu(10, 0), torch.bfloat16, GroupedProducts),
+        (gpu(9, 0), torch.float16, ExpertByExpertProducts),
+        (gpu(9, 0), torch.float32, ExpertByExpertProducts),
+        (gpu(8, 0), torch.bfloat16, ExpertByExpertProducts),
+        (gpu(12, 0), torch.bfloat16, ExpertByExpertProducts),
+        (gpu(7, 5), torch.float16, ExpertByExpertProducts),
     ],
 )
-def test_the_way_is_chosen_by_device_and_type(device, dtype, way):
-    assert isinstance(choose_products(torch.device(device), dtype, BufferPool()), way)
+def test_the_way_is_chosen_by_capability_and_type(choices, dtype, way):
+    assert isinstance(choose_products(choices, dtype, BufferPool()), way)
 
 
 def test_widths_that_a_grouped_product_cannot_take_go_expert_by_expert():
-    cuda, pool = torch.device("cuda"), BufferPool()
-    assert isinstance(choose_products(cuda, torch.bfloat16, pool, (384, 1536)), GroupedProducts)
-    assert isinstance(choose_products(cuda, torch.bfloat16, pool, (384, 1532)), BlockedProducts)
+    pool = BufferPool()
+    assert isinstance(choose_products(gpu(9, 0), torch.bfloat16, pool, (384, 1536)), GroupedProducts)
+    assert isinstance(choose_products(gpu(9, 0), torch.bfloat16, pool, (384, 1532)), ExpertByExpertProducts)
+
+
+def test_expert_by_expert_the_host_reads_once_for_forward_and_backward(monkeypatch):
+    reads = []
+    monkeypatch.setattr("moe.expert_products.read_on_host", lambda ends: reads.append(1) or ends.tolist())
+    inputs, experts_NK, grad_ND = make_inputs("spread")
+    run(ExpertByExpertProducts(), inputs, experts_NK, grad_ND)
+    assert reads == [1]
 
 
 def test_pre_activations_reuse_the_memory_of_the_step_before():
@@ -186,18 +212,10 @@ def test_pre_activations_reuse_the_memory_of_the_step_before():
     x_ND, weights_NK, gate_up, down = inputs
     experts = Experts(gate_up, down)
     counts_E = torch.bincount(experts_NK.flatten(), minlength=E)
-    experts(x_ND, weights_NK, experts_NK, counts_E).sum().backward()
+    experts(x_ND, weights_NK, experts_NK, counts_E, ON_CPU).sum().backward()
     (kept,) = experts._pool._free
-    experts(x_ND, weights_NK, experts_NK, counts_E).sum().backward()
+    experts(x_ND, weights_NK, experts_NK, counts_E, ON_CPU).sum().backward()
     assert [buffer.data_ptr() for buffer in experts._pool._free] == [kept.data_ptr()]
-
-
-def test_no_buffer_is_kept_on_a_device_whose_allocator_keeps_memory_itself():
-    pool, elsewhere = BufferPool(), torch.empty(0, device="meta")
-    taken = pool.take(4, 8, elsewhere)
-    assert taken.shape == (4, 8)
-    pool.give_back(taken)
-    assert pool._free == []
 
 
 def test_backward_after_the_memory_was_given_away_is_refused():
@@ -206,8 +224,8 @@ def test_backward_after_the_memory_was_given_away_is_refused():
     x_ND, weights_NK, gate_up, down = inputs
     experts = Experts(gate_up, down)
     counts_E = torch.bincount(experts_NK.flatten(), minlength=E)
-    out = experts(x_ND, weights_NK, experts_NK, counts_E).sum()
+    out = experts(x_ND, weights_NK, experts_NK, counts_E, ON_CPU).sum()
     out.backward(retain_graph=True)
-    experts(x_ND + 1, weights_NK, experts_NK, counts_E)
+    experts(x_ND + 1, weights_NK, experts_NK, counts_E, ON_CPU)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()

@@ -6,6 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from moe.config import BatchConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from moe.device import Device
+from moe.device_choices import choose
 from moe.memory import GIB, PeakMemory, TensorBytes, predict_peak_gib, training_tensors
 from moe.model import MoELanguageModel
 from moe.optim import build_optimizers
@@ -32,7 +33,7 @@ def make_config(micro_batch_size, seq_len, grad_accum_steps=1, model=LAPTOP):
 
 def make_trainer_parts(config, precision):
     model = MoELanguageModel(config.model, generator=torch.Generator().manual_seed(0))
-    return model, build_optimizers(model.weight_groups(), config.optimizer, CPU, precision)
+    return model, build_optimizers(model.weight_groups(), config.optimizer, choose(CPU, precision))
 
 
 def step(model, optimizers, config, precision):
@@ -95,10 +96,14 @@ def test_larger_micro_batches_need_more_memory_and_bf16_less():
     assert small < predict_peak_gib(make_config(32, 128), precision="bf16") < large
 
 
-def test_a_gpu_is_planned_for_without_one():
-    gpu = Device(kind="cuda", name="a GPU", compute_capability=(8, 0))
-    predicted = predict_peak_gib(make_config(8, 256), precision="bf16", device=gpu)
-    assert predicted == pytest.approx(predict_peak_gib(make_config(8, 256), precision="bf16"), rel=0.2)
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_a_gpu_is_planned_for_without_one_by_the_way_that_it_will_take(capability):
+    """A GPU takes the logits of many tokens at once, and fp32 ones at that: 8,192 are all of this micro-batch's."""
+    gpu = Device(kind="cuda", name="a GPU", compute_capability=capability)
+    on_cpu, on_gpu = (predict_peak_gib(make_config(8, 256), precision="fp16", device=device) for device in (CPU, gpu))
+    n_tokens, vocab = 8 * 256, LAPTOP.vocab_size
+    logits_gib = n_tokens * vocab * (4 + 2) / GIB
+    assert on_cpu < on_gpu < on_cpu + 1.1 * logits_gib
 
 
 def test_a_peak_is_remembered_after_its_tensors_are_freed():

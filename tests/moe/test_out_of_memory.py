@@ -114,3 +114,33 @@ def test_a_resumed_run_keeps_to_the_smaller_parts(make_trainer, monkeypatch, tmp
     list(resumed.run(until_tokens=128))
     assert rows == [2, 2]
     assert resumed.accumulation.splits == 1
+
+
+def exam_out_of_memory_above(trainer, monkeypatch, most_rows):
+    """Scoring fails on more rows than these; returns the row counts of all passes."""
+    token_losses, rows = trainer.model.token_losses, []
+
+    def failing(tokens_BT, *args, **kwargs):
+        rows.append(tokens_BT.shape[0])
+        if rows[-1] > most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return token_losses(tokens_BT, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.model, "token_losses", failing)
+    return rows
+
+
+def test_an_exam_that_runs_out_of_memory_goes_on_in_halves(make_trainer, monkeypatch):
+    undisturbed, trainer = make_trainer(exam_at_tokens=(64,)), make_trainer(exam_at_tokens=(64,))
+    rows = exam_out_of_memory_above(trainer, monkeypatch, 1)
+    report = next(iter(trainer.run()))
+    assert rows == [3, 2, 1, 1, 1]  # passes of 4, 2 and 1 windows
+    # The same losses from passes of other sizes: fp32 rounding only.
+    assert report.val_loss == pytest.approx(next(iter(undisturbed.run())).val_loss, rel=1e-6)
+
+
+def test_no_memory_for_one_window_of_the_exam_is_final(make_trainer, monkeypatch):
+    trainer = make_trainer(exam_at_tokens=(64,))
+    exam_out_of_memory_above(trainer, monkeypatch, 0)
+    with pytest.raises(OutOfMemory, match="no memory for the exam on cpu"):
+        list(trainer.run())

@@ -1,17 +1,19 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from moe.checkpoint import STATE_FILE
+from moe.device import Device, device_identity
 from moe.errors import CheckpointError
 
 # Four epochs of 512 tokens in a budget of 2048: every point but two is in the middle of one.
 SHORT_CORPUS_TOKENS = 544
 EXAMS = (1024, 2048)
-TIMES = ("tokens_per_s", "train_time_s", "exam_time_s", "timestamp_s", "peak_mem_allocated_gib")
+TIMES = ("tokens_per_s", "train_time_s", "counting_time_s", "exam_time_s", "timestamp_s", "peak_mem_allocated_gib")
 
 RESUME = """
 import sys
@@ -167,3 +169,43 @@ def test_a_missing_or_damaged_checkpoint_is_refused(trainer_of, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"state.pt cannot be read .* go on from an older checkpoint"):
         trainer_of({}).load(tmp_path)
+
+
+def test_a_checkpoint_is_read_into_host_memory(trainer_of, tmp_path, monkeypatch):
+    """Beside the live model a GPU may have no room for a second one."""
+    asked, load = [], torch.load
+    trainer_of({}).save(tmp_path)
+    monkeypatch.setattr(torch, "load", lambda *a, **b: asked.append(b["map_location"]) or load(*a, **b))
+    trainer_of({}).load(tmp_path)
+    assert asked == ["cpu"]
+
+
+GPU = Device(kind="cuda", name="NVIDIA H200", compute_capability=(9, 0))
+
+
+def test_bits_of_a_gpu_belong_to_its_kind_and_to_the_versions_of_torch_and_cuda():
+    identity = device_identity(GPU)
+    assert identity == {
+        "deterministic": "yes",
+        "GPU": "NVIDIA H200",
+        "torch": torch.__version__,
+        "CUDA": str(torch.version.cuda),
+    }
+    assert device_identity(Device(kind="cpu")) == {}
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_only_where_equal_bits_are_required_is_another_gpu_refused(trainer_of, tmp_path, monkeypatch, deterministic):
+    def on(name):
+        trainer = trainer_of({"deterministic": deterministic})
+        trainer.device = replace(GPU, name=name)
+        return trainer
+
+    on("NVIDIA H200").save(tmp_path)
+    other = on("NVIDIA L4")
+    monkeypatch.setattr(Device, "torch_device", property(lambda _: torch.device("cpu")))
+    if deterministic:
+        with pytest.raises(CheckpointError, match="GPU was 'NVIDIA H200' and is now 'NVIDIA L4'"):
+            other.load(tmp_path)
+    else:
+        other.load(tmp_path)

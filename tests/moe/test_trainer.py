@@ -1,10 +1,14 @@
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from moe.device import Device
+from moe.device_choices import choose
 from moe.errors import ConfigError, Diverged
+from moe.precision import resolve_precision
 from moe.trainer import Trainer
 
 VOCAB_SIZE = 32  # of the corpus in conftest
@@ -296,3 +300,57 @@ def test_a_run_paused_between_two_reports_goes_on_with_the_same_records(make_tra
     assert without_clocks == [
         {key: value for key, value in record.items() if key not in clocks} for record in whole_records
     ]
+
+
+def count_host_reads(monkeypatch):
+    """Every read goes through one function; torch's other ways to a number raise while a step runs."""
+    reads = []
+    for module in ("moe.optim", "moe.expert_products"):
+        monkeypatch.setattr(f"{module}.read_on_host", lambda tensor: reads.append(tensor.shape) or as_list(tensor))
+    as_list = torch.Tensor.tolist
+
+    def refuse(*_):
+        raise AssertionError("a number was read past moe.device.read_on_host")
+
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__", "__index__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    return reads
+
+
+@pytest.mark.parametrize(("capability", "reads_a_layer"), [((7, 5), 1), ((8, 0), 1), ((9, 0), 0), ((10, 0), 0)])
+@pytest.mark.parametrize("n_micro_steps", [1, 2])
+def test_the_host_reads_once_a_step_and_below_9_once_a_layer(
+    make_config, make_data, monkeypatch, capability, reads_a_layer, n_micro_steps
+):
+    gpu = Device(kind="cuda", name="a GPU", compute_capability=capability)
+    precision = resolve_precision("auto", gpu)
+    # without the counting pass, which reads a layer's loads once more for each later micro-step
+    config = make_config(
+        precision=precision.name, **{"batch.grad_accum_steps": n_micro_steps, "model.lb_loss_coef": 0.0}
+    )
+    trainer = Trainer(config, make_data(config), choices=choose(gpu, precision))
+    monkeypatch.setattr(trainer, "_peak_memory", nullcontext)  # on a GPU its allocator is asked
+    trainer.scaler = None  # on CPU tensors torch's scaler reads what on CUDA stays on the device
+    trainer.run(until_tokens=64)
+    reads = count_host_reads(monkeypatch)
+    trainer._train_one_step()
+    monkeypatch.undo()
+    assert len(reads) == 1 + reads_a_layer * config.model.n_layers * n_micro_steps
+
+
+def test_counting_experts_beforehand_is_no_training_time(make_trainer):
+    one, several = (make_trainer(**{"batch.micro_batch_size": 4 // n, "batch.grad_accum_steps": n}) for n in (1, 2))
+    alone, together = (list(trainer.run())[-1] for trainer in (one, several))
+    assert alone.counting_time_s == 0.0
+    assert together.counting_time_s > 0.0
+    assert several.records[-1]["counting_time_s"] == several.counting_time_s
+
+
+def test_time_spent_counting_is_kept_out_of_the_speed(make_trainer, monkeypatch):
+    """Had counting taken -100 s, training took 100 s more than the clock says."""
+    trainer = make_trainer(report_every_tokens=64, **{"batch.micro_batch_size": 2, "batch.grad_accum_steps": 2})
+    monkeypatch.setattr("moe.stopwatch.Stopwatch.seconds", property(lambda _: -100.0))
+    report = next(iter(trainer.run()))
+    assert report.train_time_s > 100.0
+    assert report.tokens_per_s < 0.64
+    assert report.counting_time_s == -100.0
