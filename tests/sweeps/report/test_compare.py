@@ -9,7 +9,7 @@ import pytest
 
 from sweeps.errors import BadInputError
 from sweeps.formatting import shown_line
-from sweeps.ledger.names import require_name
+from sweeps.ledger.identifiers import require_name
 from sweeps.ledger.results import SweepResults
 from sweeps.report.compare import agreement, compare_report, comparison_folder, shared_pairs
 from sweeps.verdict.decision import decide
