@@ -9,7 +9,7 @@ ARGS :=
 ONLY :=
 CHOICE := $(if $(PRESET),--preset '$(PRESET)') $(if $(SPACE),--space '$(SPACE)')
 .DEFAULT_GOAL := help
-.PHONY: help sweep resume status ui report plan doctor gpu-check test test-faults check fix bench clean
+.PHONY: help sweep resume status ui report plan doctor gpu-check test test-faults check fix bench cuda-trace clean
 
 help:
 	@echo 'make sweep                  run a sweep to its verdict (laptop without a GPU, matched with one)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test-faults            the whole fault suite: kills, full disks, truncated files'
 	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep, early_stopping: writes bench/*.json'
 	@echo 'make gpu-check              on a machine with CUDA: memory, precision, packing, resume'
+	@echo 'make cuda-trace             without a GPU: what a step would ask of one (makes .venv-cuda, 5 GB, once)'
 	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
 	@echo
 	@echo 'Options: PRESET= SPACE= NAME= ARGS="--set budget_tokens=1048576". `$(SWEEPS) --help` tells all.'
@@ -56,8 +57,11 @@ fix: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	@$(VENV)/bin/python -m bench $(if $(ONLY),--only '$(ONLY)') $(ARGS)
 
+cuda-trace:
+	@PYTHON='$(PYTHON)' bench/cuda_trace.sh $(ARGS)
+
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) .venv-cuda build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.ready: pyproject.toml constraints.txt
