@@ -27,7 +27,7 @@ endif
 
 CHOICE := $(if $(PRESET),--preset '$(PRESET)') $(if $(SPACE),--space '$(SPACE)')
 .DEFAULT_GOAL := help
-.PHONY: help sweep resume status ui report plan doctor gpu-check test test-all test-faults check fix words bench clean
+.PHONY: help sweep resume status ui report plan doctor gpu-check test test-all test-faults check fix words bench cuda-trace clean
 
 help:
 	@echo 'make sweep                  run a sweep to its verdict (laptop without a GPU, matched with one)'
@@ -45,6 +45,7 @@ help:
 	@echo 'make words                  words that the documents and the code should write otherwise'
 	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep, early_stopping: writes bench/*.json'
 	@echo 'make gpu-check              on a machine with CUDA: memory, precision, packing, resume'
+	@echo 'make cuda-trace             without a GPU: what a step would ask of one (makes .venv-cuda, 5 GB, once)'
 	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
 	@echo
 	@echo 'Options: PRESET= SPACE= NAME= ARGS="--set budget_tokens=1048576". `$(SWEEPS) --help` tells all.'
@@ -83,8 +84,11 @@ words:
 bench: $(VENV)/.ready-dev
 	@$(VENV)/bin/python -m bench $(if $(ONLY),--only '$(ONLY)') $(ARGS)
 
+cuda-trace:
+	@PYTHON='$(PYTHON)' bench/cuda_trace.sh $(ARGS)
+
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) .venv-cuda build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""``python -m moe``: trains one model alone, or exports a trained one. No sweep, no cluster, no tracking server."""
+"""``python -m moe``: trains one model alone, exports a trained one, or checks a GPU. No sweep, cluster or tracking."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 
 from moe.errors import Diverged, MoeError, OutOfMemory
 
-EXIT_DONE, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
+EXIT_DONE, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NO_DEVICE, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 bad input, 3 diverged or out of memory, 130 interrupted."""
+    """Run a command and return its exit code.
+
+    0 done, 2 bad input, 3 diverged, out of memory or a failed check, 4 no CUDA device to check, 130 interrupted.
+    """
     options = _parser().parse_args(arguments)
     try:
         if options.command == "train":
@@ -21,6 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from moe.single_run import train
 
             train(options)
+        elif options.command == "gpu-check":
+            from moe.gpu_check import gpu_check
+
+            passed = gpu_check(options.corpus, options.out, options.steps)
+            return {True: EXIT_DONE, False: EXIT_FAILED, None: EXIT_NO_DEVICE}[passed]
         else:
             from moe.single_run import export
 
@@ -47,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_train(commands.add_parser("train", help="train one model", formatter_class=_Formatter))
     _add_export(commands.add_parser("export", help="write trained weights as a checkpoint that transformers loads"))
+    _add_gpu_check(
+        commands.add_parser(
+            "gpu-check", help="measure a GPU in minutes (exit code 4 without one)", formatter_class=_Formatter
+        )
+    )
     return parser
 
 
@@ -101,6 +114,15 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--exam-tokens", type=int, default=32_768, help="held-out tokens, of validation and of test")
     output.add_argument("--report-every-tokens", type=int, default=16_384, help=" ")
     output.add_argument("--out", type=Path, help="folder for checkpoints, records and scores; nothing is kept without")
+
+
+def _add_gpu_check(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Trains a few steps of three shapes on a GPU and writes what it found; torch and numpy suffice."
+    )
+    parser.add_argument("--corpus", type=Path, help="a file whose bytes are trained on; default: Python's own sources")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each run, 4 or more")
+    parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="the file to write")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from moe.config import TrainConfig
 from moe.errors import CorpusError
-from moe.token_cache import TokenizedCorpus
 from moe.token_file import TokenFile
 from moe.windows import Windows
+
+if TYPE_CHECKING:
+    from moe.token_cache import TokenizedCorpus
 
 # Rows of single documents are kept where such documents hold at least half of the test split's tokens...
 MIN_SINGLE_DOCUMENT_SHARE = 0.5

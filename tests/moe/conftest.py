@@ -28,6 +28,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device_kind(request) -> str:
+    """Each kind of device that is here: a test that takes it runs on a GPU too where there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device here")
+    return request.param
+
+
 def make_token_file(split: str, *, n_tokens: int = 4096, seed: int = 0) -> TokenFile:
     """Tokens that mostly count upwards, so that the next one can be learned; a document every 64."""
     rng = np.random.default_rng([seed, len(split)])
