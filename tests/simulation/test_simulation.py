@@ -1,6 +1,7 @@
 """Deterministic simulation: one seed is one schedule of kills, pauses, outages, lost answers and wrong clocks.
 
-``SWEEPS_SIMULATIONS`` says how many schedules are run; seeds that failed once are kept and run always.
+``SWEEPS_SIMULATIONS`` says how many schedules are run, from ``SWEEPS_SIMULATIONS_FROM`` on; those that failed once, and
+those that fail when a protection is taken away on purpose, are kept and run always.
 """
 
 import os
@@ -15,7 +16,18 @@ from tests.simulation.sweep import SimulatedSweep, what_counts
 from tests.simulation.world import Faults
 
 SHORT = 60
-FAILED_ONCE: tuple[int, ...] = ()
+KEPT: tuple[tuple[int, Faults | None], ...] = (
+    # a driver that read the plan twice at its start, while an earlier one added a page
+    (19, Faults(pause=0.004, lost_answer=0.01, slow=0.01, outages=1, namespaces=True)),
+    # a death that was counted at a checkpoint which a worker that was taken for dead had left behind meanwhile
+    (0, Faults(kill=0.002, pause=0.004, lost_answer=0.01, slow=0.01, outages=1, clock_steps=True)),
+    # a plan without its newest page, since the listing was late
+    (45, Faults(kill=0.0015, pause=0.003, lost_answer=0.01, slow=0.01, partial_listing=0.2, outages=1)),
+    (2, None),  # without ``require_held`` before records are written
+    (10, None),  # without a look for the outcome after the lease was waited for, or with outcomes written over
+    (56, None),  # without ``require_held``
+    (85, None),  # without the second look for what an earlier holder has completed
+)
 
 
 @cache
@@ -25,8 +37,8 @@ def undisturbed() -> tuple[dict[str, Any], dict[str, Any]]:
     return what_counts(results), decide(results).as_dict()
 
 
-def assert_ends_as_undisturbed(seed: int) -> SimulatedSweep:
-    sweep = SimulatedSweep(seed)
+def assert_ends_as_undisturbed(seed: int, faults: Faults | None = None) -> SimulatedSweep:
+    sweep = SimulatedSweep(seed, faults)
     results = sweep.run()
     expected, verdict = undisturbed()
     assert what_counts(results) == expected
@@ -41,13 +53,13 @@ def test_an_undisturbed_sweep_ends_in_every_way_that_a_cell_can() -> None:
     assert outcomes >= {"completed", "stopped_early"}
 
 
-@pytest.mark.parametrize("seed", FAILED_ONCE)
-def test_a_schedule_that_failed_once_ends_as_undisturbed(seed: int) -> None:
-    assert_ends_as_undisturbed(seed)
+@pytest.mark.parametrize(("seed", "faults"), KEPT)
+def test_a_schedule_that_failed_once_ends_as_undisturbed(seed: int, faults: Faults | None) -> None:
+    assert_ends_as_undisturbed(seed, faults)
 
 
 @pytest.mark.timeout(0)
-def test_every_schedule_ends_as_an_undisturbed_one(record_property: Any) -> None:
+def test_every_schedule_ends_as_an_undisturbed_one() -> None:
     count = int(os.environ.get("SWEEPS_SIMULATIONS") or SHORT)
     first = int(os.environ.get("SWEEPS_SIMULATIONS_FROM", "0"))
     began_s = time.perf_counter()
