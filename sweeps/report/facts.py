@@ -212,7 +212,7 @@ def worked(result: CellResult) -> list[tuple[float, float]]:
         end_s = finite(record.get("timestamp_s"))
         if end_s is None:
             continue
-        used_s = (finite(record.get("train_time_s")) or 0.0) + (finite(record.get("exam_time_s")) or 0.0)
+        used_s = sum(finite(record.get(f"{what}_time_s")) or 0.0 for what in ("train", "counting", "exam"))
         start_s = end_s - max(0.0, used_s - used_before_s)
         used_before_s = used_s
         if stretches and start_s - stretches[-1][1] < SEGMENT_GAP_S:

@@ -1,9 +1,17 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from moe.device import BF16_CPU_INSTRUCTIONS, Device, is_out_of_memory, set_threads
+from moe.device import (
+    BF16_CPU_INSTRUCTIONS,
+    Device,
+    is_out_of_memory,
+    prepare_cublas,
+    set_arithmetic,
+    set_threads,
+)
 from moe.errors import ConfigError, DeviceMissing
 
 
@@ -82,3 +90,48 @@ def test_a_real_allocation_beyond_all_memory_is_recognised():
 def test_a_thread_count_below_one_is_refused():
     with pytest.raises(ConfigError, match="threads=0 must be at least 1"):
         set_threads(0)
+
+
+GPU = Device(kind="cuda", name="a GPU", compute_capability=(9, 0))
+
+
+@pytest.fixture
+def torch_settings():
+    """Torch's settings of arithmetic as they were before the test, afterwards."""
+    matmul = torch.backends.cuda.matmul
+    names = "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    sums = [getattr(matmul, name) for name in names]
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+    for name, value in zip(names, sums, strict=True):
+        setattr(matmul, name, value)
+
+
+@pytest.mark.usefixtures("torch_settings")
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_gpu_adds_in_a_fixed_order_if_so_required_and_sums_in_fp32_always(deterministic):
+    set_arithmetic(GPU, deterministic=deterministic)
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+    assert torch.utils.deterministic.fill_uninitialized_memory is False
+    assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is False
+    assert torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction is False
+
+
+@pytest.mark.usefixtures("torch_settings")
+def test_a_cpu_leaves_torchs_settings_alone():
+    torch.use_deterministic_algorithms(False)
+    set_arithmetic(Device(kind="cpu"), deterministic=True)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, ":4096:8"), (":16:8", ":16:8"), (":4096:8", ":4096:8"), (":0:0", ":4096:8")]
+)
+def test_cublas_gets_reproducible_workspaces_before_a_device_is_used(monkeypatch, before, after):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if before is not None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before)
+    prepare_cublas()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == after

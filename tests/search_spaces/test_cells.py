@@ -85,6 +85,16 @@ def test_ids_hang_on_what_decides_the_numbers(tiny_text: str, tiny: Space, ident
     assert not set(before) & set(after)
 
 
+def test_ids_hang_on_determinism_only_where_it_is_off(tiny_text: str, tiny: Space, identity: Identity) -> None:
+    """It is on in every sweep that was begun before it could be chosen: their ids stay."""
+    ids = [
+        [cell.cell_id for cell in explore_cells(parse_space(tiny_text, [f"resources.deterministic={value}"]), identity)]
+        for value in ("true", "false")
+    ]
+    assert ids[0] == [cell.cell_id for cell in explore_cells(tiny, identity)]
+    assert not set(ids[0]) & set(ids[1])
+
+
 def test_one_arms_shape_changes_that_arms_ids_alone(tiny_text: str, tiny: Space, identity: Identity) -> None:
     changed = parse_space(tiny_text, ["strategies.large_batch.micro_batch_size=16"])
     pairs = zip(explore_cells(tiny, identity), explore_cells(changed, identity), strict=True)
