@@ -62,7 +62,7 @@ class DeviceChoices:
     fp32. ``attention_kernel`` names what torch is expected to pick there, for people and for the GPU check.
     ``expert_way`` holds for products in bf16; ``products_way`` says it for any type. ``elementwise_bytes`` is the size
     of a block of elementwise work, None for everything at once. ``tokens_on_device`` says that training windows are
-    gathered on the device. ``deterministic`` says that equal inputs are required to give equal bits.
+    gathered on the device.
     """
 
     autocast_dtype: torch.dtype | None

@@ -27,5 +27,5 @@ def newest_name(runs: Storage) -> str:
         with suppress(DamagedError):  # `sweeps status` names it; it hides no other
             began_s[name] = float(Ledger(runs, name).beginning()["created_s"])
     if not began_s:
-        raise BadInputError(f"there is no sweep in {runs.uri}; `sweeps run` begins one")
+        raise BadInputError(f"there is no sweep in {runs.uri}; `sweeps run` starts one")
     return max(began_s, key=lambda name: began_s[name])

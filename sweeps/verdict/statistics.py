@@ -150,12 +150,15 @@ def mean_interval(values_S: Floats, alpha: float) -> tuple[float, float, float]:
 
 
 def holm(p_values: Floats) -> Floats:
-    """Return Holm's step-down adjusted p-values [P] (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests
+    """Return Holm's step-down adjusted p-values [P] (Holm 1979).
 
-    if p_values.size == 0:
-        return p_values
-    return np.asarray(multipletests(p_values, method="holm")[1], dtype=np.float64)
+    As statsmodels' ``multipletests``, which collects garbage at every call: seconds in a process that holds much.
+    """
+    order = np.argsort(p_values)
+    factors = np.arange(p_values.size, 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return adjusted
 
 
 def probability_below_zero(seeds: MeanTest, next_variance: float) -> float:

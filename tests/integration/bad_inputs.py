@@ -214,7 +214,7 @@ BAD_INPUTS = {
             "line 3: lr='fast' must be a positive number",
             "line 3: test_loss='low' must be a number, or empty",
             "line 4: phase='final' must be one of explore, confirm",
-            "lines 5 and 6: a at lr 0.01, seed 1, phase confirm stands there 2 times; keep one",
+            "lines 5 and 6: a at lr 0.01, seed 1, phase confirm appears 2 times; keep one",
             "one arm only (a); a verdict compares two or more",
         ),
     ),

@@ -98,7 +98,11 @@ def test_peaks_are_predicted_in_the_precision_of_the_device(monkeypatch: pytest.
     matched = load_space(preset="matched", path=None, overrides=["model.n_layers=1"])
     space = matched.model_copy(update={"strategies": matched.strategies[:1]})
     gpu = Device(kind="cuda", name="a GPU", compute_capability=(8, 0))
-    [halves], [whole] = (
-        predicted_peaks(space, device, vocab_size=512).values() for device in (gpu, Device(kind="cpu"))
-    )
+
+    def peaks_gib(precision: str, device: Device) -> dict[str, float]:
+        return predicted_peaks(space.model_copy(update={"precision": precision}), device, vocab_size=512)
+
+    [halves], [whole] = peaks_gib("bf16", gpu).values(), peaks_gib("fp32", gpu).values()
     assert halves < whole
+    assert peaks_gib("auto", gpu) == peaks_gib("bf16", gpu)
+    assert peaks_gib("auto", Device(kind="cpu")) == peaks_gib("fp32", Device(kind="cpu"))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
@@ -270,3 +271,9 @@ def test_the_interval_of_one_seed_has_no_ends() -> None:
     assert mean == 4.2
     assert math.isnan(low)
     assert math.isnan(high)
+
+
+def test_holm_agrees_with_statsmodels() -> None:
+    p_values = np.random.default_rng(5).uniform(size=28) ** 3
+    np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1], rtol=1e-12)
+    assert holm(np.empty(0)).size == 0
