@@ -139,7 +139,7 @@ def test_a_sweep_begins_with_its_precision_written_down(
 @pytest.mark.parametrize(("device", "kept"), [(CPU, True), (BF16_CPU, True), (OLD_GPU, False), (NEW_GPU, False)])
 def test_determinism_is_a_question_for_gpus_only(monkeypatch: pytest.MonkeyPatch, device: Device, kept: bool) -> None:
     """A CPU gives equal bits anyway: what was requested decides nothing there, and no id either."""
-    here(device, monkeypatch)
     space = load_space(preset="smoke", overrides=["resources.deterministic=false"])
-    assert in_resolved_precision(space).resources.deterministic is kept
+    resolved = in_resolved_precision(space, machine(device, monkeypatch))
+    assert resolved.resources.deterministic is kept
     assert in_resolved_precision(load_space(preset="smoke")).resources.deterministic is True
