@@ -142,4 +142,5 @@ def test_determinism_is_a_question_for_gpus_only(monkeypatch: pytest.MonkeyPatch
     space = load_space(preset="smoke", overrides=["resources.deterministic=false"])
     resolved = in_resolved_precision(space, machine(device, monkeypatch))
     assert resolved.resources.deterministic is kept
-    assert in_resolved_precision(load_space(preset="smoke")).resources.deterministic is True
+    unasked = in_resolved_precision(load_space(preset="smoke"), machine(device, monkeypatch))
+    assert unasked.resources.deterministic is True
