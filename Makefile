@@ -37,7 +37,7 @@ help:
 	@echo 'make status [NAME=...]      sweeps, or the cells of one'
 	@echo 'make report NAME=...        write report.html and report.md again'
 	@echo 'make ui                     MLflow UI on this machine'
-	@echo 'make doctor                 what this machine can do, and what to mend'
+	@echo 'make doctor                 what this machine can do, and what to fix'
 	@echo 'make test                   quick tests, one real sweep on Ray included (at most 8 minutes on two cores)'
 	@echo 'make test-all               every test: whole sweeps, clusters, faults (at most 40 minutes)'
 	@echo 'make test-faults            the fault tests alone, at many more moments, and 20,000 simulated schedules'
@@ -48,7 +48,7 @@ help:
 	@echo 'make cuda-trace             without a GPU: what a step would ask of one (makes .venv-cuda, 5 GB, once)'
 	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
 	@echo
-	@echo 'Options: PRESET= SPACE= NAME= ARGS="--set budget_tokens=1048576". `$(SWEEPS) --help` tells all.'
+	@echo 'Options: PRESET= SPACE= NAME= ARGS="--set budget_tokens=1048576". `$(SWEEPS) --help` lists everything.'
 
 sweep: $(VENV)/.ready
 	@$(SWEEPS) run $(CHOICE) $(if $(NAME),--name '$(NAME)') $(ARGS)

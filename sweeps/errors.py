@@ -12,7 +12,7 @@ EXIT_RESUMABLE: Final = 130
 
 
 class SweepError(Exception):
-    """Any error of this package that is the user's to mend; ``exit_code`` is what the command ends with."""
+    """Any error of this package that is the user's to fix; ``exit_code`` is what the command ends with."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -48,7 +48,7 @@ class StorageAwayError(StorageError):
 class DamagedError(StorageError):
     """An object is there and is not what was written: cut short, changed, or a part of it missing.
 
-    Trying again does not help: a person must mend or restore it.
+    Trying again does not help: a person must repair or restore it.
     """
 
     exit_code = EXIT_BAD_INPUT
