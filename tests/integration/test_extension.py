@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +39,8 @@ def test_an_extension_runs_new_cells_alone_and_keeps_the_verdict_before_it(exten
         "short": [101, 102, 103, 104, 105],
         "long": [101, 102, 103, 104, 105],
     }
-    kept = sorted((extended.runs / "first" / "verdicts").glob("*.json"))
-    assert [json.loads(path.read_text()) for path in kept] == [resumed.verdict("first"), judged]
+    kept = Storage(str(extended.runs)).child("first/verdicts")
+    assert [kept.read_json(name) for name in sorted(kept.names())] == [resumed.verdict("first"), judged]
 
 
 def test_after_a_kill_a_resume_an_extension_and_two_syncs_mlflow_shows_the_ledger_and_nothing_twice(
