@@ -86,11 +86,15 @@ class Checkpoints:
 
     def durable(self) -> Checkpoint | None:
         """The checkpoint that counts, as far as its manifest says; None before the first holder adopted one."""
-        for name in self.names():
-            checkpoint = self.find(name)
-            if checkpoint is not None:
-                return checkpoint
-        return None
+        names = self.names()
+        while True:
+            for name in names:
+                checkpoint = self.find(name)
+                if checkpoint is not None:
+                    return checkpoint
+            listed, names = names, self.names()
+            if names == listed:  # otherwise a new holder deleted what was listed, once something else counted
+                return None
 
     def newest_complete(self) -> int | None:
         """Tokens of the checkpoint that counts, or None where there is no state to go on from."""

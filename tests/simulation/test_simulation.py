@@ -23,6 +23,8 @@ KEPT: tuple[tuple[int, Faults | None], ...] = (
     (0, Faults(kill=0.002, pause=0.004, lost_answer=0.01, slow=0.01, outages=1, clock_steps=True)),
     # a plan without its newest page, since the listing was late
     (45, Faults(kill=0.0015, pause=0.003, lost_answer=0.01, slow=0.01, partial_listing=0.2, outages=1)),
+    # an outcome without its records: the checkpoints that a driver had listed went before it read one of them
+    (10907, None),
     (2, None),  # without ``require_held`` before records are written
     (10, None),  # without a look for the outcome after the lease was waited for, or with outcomes written over
     (56, None),  # without ``require_held``

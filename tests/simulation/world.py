@@ -142,7 +142,6 @@ class Simulation:
         """From the hub alone: end all greenlets of the process."""
         process.alive = False
         process.ended = True
-        self.count("killed")
         for task in process.tasks:
             if task and not task.dead:
                 task.throw(Killed)
@@ -182,6 +181,7 @@ class Simulation:
             assert self.now_s < limit_s, f"still not over after {limit_s:,.0f} s"
             if isinstance(what, SimProcess):
                 if what.alive:
+                    self.count("killed")
                     self.kill(what)
                 continue
             process = self._owner[what]

@@ -11,6 +11,7 @@ import pytest
 from search_spaces import Cell
 from sweeps.errors import BadInputError, DamagedError, SweepHeldError
 from sweeps.ledger.cell_folder import CellFolder, CellWriter
+from sweeps.ledger.checkpoints import CheckpointName, Checkpoints
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 
@@ -211,6 +212,27 @@ def test_what_an_earlier_holder_completes_while_its_heir_reads_is_adopted_too(le
     assert heir.adopt(load) == 200
     assert loads == [b"100", b"200"]
     assert tokens_of(folder) == [100, 200]
+
+
+def test_who_reads_while_a_new_holder_clears_up_finds_what_counts(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    train(writer(folder), 100, 200)
+    names = Checkpoints.names
+
+    def listed_before(self: Checkpoints) -> list[CheckpointName]:
+        found = names(self)
+        monkeypatch.setattr(Checkpoints, "names", names)
+        heir = writer(folder, 2)
+        adopted(heir)
+        train(heir, 300, 400, start=200)
+        return found
+
+    monkeypatch.setattr(Checkpoints, "names", listed_before)
+    outcome = folder.write_outcome(CELL, "stopped_early", tokens_seen=400)
+    assert len(outcome["segments"]) == 4
+    assert tokens_of(folder) == [100, 200, 300, 400]
 
 
 def test_segments_that_do_not_count_are_collected_once_the_cell_has_ended(ledger: Ledger) -> None:
