@@ -120,6 +120,8 @@ class Sweeps:
     def copy(self, other: Sweeps) -> None:
         """Take over the sweeps of another folder, and their MLflow store, as if they had been run here."""
         shutil.copytree(other.runs, self.runs)
+        if not (self.runs / "mlflow.db").exists():
+            return  # a sweep that was killed early left none yet
         with sqlite3.connect(self.runs / "mlflow.db") as database:  # MLflow keeps absolute paths
             for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
                 moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
