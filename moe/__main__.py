@@ -72,7 +72,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Trains one MoE language model (on SymPy's sources, which come with torch, unless told otherwise), prints its "
+        "Trains one MoE language model (on SymPy's sources, which come with torch, by default), prints its "
         "loss curve and scores it on held-out text. With --out, the same command resumes an interrupted run."
     )
     text = parser.add_argument_group("text")

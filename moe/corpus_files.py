@@ -74,7 +74,7 @@ def _table(reader: RowReader, name: str, path: Path) -> Iterator[Document]:
         raise
     except (ValueError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise CorpusError(
-            f"{path} cannot be read as {builder}: {_one_line(error)}; mend the file or leave it out"
+            f"{path} cannot be read as {builder}: {_one_line(error)}; repair the file or leave it out"
         ) from error
 
 

@@ -70,7 +70,7 @@ def require_hub(id_: str, *, kind: Literal["dataset", "tokenizer"], revision: st
     if "commit" in answer:
         return str(answer["commit"])
     reason = answer.get("reason", f"the hub did not answer within {PROBE_DEADLINE_S:.0f} s")
-    raise CorpusError(f"{kind} {id_} cannot be had: {reason}; mend that, or {WAYS_OUT}")
+    raise CorpusError(f"{kind} {id_} cannot be had: {reason}; fix that, or {WAYS_OUT}")
 
 
 def offline() -> bool:
@@ -124,7 +124,7 @@ def _documents(config: CorpusConfig, resolved: dict[str, Any]) -> Iterator[Docum
                 f"dataset {place} is not in the local cache and HF_HUB_OFFLINE forbids to fetch it; unset it, "
                 f"or {WAYS_OUT}"
             ) from error
-        raise CorpusError(f"dataset {place} cannot be read: {_one_line(error)}; mend that, or {WAYS_OUT}") from error
+        raise CorpusError(f"dataset {place} cannot be read: {_one_line(error)}; fix that, or {WAYS_OUT}") from error
 
 
 def _is_mirror(config: CorpusConfig) -> bool:

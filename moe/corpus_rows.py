@@ -79,7 +79,7 @@ class RowReader:
         if split is None:
             raise CorpusError(
                 f"{where}: column {self._split_column!r} holds {value!r}, which names no split (train, validation, "
-                "test); mend it, or split by document with `--set corpus.split_column=none`"
+                "test); fix it, or split by document with `--set corpus.split_column=none`"
             )
         return split
 

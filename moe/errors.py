@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class MoeError(ValueError):
-    """Any error of this package that is the user's to mend."""
+    """Any error of this package that is the user's to fix."""
 
 
 class ConfigError(MoeError):

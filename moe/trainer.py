@@ -42,7 +42,7 @@ from moe.windows import WindowsOnDevice
 if TYPE_CHECKING:
     from moe.exam import TrainingData
 
-# A scale this small still overflows: the gradients themselves are beyond fp16, and no scale will mend that.
+# A scale this small still overflows: the gradients themselves are beyond fp16, and no scale will repair that.
 _SMALLEST_LOSS_SCALE = 2.0**-8
 
 _STEPS_MEASURED_ON_CPU = 2
@@ -109,7 +109,7 @@ class Trainer:
 
         Raises:
             ConfigError: ``until_tokens`` lies beyond the budget, where the schedule has no rate.
-            Diverged: a loss, or a gradient that no loss scale can mend, is not finite.
+            Diverged: a loss, or a gradient that no loss scale can repair, is not finite.
             OutOfMemory: there is no room for a single row, or for the optimizers.
         """
         budget_tokens = self.config.schedule.budget_tokens
@@ -239,7 +239,7 @@ class Trainer:
     def _validation_scores(self) -> tuple[float, float, float | None]:
         """Own-context loss and bits per byte, and at the end of the budget the loss at the shortest arm's length."""
         own_len, common_len = self.config.batch.seq_len, self.data.exam.common_len
-        with self._sitting_exam():
+        with self._evaluating():
             own = self._validation_score(own_len)
             common_loss: float | None = own.loss if common_len == own_len else None
             if common_loss is None and self.tokens_seen == self.config.schedule.budget_tokens:
@@ -259,7 +259,7 @@ class Trainer:
 
     def test_scores(self) -> ExamScores:
         """Every view of the model as it stands, on the test rows, in fp32 whatever the training precision."""
-        with self._sitting_exam():
+        with self._evaluating():
             return score_all_views(
                 self.model,
                 self.data.exam,
@@ -278,7 +278,7 @@ class Trainer:
         return self.config.batch.tokens_per_micro_step if self.choices.tokens_on_device else None
 
     @contextmanager
-    def _sitting_exam(self) -> Iterator[None]:
+    def _evaluating(self) -> Iterator[None]:
         """Times an exam apart from training, and says whose memory it was that ran out."""
         started_s = time.perf_counter()
         try:

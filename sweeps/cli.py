@@ -154,7 +154,7 @@ def plan(
         with machines_at_hand() as machines:
             chosen, _ = chosen_space(preset, space, overrides).load(machines)
             found = make_plan(chosen, machines, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
-    except WorldError as error:  # nothing has begun that could be resumed
+    except WorldError as error:  # nothing has started that could be resumed
         raise BadInputError(str(error)) from error
     if as_json:
         print_json(found.as_dict())

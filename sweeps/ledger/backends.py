@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 TEMPORARY_PREFIX: Final = ".tmp-"
-_SETTLE_S: Final = 0.3  # between a put and its reading back; a put that was begun before the look-up has landed by then
+_SETTLE_S: Final = 0.3  # between a put and its reading back; a put from before the look-up has landed by then
 _NO_HARD_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _AWAY_NAMES: Final = (
     *("EIO", "EAGAIN", "EINTR", "EBUSY", "ESTALE", "EREMOTEIO", "ENOLCK", "EPIPE", "ETIMEDOUT", "ENOTCONN"),

@@ -1,7 +1,6 @@
-"""What one cell left behind: records, checkpoints, attempts, outcome.
+"""What one cell left behind: records, checkpoints, commits, attempts, outcome.
 
-A record counts once a checkpoint's manifest, or the outcome, lists its segment: ``records`` never returns one that a
-resume would make again, and none twice.
+A record counts once a commit, or the outcome, lists its segment: ``records`` returns none twice.
 """
 
 from __future__ import annotations
@@ -12,18 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from search_spaces import Cell
-from sweeps.errors import DamagedError
-from sweeps.ledger.checkpoints import (
-    KEPT,
-    Checkpoint,
-    CheckpointName,
-    Checkpoints,
-    read_listed,
-    stored_file,
-)
+from sweeps.errors import DamagedError, SweepHeldError
+from sweeps.ledger.checkpoints import KEPT, CheckpointName, Checkpoints, read_listed, stored_file
 from sweeps.ledger.checksum import with_checksum
+from sweeps.ledger.commits import Commits
 from sweeps.ledger.entries import SCHEMA, add_numbered, find_entry, numbered
-from sweeps.ledger.models import Attempt, CountedSegment, Outcome, OutcomeEntry, Segment, validated
+from sweeps.ledger.models import Attempt, Commit, CountedSegment, Outcome, OutcomeEntry, Segment, validated
 from sweeps.ledger.results import RETRIED_OUTCOMES
 from sweeps.ledger.storage import Storage
 
@@ -38,6 +31,7 @@ class CellFolder:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.checkpoints = Checkpoints(storage)
+        self.commits = Commits(storage)
 
     def outcome(self) -> dict[str, Any] | None:
         """How the cell ended, or None."""
@@ -53,12 +47,12 @@ class CellFolder:
     ) -> dict[str, Any]:
         """Write how the cell ended, once, and return what stands there: an outcome never changes.
 
-        ``segments`` are those that count, by default those of the checkpoint that counts; ``facts`` are tokens_seen,
-        the losses, the reason and whatever else is known.
+        ``segments`` are those that count, by default those of the newest commit; ``facts`` are tokens_seen, the
+        losses, the reason and whatever else is known.
         """
         if segments is None:
-            durable = self.checkpoints.durable()
-            listed = (durable.manifest.segments if durable is not None else None) or []
+            newest = self.newest()
+            listed = (newest.segments if newest is not None else None) or []
             segments = [segment.model_dump(by_alias=True) for segment in listed]
         entry: dict[str, Any] = {
             "schema": SCHEMA,
@@ -84,6 +78,35 @@ class CellFolder:
             entry = self.outcome() or entry
         return entry
 
+    def newest(self) -> Commit | None:
+        """What counts, or None; of version 0.1, which wrote no commits, the newest complete checkpoint."""
+        newest = self.commits.newest()
+        if newest is not None or not (complete := self.checkpoints.complete()) or complete[0].secret:
+            return newest
+        tokens = complete[-1].tokens
+        return Commit(tokens_seen=tokens, holder="", checkpoint=str(complete[-1]), segments=None)
+
+    def newest_checkpoint(self) -> int | None:
+        """Tokens of the checkpoint that the cell goes on from, or None where it has none."""
+        newest = self.newest()
+        return None if newest is None or newest.checkpoint is None else newest.tokens_seen
+
+    def load_newest(self, read: Callable[[Path], None]) -> None:
+        """Give ``read`` a folder with the files of that checkpoint; raises DamagedError where it is not whole.
+
+        Raises FileNotFoundError where there is none.
+        """
+        newest = self.newest()
+        if newest is None or newest.checkpoint is None:
+            raise FileNotFoundError(f"{self.storage.uri} holds no checkpoint")
+        self.checkpoints.load(newest.checkpoint, read)
+
+    def delete_checkpoints(self) -> None:
+        """Delete every checkpoint of a cell that has its outcome."""
+        self.commits.delete()
+        for name in self.checkpoints.names():
+            self.checkpoints.delete(name)
+
     def records(self) -> list[dict[str, Any]]:
         """Every record that counts, in order of tokens."""
         return self.records_of(self.outcome())
@@ -91,10 +114,10 @@ class CellFolder:
     def records_of(self, outcome: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         """The same, for an outcome that was read before."""
         if outcome is None:
-            durable = self.checkpoints.durable()
-            if durable is None:
+            newest = self.newest()
+            if newest is None:
                 return []
-            counted, tokens = durable.manifest.segments, durable.tokens
+            counted, tokens = newest.segments, newest.tokens_seen
         else:
             counted = validated(self.storage, _OUTCOME, dict(outcome), OutcomeEntry).segments
             tokens = int(outcome["tokens_seen"])
@@ -130,7 +153,7 @@ class CellFolder:
         """Failures at the present checkpoint, since the user last asked for a retry."""
         attempts = self.attempts()
         retried = [number for number, attempt in enumerate(attempts) if attempt["kind"] == RETRIED]
-        tokens = self.checkpoints.newest_complete() or 0
+        tokens = self.newest_checkpoint() or 0
         return [a for a in attempts[retried[-1] + 1 if retried else 0 :] if a["tokens_seen"] == tokens]
 
     def add_attempt(self, kind: str, reason: str, **facts: object) -> None:
@@ -140,7 +163,7 @@ class CellFolder:
             "kind": kind,
             "reason": reason,
             "traceback": None,
-            "tokens_seen": self.checkpoints.newest_complete() or 0,
+            "tokens_seen": self.newest_checkpoint() or 0,
             "time_s": self.storage.world.time_s(),
             **facts,
         }
@@ -167,69 +190,80 @@ class CellFolder:
 class CellWriter:
     """Adds to a cell's folder under a lease, whose ``token`` is in the name of everything.
 
-    ``confirm`` raises SweepHeldError where the lease was taken over; it is asked before anything is deleted.
+    ``confirm`` raises SweepHeldError where the lease was taken over; it is asked before the outcome is written.
     """
 
     def __init__(self, folder: CellFolder, token: str, confirm: Callable[[], None] = lambda: None) -> None:
         self._folder = folder
         self._storage = folder.storage
-        self._checkpoints = folder.checkpoints
         self._token = token
-        self._number = CheckpointName.of(0, token).number
+        self._holder_number = CheckpointName.of(0, token).number
         self._confirm = confirm
-        self._saved: list[Checkpoint] = []
+        self._number = 0
+        self._saved: dict[int, str] = {}  # by the number of its commit: a checkpoint that a later holder may need
         self._segments: list[dict[str, Any]] = []
 
     def adopt(self, load: Callable[[Path], None], note: Callable[[str], None] = lambda _line: None) -> int:
-        """Load the newest whole checkpoint and make it the base of what this holder writes; returns its tokens.
+        """Load the newest whole checkpoint and commit to it; returns its tokens.
 
-        ``note`` is given a line for each checkpoint that is damaged. A checkpoint that an earlier holder completed
-        before the base was written may have been read by others, so it is looked for once more and adopted too.
+        ``note`` is given a line for each commit or checkpoint that is damaged. What an earlier holder commits
+        meanwhile is adopted in its place. Raises SweepHeldError where a later holder has committed.
         """
-        seen: set[CheckpointName] = set()
-        base = self._load_best(load, note, seen, above=None)
-        self._write_base(base)
-        while (later := self._load_best(load, note, seen, above=base)) is not None:
-            base = later
-            self._write_base(base)
-        return 0 if base is None else base.tokens
+        damaged: set[str] = set()
+        highest = max(self._folder.commits.numbers(), default=0)
+        while True:
+            base = self._load_best(highest, load, note, damaged)
+            self._segments = [segment.model_dump(by_alias=True) for segment in base.segments or []]
+            if self._commit(highest + 1, base.tokens_seen, base.checkpoint):
+                return base.tokens_seen
+            highest += 1
 
     def _load_best(
-        self,
-        load: Callable[[Path], None],
-        note: Callable[[str], None],
-        seen: set[CheckpointName],
-        above: Checkpoint | None,
-    ) -> Checkpoint | None:
-        """Load the first whole checkpoint of an earlier holder that counts before ``above``; None without one."""
-        for name in self._checkpoints.names():
-            if name.number >= self._number or name in seen or (above is not None and name <= above.name):
+        self, highest: int, load: Callable[[Path], None], note: Callable[[str], None], damaged: set[str]
+    ) -> Commit:
+        """Load the checkpoint of the newest commit that has a whole one, or none at all."""
+        for number in range(highest, 0, -1):
+            try:
+                commit = self._folder.commits.read(number)
+            except FileNotFoundError:
+                break  # the ones before it were deleted
+            except DamagedError as error:
+                note(f"a commit set aside, the one before it serves: {error}")
+                continue
+            if commit.holder > self._token:
+                raise self._superseded()
+            if commit.checkpoint in damaged:
                 continue
             try:
-                checkpoint = self._checkpoints.read(name)
-                if checkpoint.manifest.files:
-                    self._checkpoints.load(checkpoint, load)
-            except FileNotFoundError:
-                continue  # not complete
+                if commit.checkpoint is not None:
+                    self._folder.checkpoints.load(commit.checkpoint, load)
             except DamagedError as error:
-                note(f"checkpoint at {name.tokens:,} tokens set aside, the one before it serves: {error}")
-                seen.add(name)
+                note(f"checkpoint at {commit.tokens_seen:,} tokens set aside, the one before it serves: {error}")
+                damaged.add(str(commit.checkpoint))
                 continue
-            seen.add(name)
-            return checkpoint
-        return None
+            return commit
+        return Commit(tokens_seen=0, holder=self._token, checkpoint=None, segments=[])
 
-    def _write_base(self, base: Checkpoint | None) -> None:
-        """Write a manifest of this holder's own over the files and segments of ``base``, or over none."""
-        name = CheckpointName.of(0 if base is None else base.tokens, self._token)
-        found = {} if base is None else base.manifest.model_dump(by_alias=True, include={"files", "segments"})
-        self._segments = found.get("segments") or []
-        folder = str(name) if base is None else base.files_folder
-        files = found.get("files", {})
-        self._saved = [self._checkpoints.write_manifest(name, folder=folder, files=files, segments=self._segments)]
+    def _commit(self, number: int, tokens: int, checkpoint: str | None) -> bool:
+        """Let the segments so far count up to a checkpoint; returns False where another holder has this number."""
+        commit = Commit.model_validate(
+            {"tokens_seen": tokens, "holder": self._token, "checkpoint": checkpoint, "segments": self._segments}
+        )
+        if not self._folder.commits.create(number, commit):
+            return False
+        self._number = number
+        if checkpoint is not None:
+            self._saved[number] = checkpoint
+        return True
+
+    def _superseded(self) -> SweepHeldError:
+        return SweepHeldError(
+            f"another worker goes on with {self._storage.uri}, which this one has not written to for too long; leave "
+            "it to that one"
+        )
 
     def write_records(self, start: int, end: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write the records made between two durable points; they count once a manifest or the outcome lists them."""
+        """Write the records made between two durable points; they count once a commit or the outcome lists them."""
         name = f"{start:015d}-{end:015d}-{self._token}.json"
         data = with_checksum({"schema": SCHEMA, "from": start, "to": end, "records": list(records)})
         self._storage.write_bytes(f"segments/{name}", data)
@@ -239,31 +273,29 @@ class CellWriter:
     def save(self, tokens: int, write: Callable[[Path], None]) -> None:
         """Let ``write`` fill a folder and store it as the checkpoint at ``tokens``; then all records so far count.
 
-        What can count no more goes: checkpoints before the last two, and what earlier holders left.
+        Raises SweepHeldError where a later holder has committed. What no holder can need goes.
         """
         name = CheckpointName.of(tokens, self._token)
-        files = self._checkpoints.write_files(name, write)
-        saved = self._checkpoints.write_manifest(name, folder=str(name), files=files, segments=self._segments)
-        self._saved.append(saved)
-        self._confirm()  # who took over before this may need what this one does not
+        self._folder.checkpoints.write(name, write)
+        if not self._commit(self._number + 1, tokens, str(name)):
+            raise self._superseded()
         self._collect()
 
     def _collect(self) -> None:
-        """Delete what no holder can need.
-
-        Whoever takes over later finds the last two checkpoints, and everything else counts less than they do.
-        """
-        kept = [checkpoint for checkpoint in self._saved if checkpoint.manifest.files][-KEPT:]
+        """Delete all but the last two checkpoints, and what earlier holders left."""
+        kept = dict(sorted(self._saved.items())[-KEPT:])
         if len(kept) < KEPT:
             return
-        folders = {str(checkpoint.name) for checkpoint in kept} | {checkpoint.files_folder for checkpoint in kept}
-        for name in reversed(self._checkpoints.names()):
-            if name.number <= self._number and str(name) not in folders:
-                self._checkpoints.delete(str(name))
+        if self._folder.commits.numbers()[-1] != self._number:  # a later holder may need what this one does not
+            raise self._superseded()
+        self._folder.commits.delete(before=min(kept))
+        for name in self._folder.checkpoints.names():
+            if name.number <= self._holder_number and str(name) not in kept.values():
+                self._folder.checkpoints.delete(name)
         counted = {segment["name"] for segment in self._segments}
         for segment in self._storage.names("segments"):
             numbers = _segment_numbers(segment)
-            if segment not in counted and numbers is not None and numbers[2] <= self._number:
+            if segment not in counted and numbers is not None and numbers[2] <= self._holder_number:
                 self._storage.delete(f"segments/{segment}")
         self._saved = kept
 

@@ -1,12 +1,8 @@
-"""Checkpoints of one cell in its ledger folder, and which of them count.
+"""Checkpoints of one cell in its ledger folder.
 
-A checkpoint is a folder ``checkpoint-TOKENS-HOLDER`` whose manifest is written last. The manifest lists the files that
-make the checkpoint up and the segments of records up to it, each with size and hash: it is one commit of the cell, and
-nothing that it does not list counts. ``HOLDER`` is the token of the lease under which it was written. A later holder's
-manifests count before an earlier one's, and of one holder's the furthest one.
-
-A holder begins by adopting: it writes a manifest of its own over the files of the newest checkpoint that it could
-load. What an earlier holder, paused and awake again, writes after that counts for nothing.
+A checkpoint is a folder ``checkpoint-TOKENS-HOLDER`` whose manifest is written last; it lists the files that make the
+checkpoint up, each with size and hash. ``HOLDER`` is the token of the lease under which it was written. Which of them
+counts, a commit says (``sweeps.ledger.commits``).
 """
 
 from __future__ import annotations
@@ -14,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from sweeps.errors import DamagedError, StorageError
+from sweeps.ledger.entries import SCHEMA
 from sweeps.ledger.models import Manifest, StoredFile, validated
 from sweeps.ledger.storage import Storage
 
@@ -32,7 +29,7 @@ _WRITER_FAILED: Final = ("inline_container.cc", "PytorchStreamWriter")  # in tor
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class CheckpointName:
-    """The name of a checkpoint's folder; names sort by what counts. Version 0.1 wrote no holder."""
+    """The name of a checkpoint's folder; names sort by holder and tokens. Version 0.1 wrote no holder."""
 
     number: int
     tokens: int
@@ -55,24 +52,6 @@ class CheckpointName:
         return f"checkpoint-{self.tokens:015d}{holder}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A complete checkpoint: its name and what its manifest says."""
-
-    name: CheckpointName
-    manifest: Manifest
-
-    @property
-    def tokens(self) -> int:
-        """Tokens seen at this point."""
-        return self.name.tokens
-
-    @property
-    def files_folder(self) -> str:
-        """The folder that holds its files: its own, or that of the checkpoint that it adopted."""
-        return self.manifest.folder or str(self.name)
-
-
 class Checkpoints:
     """The checkpoints in one cell's folder."""
 
@@ -80,68 +59,43 @@ class Checkpoints:
         self._storage = storage
 
     def names(self) -> list[CheckpointName]:
-        """Every checkpoint that was begun, those that count most first."""
+        """Every checkpoint that was started, by holder and tokens."""
         found = map(CheckpointName.parse, self._storage.names())
-        return sorted((name for name in found if name is not None), reverse=True)
+        return sorted(name for name in found if name is not None)
 
-    def durable(self) -> Checkpoint | None:
-        """The checkpoint that counts, as far as its manifest says; None before the first holder adopted one."""
-        names = self.names()
-        while True:
-            for name in names:
-                checkpoint = self.find(name)
-                if checkpoint is not None:
-                    return checkpoint
-            listed, names = names, self.names()
-            if names == listed:  # otherwise a new holder deleted what was listed, once something else counted
-                return None
+    def complete(self) -> list[CheckpointName]:
+        """Those with a manifest that is what was written, by holder and tokens."""
+        return [name for name in self.names() if self.is_complete(str(name))]
 
-    def newest_complete(self) -> int | None:
-        """Tokens of the checkpoint that counts, or None where there is no state to go on from."""
-        durable = self.durable()
-        return durable.tokens if durable is not None and durable.manifest.files else None
-
-    def complete(self) -> list[int]:
-        """Tokens of all checkpoints with files, each once, ascending."""
-        found = [checkpoint for name in self.names() if (checkpoint := self.find(name)) is not None]
-        return sorted({checkpoint.tokens for checkpoint in found if checkpoint.manifest.files})
-
-    def find(self, name: CheckpointName) -> Checkpoint | None:
-        """The checkpoint of this name, None where its manifest is missing or damaged."""
+    def is_complete(self, name: str) -> bool:
+        """Whether the checkpoint has a manifest, and one that is what was written."""
         try:
-            return self.read(name)
+            self.manifest(name)
         except (FileNotFoundError, DamagedError):
-            return None
+            return False
+        return True
 
-    def read(self, name: CheckpointName) -> Checkpoint:
-        """The checkpoint of this name.
+    def manifest(self, name: str) -> Manifest:
+        """What makes the checkpoint up.
 
         Raises FileNotFoundError without a manifest, DamagedError where it is not what was written.
         """
         where = f"{name}/{_MANIFEST}"
-        manifest = validated(self._storage, where, self._storage.read_json(where), Manifest)
-        return Checkpoint(name=name, manifest=manifest)
+        return validated(self._storage, where, self._storage.read_json(where), Manifest)
 
-    def load_newest(self, read: Callable[[Path], None]) -> None:
-        """Give ``read`` a folder with the files of the checkpoint that counts; raises DamagedError without a whole one.
-
-        Raises FileNotFoundError where there is none.
-        """
-        durable = self.durable()
-        if durable is None or not durable.manifest.files:
-            raise FileNotFoundError(f"{self._storage.uri} holds no checkpoint")
-        self.load(durable, read)
-
-    def load(self, checkpoint: Checkpoint, read: Callable[[Path], None]) -> None:
+    def load(self, name: str, read: Callable[[Path], None]) -> None:
         """Give ``read`` a folder with the checkpoint's files; raises DamagedError where one is missing or damaged."""
+        try:
+            manifest = self.manifest(name)
+        except FileNotFoundError:
+            raise DamagedError(f"{self._storage.uri}/{name}/{_MANIFEST} is missing") from None
         with tempfile.TemporaryDirectory(prefix="moe-sweeps-") as folder:
-            for name, expected in checkpoint.manifest.files.items():
-                where = f"{checkpoint.files_folder}/{name}"
-                (Path(folder) / name).write_bytes(read_listed(self._storage, where, expected))
+            for file_name, expected in manifest.files.items():
+                (Path(folder) / file_name).write_bytes(read_listed(self._storage, f"{name}/{file_name}", expected))
             read(Path(folder))
 
-    def write_files(self, name: CheckpointName, write: Callable[[Path], None]) -> dict[str, dict[str, Any]]:
-        """Let ``write`` fill a folder, store its files, and return them as a manifest lists them.
+    def write(self, name: CheckpointName, write: Callable[[Path], None]) -> None:
+        """Let ``write`` fill a folder, and store its files and last the manifest that makes the checkpoint complete.
 
         Raises StorageError where the disk of the temporary folder is full.
         """
@@ -155,31 +109,13 @@ class Checkpoints:
             files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
         for file_name, data in files.items():
             self._storage.write_bytes(f"{name}/{file_name}", data)
-        return {file_name: stored_file(data) for file_name, data in files.items()}
+        listed = {file_name: stored_file(data) for file_name, data in files.items()}
+        self._storage.write_json(f"{name}/{_MANIFEST}", {"schema": SCHEMA, "tokens_seen": name.tokens, "files": listed})
 
-    def write_manifest(
-        self, name: CheckpointName, *, folder: str, files: dict[str, Any], segments: Sequence[dict[str, Any]]
-    ) -> Checkpoint:
-        """Make a checkpoint complete: from now on its segments count."""
-        manifest = {
-            "schema": 1,
-            "tokens_seen": name.tokens,
-            "folder": folder,
-            "files": files,
-            "segments": list(segments),
-        }
-        self._storage.write_json(f"{name}/{_MANIFEST}", manifest)
-        return Checkpoint(name=name, manifest=Manifest.model_validate(manifest))
-
-    def delete(self, name: str) -> None:
+    def delete(self, name: CheckpointName) -> None:
         """Delete a checkpoint; the manifest goes first, so that a half-deleted one is not complete."""
         self._storage.delete(f"{name}/{_MANIFEST}")
-        self._storage.delete(name)
-
-    def delete_all(self) -> None:
-        """Delete every checkpoint of the cell; those that count least go first, so that no other one comes to count."""
-        for name in reversed(self.names()):
-            self.delete(str(name))
+        self._storage.delete(str(name))
 
 
 def stored_file(data: bytes) -> dict[str, Any]:
@@ -188,7 +124,7 @@ def stored_file(data: bytes) -> dict[str, Any]:
 
 
 def read_listed(storage: Storage, name: str, listed: StoredFile) -> bytes:
-    """An object that a manifest or an outcome lists; raises DamagedError where it is missing or other bytes."""
+    """An object that is listed by size and hash; raises DamagedError where it is missing or other bytes."""
     try:
         data = storage.read_bytes(name)
     except FileNotFoundError:

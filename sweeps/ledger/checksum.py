@@ -1,7 +1,7 @@
 """JSON objects that say when a bit of them has changed.
 
 The last key of an object is ``checksum``: a BLAKE2b hash over all bytes before it. Objects of version 0.1 have none;
-whether an object is one of those can be told although a bit of it has changed, because two words would have to go.
+whether an object is one of those is recognised although a bit of it has changed, because two words would have to go.
 """
 
 from __future__ import annotations

@@ -97,15 +97,23 @@ class CountedSegment(StoredFile):
 
 
 class Manifest(ObjectModel):
-    """``manifest.json`` of a checkpoint: the files that make it up, in ``folder``, and the segments up to it.
+    """``manifest.json`` of a checkpoint: the files that make it up."""
 
-    Version 0.1 wrote no ``segments``; all that ended at the checkpoint or before counted.
+    tokens_seen: NonNegativeInt
+    files: dict[FolderName, StoredFile]
+
+
+class Commit(ObjectModel):
+    """``commits/NNNN.json``: the checkpoint that a cell goes on from, and the segments that count up to it.
+
+    ``holder`` is the token of the lease under which it was written; ``checkpoint`` is None before the first one.
+    Version 0.1 wrote no commits: its ``segments`` are None, all that end at its newest checkpoint or before.
     """
 
     tokens_seen: NonNegativeInt
-    folder: FolderName | None = None
-    files: dict[FolderName, StoredFile]
-    segments: list[CountedSegment] | None = None
+    holder: str
+    checkpoint: FolderName | None
+    segments: list[CountedSegment] | None
 
 
 class Record(ObjectModel):

@@ -32,7 +32,7 @@ class LedgerReader:
             earlier_verdicts=tuple(self._ledger.verdicts()),
             fixed_margin=self._ledger.margin(),
             folder=storage.uri,
-            sittings=tuple(self._ledger.sittings()),
+            sessions=tuple(self._ledger.sessions()),
         )
 
     def _check_ids(self, beginning: Mapping[str, Any], planned: Sequence[PlannedCell]) -> None:

@@ -65,7 +65,7 @@ class SweepResults:
     ``beginning`` is ``sweep.json``; ``earlier_verdicts`` are ``verdicts/NNNN.json`` in the order of writing: they say
     which seeds have been looked at before; ``fixed_margin`` is the equivalence margin as it was written down before
     the first confirm cell ran (None: it is computed from the explore records again, which gives the same number
-    unless explore was extended since); ``sittings`` are the stretches of work that came to their end in order.
+    unless explore was extended since); ``sessions`` are the stretches of work that came to their end in order.
     """
 
     name: str
@@ -74,7 +74,7 @@ class SweepResults:
     earlier_verdicts: tuple[Mapping[str, Any], ...] = ()
     fixed_margin: float | None = None
     folder: str | None = None
-    sittings: tuple[Mapping[str, Any], ...] = ()
+    sessions: tuple[Mapping[str, Any], ...] = ()
     findings: tuple[str, ...] = field(default=())
     """Reasons from outside the cells why no verdict can rest on them (a records file with unequal budgets)."""
 

@@ -4,6 +4,7 @@
     plan/NNNN.json                   cells as they were added, append-only
     cells/CELL_ID/segments/FROM-TO-HOLDER.json   the records made between two durable points, in tokens
     cells/CELL_ID/checkpoint-TO-HOLDER/          the state at a durable point; complete once manifest.json is there
+    cells/CELL_ID/commits/NNNN.json  what counts from then on: a checkpoint, and the segments up to it
     cells/CELL_ID/attempts/NNNN.json why a segment failed
     cells/CELL_ID/outcome.json       how the cell ended
     verdict.json, verdicts/NNNN.json
@@ -43,7 +44,7 @@ from sweeps.ledger.models import (
 from sweeps.ledger.storage import Storage
 
 LEDGER_VERSION: Final = 2
-"""2: checksums, and segments and checkpoints with their holder's token. 1 is that of program version 0.1."""
+"""2: checksums, commits, and segments and checkpoints with their holder's token. 1 is that of program version 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,11 +235,11 @@ class Ledger:
         entry = {"schema": SCHEMA, "code": fingerprint, "accepted_s": self.storage.world.time_s()}
         add_numbered(self.storage, "code", entry)
 
-    def sittings(self) -> list[dict[str, Any]]:
+    def sessions(self) -> list[dict[str, Any]]:
         """Every session that came to its end in order, oldest first."""
         return numbered(self.storage, "sittings", SessionEntry)
 
-    def add_sitting(self, *, began_s: float, first_estimate_s: float | None, interrupted: bool) -> dict[str, Any]:
+    def add_session(self, *, began_s: float, first_estimate_s: float | None, interrupted: bool) -> dict[str, Any]:
         """Note a session that ends now; ``first_estimate_s`` is the wall time that it was first thought to take."""
         entry = {
             "schema": SCHEMA,

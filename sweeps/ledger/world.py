@@ -25,7 +25,7 @@ PATIENCE_S: Final = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process, told apart from every other one: a pid says nothing without its PID namespace and boot."""
+    """A process, identified among all others: a pid says nothing without its PID namespace and boot."""
 
     host: str
     boot_id: str

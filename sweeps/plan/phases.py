@@ -89,7 +89,7 @@ def _suggestion(
 ) -> tuple[PlannedCell, ...]:
     """The next suggested rate of an arm on its explore seeds, while a search has trials left for it.
 
-    All that was explored is told to the search, rates that the user added too; these take no trial from it.
+    The search is given all that was explored, rates that the user added too; these take no trial from it.
     """
     if not isinstance(space.search, OptunaSearch):
         return ()

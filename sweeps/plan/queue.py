@@ -106,7 +106,7 @@ class Plan:
         return self._cells[cell_id]
 
     def progress(self, cell_id: str) -> Progress:
-        """What was last told of a cell."""
+        """What was last recorded of a cell."""
         return self._progress[cell_id]
 
     @property
@@ -156,7 +156,7 @@ class Plan:
     def next(self, strategies: Sequence[str] | None = None) -> Segment | Waiting:
         """The next segment of one of ``strategies`` (of any, without), or whether to wait or to stop asking.
 
-        Explore goes before confirm, and a cell further along before one that is not: what is begun is finished, and
+        Explore goes before confirm, and a cell further along before one that is not: what is started is finished, and
         a rung fills before the next bracket starts.
         """
         asked = [

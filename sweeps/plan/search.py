@@ -1,6 +1,6 @@
 """Optuna suggests rates to each arm, one after another; the ledger is the study, Optuna's own is a view of it.
 
-The n-th suggestion of an arm is a function of the space's seed, the arm and the losses told before it, so an
+The n-th suggestion of an arm is a function of the space's seed, the arm and the losses before it, so an
 interrupted search goes on exactly as it would have without the interruption.
 """
 
@@ -24,17 +24,17 @@ STARTUP_TRIALS: Final = 3
 """Suggestions drawn at random before the model of TPE is used: an arm has few trials in all."""
 
 
-def suggest(space: Space, strategy: str, arrangement: str, told: Sequence[CellResult]) -> Rate:
-    """The next rate of one arm after those in ``told`` (in order of suggestion, each with its outcome)."""
+def suggest(space: Space, strategy: str, arrangement: str, known: Sequence[CellResult]) -> Rate:
+    """The next rate of one arm after those in ``known`` (in order of suggestion, each with its outcome)."""
     search = _search_of(space)
     import optuna
 
     sampler = optuna.samplers.TPESampler(
-        seed=_seed(search.seed, strategy, arrangement, len(told)), n_startup_trials=STARTUP_TRIALS, multivariate=True
+        seed=_seed(search.seed, strategy, arrangement, len(known)), n_startup_trials=STARTUP_TRIALS, multivariate=True
     )
     with _quiet():
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([_trial(search, number, result) for number, result in enumerate(told)])
+        study.add_trials([_trial(search, number, result) for number, result in enumerate(known)])
         asked = study.ask(_distributions(search))
     lr = float(f"{asked.params['lr']:.6g}")
     if not search.searches_adamw_ratio:

@@ -159,12 +159,12 @@ class Facts:
         free_at: list[float] = []
         placed = []
         for start, end, result in found:
-            # Two clocks meet here (the worker's wall clock and its stopwatch), so neighbours may overlap a little.
+            # Two clocks meet here (the worker's wall clock and its stopwatch), so stretches may overlap a little.
             slack = min(0.5, 0.2 * (end - start))
             lane = next((i for i, free in enumerate(free_at) if free <= start + slack), len(free_at))
-            begun = max([start, *free_at[lane : lane + 1]])
+            start_s = max([start, *free_at[lane : lane + 1]])
             free_at[lane : lane + 1] = [end]
-            placed.append(Stretch(lane=lane, start_s=begun, end_s=end, cell=result))
+            placed.append(Stretch(lane=lane, start_s=start_s, end_s=end, cell=result))
         return tuple(placed)
 
     @cached_property

@@ -189,7 +189,7 @@ def cost(facts: Facts) -> tuple[tuple[str, str], ...]:
 
 def _estimate_against_time(facts: Facts) -> Iterable[tuple[str, str]]:
     """What a sweep that ran in one session was thought to take at first."""
-    sessions = facts.results.sittings
+    sessions = facts.results.sessions
     if len(sessions) == 1 and not sessions[0]["interrupted"] and sessions[0]["first_estimate_s"] is not None:
         estimate_s, took_s = sessions[0]["first_estimate_s"], sessions[0]["wall_s"]
         way = "too long" if estimate_s > took_s else "too short"

@@ -274,7 +274,7 @@ class Driver:
         folder = self.ledger.cell_folder(planned.cell_id)
         folder.collect()
         if self.space.keep == "best" and planned.cell.phase == "explore":
-            folder.checkpoints.delete_all()
+            folder.delete_checkpoints()
 
     def _settle(self) -> None:
         """Write what follows from the losses recorded so far: drops, then cells that can now be planned."""
@@ -323,7 +323,7 @@ class Driver:
             val_loss=progress.exam_losses[dropped.rung_tokens],
             reason=dropped.reason,
         )
-        folder.checkpoints.delete_all()
+        folder.delete_checkpoints()
         self._refresh(planned)
         self.watcher.say(f"{planned} stopped early: {dropped.reason}")
 

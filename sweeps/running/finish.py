@@ -86,7 +86,7 @@ def keep_needed_weights(ledger: Ledger, results: SweepResults, keep: Keep) -> No
     for result in results.cells:
         cell_id = str(result.cell.cell_id)
         if result.outcome not in (None, *RETRIED_OUTCOMES) and cell_id not in best:
-            ledger.cell_folder(cell_id).checkpoints.delete_all()
+            ledger.cell_folder(cell_id).delete_checkpoints()
 
 
 def view_of(ledger: Ledger, plan: Callable[[], Plan | None]) -> Callable[[], SweepView]:

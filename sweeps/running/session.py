@@ -92,7 +92,7 @@ def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> i
         peaks_gib = predicted_peaks(space, machines.device, vocab_size=vocab_size)
         packing = _packing(space, peaks_gib, machines, options)
         with _ray(space, machines, packing, options), Lease(ledger.storage, DRIVER_LEASE) as lease:
-            require_new(ledger)  # again: another driver may have begun it meanwhile
+            require_new(ledger)  # again: another driver may have started it meanwhile
             begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)
             return _run(ledger, lease, space, data.identity, packing, options, interruption)
 
@@ -176,7 +176,7 @@ def _run(
         began_s = time.time()
         with stopped_by_signals(driver, interruption), watch.shown():
             driver.run()
-        took = ledger.add_sitting(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
+        took = ledger.add_session(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
         tracking.plan = None
         if driver.stopping:
             resumed_by = shown_command("resume", ledger.name)

@@ -28,7 +28,7 @@ LAST_MESSAGE_S: Final = 1.0
 class Interruption:
     """While the block runs, whatever interrupts the session ends it with the command that resumes its ``ledger``.
 
-    SIGTERM counts like SIGINT. Before a sweep has begun there is no such command, and an unreachable storage or cluster
+    SIGTERM counts like SIGINT. Before a sweep exists there is no such command, and an unreachable storage or cluster
     is bad input.
     """
 
@@ -47,15 +47,15 @@ class Interruption:
     ) -> None:
         self._timer.cancel()
         signal.signal(signal.SIGTERM, self._handler_before)
-        has_begun = self.ledger is not None and self.ledger.exists()
+        has_started = self.ledger is not None and self.ledger.exists()
         if isinstance(error, DamagedError):
             return  # a person must repair it first, and the message says so
         if isinstance(error, WorldError):
-            if not has_begun:
+            if not has_started:
                 raise BadInputError(str(error)) from error
             raise WorldError(f"{error}\nFinished work is kept. Resume with: {self._command()}") from error
         if isinstance(error, KeyboardInterrupt | SystemExit):  # Ray, once joined to a cluster, raises the latter
-            if not has_begun:
+            if not has_started:
                 raise WorldError("interrupted before the sweep began; nothing is left of it") from None
             raise WorldError(f"interrupted; finished work is kept. Resume with: {self._command()}") from None
 

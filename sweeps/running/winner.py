@@ -72,8 +72,8 @@ def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, 
     """Load a cell's newest checkpoint and write it for ``transformers``, tokenizer included."""
     from moe.export import export_checkpoint
 
-    checkpoints = ledger.cell_folder(str(result.cell.cell_id)).checkpoints
-    if checkpoints.newest_complete() is None:
+    folder = ledger.cell_folder(str(result.cell.cell_id))
+    if folder.newest_checkpoint() is None:
         raise BadInputError(
             f"the weights of cell {result.cell.cell_id} were not kept; --set keep=all keeps those of every cell"
         )
@@ -81,7 +81,7 @@ def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, 
     data = load_training_data(space, expected=results.beginning["fingerprints"])
     config = train_config(space, result.cell, vocab_size=data.tokens.vocab_size)
     trainer = data.trainer(config)
-    checkpoints.load_newest(trainer.load)
+    folder.load_newest(trainer.load)
     with writing(out):
         export_checkpoint(trainer.model, config.model, data.tokens.tokenizer_dir, out)
     _give_usual_permissions(out)

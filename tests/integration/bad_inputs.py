@@ -249,7 +249,7 @@ BAD_INPUTS = {
     ),
     "corpus of half a line": Row(
         words="run --space space.toml --set corpus=files:half.jsonl",
-        says=("half.jsonl cannot be read as json", "mend the file or leave it out"),
+        says=("half.jsonl cannot be read as json", "repair the file or leave it out"),
     ),
     "corpus no parquet": Row(
         words="run --space space.toml --set corpus=files:fake.parquet", says=("fake.parquet cannot be read as parquet",)

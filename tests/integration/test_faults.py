@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -43,9 +42,9 @@ NoteStrike = Callable[[str, list[float]], None]
 def durable_files(sweep: Path) -> dict[Path, int]:
     """Segments that count and outcomes with their times of writing, as they are now."""
     listed = {
-        manifest.parents[1] / "segments" / segment["name"]
-        for manifest in sweep.glob("cells/*/checkpoint-*/manifest.json")
-        for segment in json.loads(manifest.read_text())["segments"]
+        commit.parents[1] / "segments" / segment["name"]
+        for commit in sweep.glob("cells/*/commits/*.json")
+        for segment in json.loads(commit.read_text())["segments"]
     }
     return {path: path.stat().st_mtime_ns for path in [*listed, *sweep.glob("cells/*/outcome.json")]}
 
@@ -318,19 +317,29 @@ def test_a_cell_whose_worker_always_dies_ends_as_failed_and_the_others_go_on(swe
     assert "failed" not in {found["outcome"] for found in sweeps.outcomes("first").values()}
 
 
-def test_an_unknown_file_among_the_records_stops_the_sweep_until_it_is_gone(
+def test_an_unknown_file_among_the_commits_stops_the_sweep_until_it_is_gone(
     sweeps: Sweeps, undisturbed: Sweeps, killed: Sweeps
 ) -> None:
     sweeps.copy(killed)
-    pages = [json.loads(page.read_text()) for page in (sweeps.runs / "first" / "plan").glob("*.json")]
-    cells = [cell for page in pages for cell in page["cells"]]
-    victim = next(cell["cell_id"] for cell in cells if cell["strategy"] == "long" and cell["lr"] == 0.01)
-    shutil.rmtree(sweeps.runs / "first" / "cells" / victim, ignore_errors=True)
-    blocked = sweeps.runs / "first" / "cells" / victim / "segments"
-    blocked.mkdir(parents=True)
-    (blocked / "not-a-segment.json").write_text("{}")
-    said = sweeps("resume", "first", code=130)
-    assert "is not a segment of this program" in said
-    (blocked / "not-a-segment.json").unlink()
+    commits = unfinished_checkpoints(sweeps.runs / "first")[0].parent / "commits"
+    (commits / "not-a-commit.json").write_text("{}")
+    said = sweeps("resume", "first", code=2)
+    assert "commits/not-a-commit.json is not a file of this program; move it out of the sweep" in said
+    (commits / "not-a-commit.json").unlink()
+    sweeps("resume", "first")
+    assert sweeps.end_of("first") == undisturbed.end_of("first")
+
+
+def test_a_record_that_counts_and_was_changed_stops_the_sweep_until_it_is_restored(
+    sweeps: Sweeps, undisturbed: Sweeps, killed: Sweeps
+) -> None:
+    sweeps.copy(killed)
+    segment = next((unfinished_checkpoints(sweeps.runs / "first")[0].parent / "segments").iterdir())
+    whole = segment.read_bytes()
+    segment.write_bytes(whole.replace(b"loss", b"lose"))
+    said = sweeps("resume", "first", code=2)
+    assert f"{segment.name} is damaged: " in said
+    assert "restore it from a copy" in said
+    segment.write_bytes(whole)
     sweeps("resume", "first")
     assert sweeps.end_of("first") == undisturbed.end_of("first")

@@ -101,9 +101,9 @@ def test_a_plan_measures_its_speed_and_the_sweep_notes_how_long_it_took(undistur
     planned = json.loads(undisturbed("plan", "--space", "space.toml", "--price-per-hour", "2", "--json"))
     assert planned["hours_source"] == "measured by some steps of each arm"
     assert planned["cost"] == 2 * planned["hours"]
-    [sitting] = [json.loads(path.read_text()) for path in (undisturbed.runs / "first" / "sittings").iterdir()]
-    assert not sitting["interrupted"]
-    assert sitting["first_estimate_s"] > 0
+    [session] = [json.loads(path.read_text()) for path in (undisturbed.runs / "first" / "sittings").iterdir()]
+    assert not session["interrupted"]
+    assert session["first_estimate_s"] > 0
     assert "first estimate" in (undisturbed.folder / "first.txt").read_text()
 
 

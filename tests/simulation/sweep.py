@@ -161,7 +161,7 @@ class Invariants:
             if key in self.outcomes:
                 raise BrokenPromiseError(f"{key} was {verb}d again")
             self.outcomes[key] = self.sim.objects[key]
-        if parts[-1] in ("outcome.json", "manifest.json") or parts[3] == "segments":
+        if parts[-1] == "outcome.json" or parts[3] in ("commits", "segments"):
             self._look_at_records(parts[2])
 
     def _look_at_records(self, cell_id: str) -> None:

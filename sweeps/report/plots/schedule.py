@@ -67,7 +67,7 @@ def draw_stops(facts: Facts, axes: Sequence[Axes], tips: Tips) -> None:
 
 
 def merged(stretches: tuple[Stretch, ...]) -> list[list[Stretch]]:
-    """Return stretches in groups drawn as one bar: neighbours of one lane, arm and phase with hardly a gap between.
+    """Return stretches in groups drawn as one bar: those of one lane, arm and phase with hardly a gap between.
 
     Up to ``MAX_STRETCHES`` every stretch is a group of its own.
     """

@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces import Identity, explore_cells, load_space
 from sweeps.errors import DamagedError
-from sweeps.ledger.cell_folder import CellFolder, CellWriter
+from sweeps.ledger.cell_folder import CellWriter
 from sweeps.ledger.lease import CELL_LEASE, DRIVER_LEASE, Lease, _read_claim
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.storage import Storage
@@ -42,7 +42,7 @@ def whole_sweep(runs: Path) -> Ledger:
     writer.end(ended.cell, "completed", tokens_seen=1_024, val_loss=5.08, test_loss=5.18)
     ledger.fix_margin(0.02)
     ledger.add_code_change("d2")
-    ledger.add_sitting(began_s=0.0, first_estimate_s=None, interrupted=False)
+    ledger.add_session(began_s=0.0, first_estimate_s=None, interrupted=False)
     ledger.write_verdict({"schema": 1, "outcome": "tie", "alpha": 0.05})
     return ledger
 
@@ -56,7 +56,7 @@ def reader_of(runs: Path, path: Path) -> Callable[[], object]:
         "plan": ledger.planned_cells,
         "margin.json": ledger.margin,
         "code": ledger.code_changes,
-        "sittings": ledger.sittings,
+        "sittings": ledger.sessions,
         "verdicts": ledger.verdicts,
         "verdict.json": ledger.verdict,
         DRIVER_LEASE: lambda: _read_claim(ledger.storage, DRIVER_LEASE, 1),
@@ -64,20 +64,14 @@ def reader_of(runs: Path, path: Path) -> Callable[[], object]:
     if kind != "cells":
         return simple[kind]
     folder = ledger.cell_folder(inner[0])
-    if inner[1] == "segments":
-        return folder.records
-    if inner[1] == "attempts":
-        return folder.attempts
-    if inner[1] == "outcome.json":
-        return folder.outcome
-    if inner[1] == CELL_LEASE:
-        return lambda: _read_claim(folder.storage, CELL_LEASE, 1)
-    return lambda: read_checkpoint(folder, inner[1])
-
-
-def read_checkpoint(folder: CellFolder, name: str) -> None:
-    found = next(entry for entry in folder.checkpoints.names() if str(entry) == name)
-    folder.checkpoints.load(folder.checkpoints.read(found), lambda _: None)
+    of_a_cell: dict[str, Callable[[], object]] = {
+        "segments": folder.records,
+        "attempts": folder.attempts,
+        "outcome.json": folder.outcome,
+        "commits": lambda: folder.commits.read(int(path.stem)),
+        CELL_LEASE: lambda: _read_claim(folder.storage, CELL_LEASE, 1),
+    }
+    return of_a_cell.get(inner[1], lambda: folder.checkpoints.load(inner[1], lambda _: None))
 
 
 def test_every_flip_of_a_bit_is_found_in_every_kind_of_object(tmp_path: Path) -> None:

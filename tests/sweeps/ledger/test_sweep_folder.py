@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from search_spaces import Cell
-from sweeps.errors import BadInputError, DamagedError, SweepHeldError
+from sweeps.errors import BadInputError, DamagedError, StorageError, SweepHeldError
 from sweeps.ledger.cell_folder import CellFolder, CellWriter
-from sweeps.ledger.checkpoints import CheckpointName, Checkpoints
+from sweeps.ledger.commits import Commits
+from sweeps.ledger.models import Commit
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 
@@ -68,6 +69,10 @@ def tokens_of(folder: CellFolder) -> list[int]:
     return [record["tokens_seen"] for record in folder.records()]
 
 
+def complete_at(folder: CellFolder) -> list[int]:
+    return [name.tokens for name in folder.checkpoints.complete()]
+
+
 def manifest_at(tmp_path: Path, tokens: int) -> Path:
     return next(tmp_path.glob(f"first/cells/c0ffee/checkpoint-{tokens:015d}-*/manifest.json"))
 
@@ -88,23 +93,50 @@ def test_all_records_of_an_ended_cell_count_without_its_checkpoints(ledger: Ledg
     first = writer(folder)
     train(first, 200, 400)
     first.end(CELL, "completed", tokens_seen=400, val_loss=1.0)
-    folder.checkpoints.delete_all()
+    folder.delete_checkpoints()
     assert tokens_of(folder) == [200, 400]
 
 
 def test_the_last_two_checkpoints_are_kept(ledger: Ledger) -> None:
     folder = ledger.cell_folder("c0ffee")
     train(writer(folder), 100, 200, 300)
-    assert folder.checkpoints.complete() == [200, 300]
+    assert complete_at(folder) == [200, 300]
     assert adopted(writer(folder, 2)) == (300, b"300", [])
 
 
-def test_a_checkpoint_without_its_manifest_is_not_complete(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_not_committed_does_not_count(ledger: Ledger, tmp_path: Path) -> None:
     folder = ledger.cell_folder("c0ffee")
     train(writer(folder), 100, 200)
-    manifest_at(tmp_path, 200).unlink()
-    assert folder.checkpoints.newest_complete() == 100
+    (tmp_path / "first" / "cells" / "c0ffee" / "commits" / "0002.json").unlink()
+    assert folder.newest_checkpoint() == 100
     assert tokens_of(folder) == [100]
+
+
+@pytest.mark.parametrize("what", ["checkpoint-*200*/manifest.json", "commits/0002.json"])
+def test_without_the_newest_manifest_or_commit_the_one_before_it_serves(
+    ledger: Ledger, tmp_path: Path, what: str
+) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    train(writer(folder), 100, 200)
+    path = next(tmp_path.glob(f"first/cells/c0ffee/{what}"))
+    if path.name == "manifest.json":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    tokens, state, notes = adopted(writer(folder, 2))
+    assert (tokens, state) == (100, b"100")
+    assert f"{path.name} is " in notes[0]
+    assert tokens_of(folder) == [100]
+
+
+def test_an_unknown_file_among_the_commits_is_named(ledger: Ledger) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    train(writer(folder), 100)
+    folder.storage.write_bytes("segments/notes.txt", b"nothing lists it")
+    assert tokens_of(folder) == [100]
+    folder.storage.write_bytes("commits/notes.txt", b"")
+    with pytest.raises(StorageError, match=r"commits/notes.txt is not a file of this program; move it out"):
+        folder.records()
 
 
 @pytest.mark.parametrize("damage", [b"", b"20", b"2X0"])
@@ -164,35 +196,48 @@ def test_nothing_counts_of_what_a_holder_writes_that_slept_while_another_took_ov
     sleeper, heir = writer(folder, 1), writer(folder, 2)
     train(sleeper, 100, who="sleeper")
     assert adopted(heir)[0] == 100
-    train(sleeper, 200, 300, start=100, who="sleeper")
+    for _ in range(2):
+        with pytest.raises(SweepHeldError, match="another worker goes on with"):
+            train(sleeper, 200, start=100, who="sleeper")
     assert tokens_of(folder) == [100], "it was superseded when it wrote these"
     train(heir, 150, start=100, who="heir")
     assert [(record["tokens_seen"], record["who"]) for record in folder.records()] == [(100, "sleeper"), (150, "heir")]
-    train(sleeper, 400, start=300, who="sleeper")
+    with pytest.raises(SweepHeldError):
+        writer(folder, 1).adopt(lambda _: None)
     heir.write_records(150, 400, [{"tokens_seen": 400, "who": "heir"}])
     heir.end(CELL, "completed", tokens_seen=400, val_loss=1.0)
     assert sleeper.end(CELL, "diverged", tokens_seen=400, reason="nan")["outcome"] == "completed"
     assert [record["who"] for record in folder.records()] == ["sleeper", "heir", "heir"]
 
 
-def test_nothing_that_the_new_holder_needs_is_deleted_by_one_that_slept(ledger: Ledger) -> None:
+def test_nothing_that_the_new_holder_needs_is_deleted_by_one_that_slept(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = ledger.cell_folder("c0ffee")
 
     def lost() -> None:
         raise SweepHeldError("taken over")
 
     sleeper = CellWriter(folder, "000001-cafe", confirm=lost)
-    for tokens in (100, 200, 300):
-        sleeper.write_records(tokens - 100, tokens, [{"tokens_seen": tokens}])
-        with pytest.raises(SweepHeldError):
-            save(sleeper, tokens)
-    assert folder.checkpoints.complete() == [100, 200, 300]
+    train(sleeper, 100, 200)
+    create = Commits.create
+
+    def taken_over_after(self: Commits, number: int, commit: Commit) -> bool:
+        monkeypatch.setattr(Commits, "create", create)
+        created = create(self, number, commit)
+        assert adopted(writer(folder, 2))[0] == 300
+        return created
+
+    monkeypatch.setattr(Commits, "create", taken_over_after)
+    with pytest.raises(SweepHeldError):
+        train(sleeper, 300, start=200)
+    assert complete_at(folder) == [100, 200, 300]
     with pytest.raises(SweepHeldError):
         sleeper.end(CELL, "completed", tokens_seen=300)
     assert folder.outcome() is None
-    heir = writer(folder, 2)
+    heir = writer(folder, 3)
     assert adopted(heir)[0] == 300
-    under_way = writer(folder, 3)
+    under_way = writer(folder, 4)
     under_way.write_records(300, 400, [{"tokens_seen": 400}])
     train(heir, 350, start=300)
     assert len(folder.storage.names("segments")) == 5, "a later holder's segment is none of this one's business"
@@ -219,20 +264,27 @@ def test_who_reads_while_a_new_holder_clears_up_finds_what_counts(
 ) -> None:
     folder = ledger.cell_folder("c0ffee")
     train(writer(folder), 100, 200)
-    names = Checkpoints.names
+    numbers = Commits.numbers
 
-    def listed_before(self: Checkpoints) -> list[CheckpointName]:
-        found = names(self)
-        monkeypatch.setattr(Checkpoints, "names", names)
+    def listed_before(self: Commits) -> list[int]:
+        found = numbers(self)
+        monkeypatch.setattr(Commits, "numbers", numbers)
         heir = writer(folder, 2)
         adopted(heir)
         train(heir, 300, 400, start=200)
         return found
 
-    monkeypatch.setattr(Checkpoints, "names", listed_before)
+    monkeypatch.setattr(Commits, "numbers", listed_before)
     outcome = folder.write_outcome(CELL, "stopped_early", tokens_seen=400)
     assert len(outcome["segments"]) == 4
     assert tokens_of(folder) == [100, 200, 300, 400]
+
+
+def test_a_commit_that_a_late_listing_does_not_show_is_adopted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    train(writer(folder), 100, 200)
+    monkeypatch.setattr(Commits, "numbers", lambda _: [1])
+    assert adopted(writer(folder, 2))[:2] == (200, b"200")
 
 
 def test_segments_that_do_not_count_are_collected_once_the_cell_has_ended(ledger: Ledger) -> None:
@@ -276,7 +328,7 @@ def test_a_cell_of_version_0_1_is_read(ledger: Ledger) -> None:
     folder.storage.write_bytes(f"{name}/manifest.json", json.dumps(manifest).encode())
     assert tokens_of(folder) == [100, 200]
     loaded: list[bytes] = []
-    folder.checkpoints.load_newest(lambda path: loaded.append((path / "state.bin").read_bytes()))
+    folder.load_newest(lambda path: loaded.append((path / "state.bin").read_bytes()))
     assert loaded == [b"200"]
     outcome = {"outcome": "diverged", "tokens_seen": 300, "val_loss": None, "test_loss": None, "reason": "nan"}
     folder.storage.write_bytes("outcome.json", json.dumps(outcome).encode())
@@ -408,7 +460,7 @@ def test_what_a_crash_left_of_a_checkpoint_is_cleared(ledger: Ledger, tmp_path: 
     adopted(second)
     train(second, 300, 400, start=200)
     assert not cut_short.exists()
-    assert folder.checkpoints.complete() == [300, 400]
+    assert complete_at(folder) == [300, 400]
 
 
 @pytest.mark.parametrize("name", ["first/../first", "..", "", "a/b", ".hidden", "first\n"])

@@ -101,9 +101,10 @@ def test_weights_are_kept_as_the_last_session_requests(ledger: Ledger) -> None:
     folder.write_outcome(planned.cell, "completed", tokens_seen=100, val_loss=4.0)
     results = LedgerReader(ledger).results()
     keep_needed_weights(ledger, results, "all")
-    assert folder.checkpoints.complete() == [100]
+    assert folder.newest_checkpoint() == 100
     keep_needed_weights(ledger, results, "best")
-    assert folder.checkpoints.complete() == []
+    assert folder.newest_checkpoint() is None
+    assert folder.checkpoints.names() == []
 
 
 def test_an_arm_that_an_extension_added_gets_a_predicted_peak(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +173,8 @@ def test_what_a_retry_would_go_on_from_is_kept(ledger: Ledger) -> None:
         CellWriter(folder, "000001-cafe").save(100, lambda path: (path / "state.bin").write_bytes(b"x") and None)
         folder.write_outcome(planned.cell, outcome, tokens_seen=100)  # type: ignore[arg-type]
     keep_needed_weights(ledger, LedgerReader(ledger).results(), "best")
-    kept = [ledger.cell_folder(planned.cell_id).checkpoints.complete() for planned in ledger.planned_cells()[:3]]
-    assert kept == [[100], [100], []]
+    kept = [ledger.cell_folder(planned.cell_id).newest_checkpoint() for planned in ledger.planned_cells()[:3]]
+    assert kept == [100, 100, None]
 
 
 def test_a_rate_that_is_named_twice_is_added_once(ledger: Ledger, space: Space) -> None:
