@@ -332,7 +332,7 @@ class Trainer:
         self.accumulation.n_parts = state["micro_batch_parts"]
         self.accumulation.splits = state["micro_batch_splits"]
         for name in _COUNTERS:
-            setattr(self, name, state.get(name, 0.0))  # counting_time_s came later than the others
+            setattr(self, name, state[name] if name != "counting_time_s" else state.get(name, 0.0))  # new in 0.2
         self.records = state["records"]
         self._tally = Tally.from_state(state["tally"], self.device.torch_device)
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from typing import Any, Literal
 
-from search_spaces.sections import OptunaSearch, Strategy
+from search_spaces.sections import OptunaSearch
 from search_spaces.space import Space
 
 Phase = Literal["explore", "confirm", "control", "time"]
@@ -196,9 +197,12 @@ def time_cells(
 ) -> tuple[Cell, ...]:
     """The time view on the confirm seeds: each arm named in ``budgets_tokens`` with its own budget.
 
-    A budget is rounded to the nearest whole number of the arm's steps, and is at least one step.
+    A budget is rounded to the nearest whole number of the arm's steps and of blocks, and is at least one of them.
     """
-    budgets = {name: _whole_steps(space.strategy(name), tokens) for name, tokens in budgets_tokens.items()}
+    budgets = {}
+    for name, tokens in budgets_tokens.items():
+        unit = lcm(space.strategy(name).tokens_per_step, space.block_len)
+        budgets[name] = max(1, round(tokens / unit)) * unit
     cells = [cell for cell in confirm_cells(space, None, chosen, total_seeds) if cell.strategy in budgets]
     return tuple(
         _identified(space, identity, replace(cell, phase="time", budget_tokens=budgets[cell.strategy]))
@@ -209,10 +213,6 @@ def time_cells(
 def planned_cells(space: Space, identity: Identity | None = None) -> tuple[Cell, ...]:
     """What a sweep will run as far as it can be known before it starts: explore, confirm and control cells."""
     return (*explore_cells(space, identity), *confirm_cells(space, identity), *control_cells(space, identity))
-
-
-def _whole_steps(strategy: Strategy, tokens: float) -> int:
-    return max(1, round(tokens / strategy.tokens_per_step)) * strategy.tokens_per_step
 
 
 def _cell_id(space: Space, identity: Identity, cell: Cell) -> str:

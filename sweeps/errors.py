@@ -22,7 +22,7 @@ class BadInputError(SweepError):
 
 
 class SweepHeldError(SweepError):
-    """Another driver holds the sweep."""
+    """Another process holds the sweep, or the cell."""
 
 
 class NoDeviceError(SweepError):

@@ -22,7 +22,7 @@ from sweeps.ledger.storage import Storage
 
 RETRIED: Final = "retried"
 _OUTCOME: Final = "outcome.json"
-_SEGMENT: Final = re.compile(r"(\d{15})-(\d{15})(?:-(\d{6,})-[0-9a-f]+)?\.json")
+_SEGMENT: Final = re.compile(r"\d{15}-(\d{15})(?:-\d{6,}-[0-9a-f]+)?\.json")
 
 
 class CellFolder:
@@ -45,7 +45,7 @@ class CellFolder:
         segments: Sequence[Mapping[str, Any]] | None = None,
         **facts: object,
     ) -> dict[str, Any]:
-        """Write how the cell ended, once, and return what stands there: an outcome never changes.
+        """Write how the cell ended, once, and return what stands there: an outcome is never overwritten.
 
         ``segments`` are those that count, by default those of the newest commit; ``facts`` are tokens_seen, the
         losses, the reason and whatever else is known.
@@ -136,10 +136,10 @@ class CellFolder:
         """Version 0.1 listed nothing: all segments that end at ``tokens`` or before count."""
         found: list[dict[str, Any]] = []
         for name in self.storage.names("segments"):
-            numbers = _segment_numbers(name)
-            if numbers is None:
+            found_name = _SEGMENT.fullmatch(name)
+            if found_name is None:
                 raise DamagedError(f"{self.storage.uri}/segments/{name} is not of this program; move it elsewhere")
-            if numbers[1] <= tokens:
+            if int(found_name[1]) <= tokens:
                 value = self.storage.read_json(f"segments/{name}")
                 validated(self.storage, f"segments/{name}", value, Segment)
                 found += value["records"]
@@ -183,12 +183,12 @@ class CellFolder:
             return
         counted = {segment["name"] for segment in outcome["segments"]}
         for name in self.storage.names("segments"):
-            if name not in counted and _segment_numbers(name) is not None:
+            if name not in counted and _SEGMENT.fullmatch(name):
                 self.storage.delete(f"segments/{name}")
 
 
 class CellWriter:
-    """Adds to a cell's folder under a lease, whose ``token`` is in the name of everything.
+    """Adds to a cell's folder under a lease, whose ``token`` is in the names of its segments and checkpoints.
 
     ``confirm`` raises SweepHeldError where the lease was taken over; it is asked before the outcome is written.
     """
@@ -228,7 +228,7 @@ class CellWriter:
             except FileNotFoundError:
                 break  # the ones before it were deleted
             except DamagedError as error:
-                note(f"a commit set aside, the one before it serves: {error}")
+                note(f"skipping a damaged commit, using the one before it: {error}")
                 continue
             if commit.holder > self._token:
                 raise self._superseded()
@@ -258,8 +258,7 @@ class CellWriter:
 
     def _superseded(self) -> SweepHeldError:
         return SweepHeldError(
-            f"another worker goes on with {self._storage.uri}, which this one has not written to for too long; leave "
-            "it to that one"
+            f"another worker took over {self._storage.uri} because this one was silent for too long; let it continue"
         )
 
     def write_records(self, start: int, end: int, records: Sequence[Mapping[str, Any]]) -> None:
@@ -282,30 +281,22 @@ class CellWriter:
         self._collect()
 
     def _collect(self) -> None:
-        """Delete all but the last two checkpoints, and what earlier holders left."""
+        """Delete all but the last two checkpoints, and those that earlier holders left.
+
+        Segments stay until the outcome stands: an earlier holder's may land late, and list its own.
+        """
         kept = dict(sorted(self._saved.items())[-KEPT:])
         if len(kept) < KEPT:
             return
-        if self._folder.commits.numbers()[-1] != self._number:  # a later holder may need what this one does not
-            raise self._superseded()
+        if max(self._folder.commits.numbers(), default=0) > self._number:
+            raise self._superseded()  # the later holder may need what this one does not
         self._folder.commits.delete(before=min(kept))
         for name in self._folder.checkpoints.names():
             if name.number <= self._holder_number and str(name) not in kept.values():
                 self._folder.checkpoints.delete(name)
-        counted = {segment["name"] for segment in self._segments}
-        for segment in self._storage.names("segments"):
-            numbers = _segment_numbers(segment)
-            if segment not in counted and numbers is not None and numbers[2] <= self._holder_number:
-                self._storage.delete(f"segments/{segment}")
         self._saved = kept
 
     def end(self, cell: Cell, outcome: Outcome, **facts: object) -> dict[str, Any]:
         """Write how the cell ended, with every record so far."""
         self._confirm()
         return self._folder.write_outcome(cell, outcome, segments=self._segments, **facts)
-
-
-def _segment_numbers(name: str) -> tuple[int, int, int] | None:
-    """Where a segment begins and ends, in tokens, and its holder's number (0 in version 0.1); None for another file."""
-    found = _SEGMENT.fullmatch(name)
-    return found and (int(found[1]), int(found[2]), int(found[3] or 0))

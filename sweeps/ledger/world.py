@@ -135,10 +135,11 @@ class RealWorld:
         )
 
     def is_running(self, process: Process) -> bool | None:
-        """Look the process up where it shares this one's boot and PID namespace."""
+        """Look the process up if it shares this one's boot and PID namespace, and ``/proc`` does not hide it."""
         if (process.boot_id, process.pid_namespace) != (_boot_id(), _pid_namespace()):
             return None
-        return _start_ticks(process.pid) == process.start_ticks
+        ticks = _start_ticks(process.pid)
+        return None if ticks is None and _is_hidden(process.pid) else ticks == process.start_ticks
 
     def backend(self, uri: str) -> Backend:
         """Open a disk for a path, an object store for a URI."""
@@ -161,6 +162,17 @@ def _pid_namespace() -> str:
     with suppress(OSError):
         return str(Path("/proc/self/ns/pid").readlink())
     return ""  # systems without PID namespaces
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether another user's process has this pid; mounted with ``hidepid``, ``/proc`` does not show it."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _start_ticks(pid: int) -> int | None:

@@ -88,9 +88,15 @@ def decide_in_turn(
         for rung in rungs:
             if rung.tokens not in contender.losses:
                 break
-            sound = [other for other in bracket[:place] if not other.ended_badly]
-            earlier = [other.losses[rung.tokens] for other in sound if rung.tokens in other.losses]
-            rank = sum(loss <= contender.losses[rung.tokens] for loss in earlier)
-            keep = max(1, round((len(earlier) + 1) * rung.keep / expected))
-            decisions[contender.cell_id, rung.tokens] = "promote" if rank < keep else "drop"
+            rank, _, keep = standing_in_turn(bracket[: place + 1], rung, expected)
+            decisions[contender.cell_id, rung.tokens] = "promote" if rank <= keep else "drop"
     return decisions
+
+
+def standing_in_turn(bracket: Sequence[Contender], rung: Rung, expected: int) -> tuple[int, int, int]:
+    """Rank of the last of ``bracket`` at a rung that it reached, among how many, and how many of those go on."""
+    *earlier, last = bracket
+    rivals = [other.losses[rung.tokens] for other in earlier if not other.ended_badly and rung.tokens in other.losses]
+    rank = 1 + sum(loss <= last.losses[rung.tokens] for loss in rivals)
+    among = 1 + len(rivals)
+    return rank, among, max(1, round(among * rung.keep / expected))

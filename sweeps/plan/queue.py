@@ -13,7 +13,7 @@ from typing import Literal
 from search_spaces import EarlyStopping
 from sweeps.ledger.results import CellResult
 from sweeps.ledger.sweep_folder import PlannedCell
-from sweeps.plan.early_stopping import Contender, Decision, Rung, decide, decide_in_turn
+from sweeps.plan.early_stopping import Contender, Decision, Rung, decide, decide_in_turn, standing_in_turn
 
 NO_STOPPING = EarlyStopping(kind="none")
 
@@ -71,6 +71,7 @@ class Plan:
         self._rule = rule
         self._cells: dict[str, PlannedCell] = {}
         self._place: dict[str, int] = {}
+        self._postponed: dict[str, int] = {}
         self._progress: dict[str, Progress] = {}
         self._running: set[str] = set()
         self._open: set[str] = set()
@@ -139,6 +140,10 @@ class Plan:
             self._open.discard(cell_id)
         self._decided.pop(_bracket(self._cells[cell_id]), None)
 
+    def postpone(self, cell_id: str) -> None:
+        """Hand this cell out after all others: something around it failed, and may fail it again."""
+        self._postponed[cell_id] = self._postponed.get(cell_id, 0) + 1
+
     def open_groups(self) -> set[tuple[str, str, str]]:
         """(phase, strategy, arrangement) of all cells without an outcome."""
         cells = (self._cells[cell_id].cell for cell_id in self._open)
@@ -181,10 +186,11 @@ class Plan:
                     return None
         return Segment(planned=planned, until_tokens=until)
 
-    def _order(self, segment: Segment) -> tuple[int, int, int]:
-        explore_first = 0 if segment.planned.cell.phase == "explore" else 1
+    def _order(self, segment: Segment) -> tuple[int, int, int, int]:
+        phase_rank = 0 if segment.planned.cell.phase == "explore" else 1
         cell_id = segment.planned.cell_id
-        return explore_first, -self._progress[cell_id].tokens_seen, self._place[cell_id]
+        postponed = self._postponed.get(cell_id, 0)
+        return postponed, phase_rank, -self._progress[cell_id].tokens_seen, self._place[cell_id]
 
     def _decisions(self, bracket: Bracket) -> Mapping[tuple[str, int], Decision]:
         if bracket not in self._decided:
@@ -204,11 +210,16 @@ class Plan:
         return self._rule.rungs(expected)
 
     def _reason(self, cell_id: str, bracket: Bracket, tokens: int) -> str:
-        keep = next(rung.keep for rung in self._rungs(bracket) if rung.tokens == tokens)
-        own = self._progress[cell_id].exam_losses[tokens]
-        rivals = [self._progress[planned.cell_id].exam_losses for planned in self._brackets[bracket]]
-        better = sum(tokens in losses and losses[tokens] < own for losses in rivals)
-        return f"rank {better + 1} of {len(rivals)} in its arm at {tokens:,} tokens, {keep} go on"
+        rung = next(rung for rung in self._rungs(bracket) if rung.tokens == tokens)
+        contenders = [self._contender(planned) for planned in self._brackets[bracket]]
+        place = next(place for place, contender in enumerate(contenders) if contender.cell_id == cell_id)
+        if self._is_suggested(bracket):
+            rank, among, keep = standing_in_turn(contenders[: place + 1], rung, self._rule.suggestions)
+            return f"rank {rank} of the {among} suggested so far in its arm at {tokens:,} tokens, {keep} go on"
+        arrived = [contender for contender in contenders if tokens in contender.losses]
+        ranked = sorted(arrived, key=lambda contender: contender.losses[tokens])
+        rank = 1 + ranked.index(contenders[place])
+        return f"rank {rank} of {len(contenders)} in its arm at {tokens:,} tokens, {rung.keep} go on"
 
     def _contender(self, planned: PlannedCell) -> Contender:
         progress = self._progress[planned.cell_id]

@@ -141,9 +141,12 @@ class Driver:
             self.watcher.say(f"running trials cannot be asked to save: {error}")
 
     def _withdraw_request(self) -> None:
-        """Delete the request, and those of drivers that had no time to."""
+        """Delete the request and, if the sweep is still held, those of drivers that had no time to."""
         storage = self.ledger.storage.patient(0)
         with suppress(StorageError):
+            storage.delete(self.stop_request)
+        with suppress(StorageError, SweepHeldError):
+            self.require_held()
             for name in storage.names():
                 if name.startswith("stop-"):
                     storage.delete(name)
@@ -238,6 +241,7 @@ class Driver:
     def _note_world_fault(self, planned: PlannedCell, result: Mapping[str, Any]) -> None:
         """What is around a worker failed: its cell is tried again later, and the session ends when nothing works."""
         reason, node = str(result["reason"]), result.get("hostname")
+        self.plan.postpone(planned.cell_id)
         wait_s = self._faults.struck(planned.cell_id)
         if wait_s is None:
             raise WorldError(reason)
@@ -254,6 +258,7 @@ class Driver:
         folder.add_attempt(how, reason, traceback=traceback, reached_tokens=reached, node=node)
         since = folder.attempts_here()
         if is_its_own_fault(since):
+            self.require_held()
             folder.write_outcome(planned.cell, "failed", tokens_seen=since[-1]["tokens_seen"], reason=reason)
             self.watcher.say(f"{planned} failed after {len(since)} tries: {reason}")
         else:
@@ -295,9 +300,9 @@ class Driver:
         while True:
             results = replace(self._results, cells=tuple(self._cells.values()))
             added = next_cells(self.space, self.identity, results, self.plan.cells)
+            self.require_held()
             if added.margin is not None:
                 self.ledger.fix_margin(added.margin)
-            self.require_held()
             if self.ledger.add_cells_to(self._pages, added.cells, because=added.because):
                 break
             self._take_up(self.ledger.planned_cells())
@@ -316,6 +321,7 @@ class Driver:
         planned = dropped.planned
         progress = self.plan.progress(planned.cell_id)
         folder = self.ledger.cell_folder(planned.cell_id)
+        self.require_held()
         folder.write_outcome(
             planned.cell,
             "stopped_early",

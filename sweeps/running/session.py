@@ -24,6 +24,7 @@ from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.space import current_space, identity_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
+from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.memory import fit_arms, predicted_peaks
 from sweeps.packing.shares import Packing, pack, require_runnable
 from sweeps.plan.phases import next_cells
@@ -91,7 +92,7 @@ def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> i
         audit = audit_table(space, data)
         peaks_gib = predicted_peaks(space, machines.device, vocab_size=vocab_size)
         packing = _packing(space, peaks_gib, machines, options)
-        with _ray(space, machines, packing, options), Lease(ledger.storage, DRIVER_LEASE) as lease:
+        with _ray(space, machines, packing, options), _driver_lease(ledger) as lease:
             require_new(ledger)  # again: another driver may have started it meanwhile
             begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)
             return _run(ledger, lease, space, data.identity, packing, options, interruption)
@@ -271,10 +272,14 @@ def _ray(space: Space, machines: Machines, packing: Packing, options: SessionOpt
         yield
 
 
+def _driver_lease(ledger: Ledger) -> Lease:
+    return Lease(ledger.storage.patient(PATIENCE_S), DRIVER_LEASE)
+
+
 @contextmanager
 def _held(ledger: Ledger, options: SessionOptions) -> Iterator[Lease]:
     """The sweep's lease until the block ends; raises SweepHeldError where another driver is alive."""
-    lease = Lease(ledger.storage, DRIVER_LEASE)
+    lease = _driver_lease(ledger)
     dead = lease.acquire()
     try:
         if dead is not None:

@@ -180,6 +180,13 @@ def test_time_cells_end_at_whole_steps_of_their_own_budgets(tiny: Space, identit
     assert {cell.strategy for cell in only} == {"long_seq"}
 
 
+def test_time_cells_end_at_whole_blocks_too(tiny_text: str, identity: Identity) -> None:
+    space = parse_space(tiny_text.replace("seq_len = 64", "seq_len = 1024"), ["budget_tokens=8192"])
+    (cell, *_) = time_cells(space, identity, CHOSEN, {"large_batch": 1500.0})
+    assert space.strategy("large_batch").tokens_per_step < space.block_len
+    assert cell.budget_tokens % space.block_len == 0
+
+
 def test_an_optuna_search_plans_cells_whose_rates_are_open(tiny_text: str, identity: Identity) -> None:
     space = parse_space(tiny_text, ["search=optuna", "search.trials_per_arm=5"])
     cells = explore_cells(space, identity)

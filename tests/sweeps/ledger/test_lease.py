@@ -115,7 +115,9 @@ def test_a_holder_whose_clock_is_wrong_and_who_beats_is_alive(tmp_path: Path, wa
     assert near.now_s - 1_000 < wait_s + 2 * HEARTBEAT_S + 1
 
 
-def test_a_process_of_another_pid_namespace_is_not_dead_because_its_pid_is_not_to_be_seen() -> None:
+def test_a_process_of_another_pid_namespace_is_not_dead_because_its_pid_is_not_to_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     world = RealWorld()
     me = world.process()
     assert world.is_running(me) is True
@@ -123,6 +125,12 @@ def test_a_process_of_another_pid_namespace_is_not_dead_because_its_pid_is_not_t
     assert world.is_running(replace(me, boot_id="another boot")) is None
     assert world.is_running(replace(me, pid=2**22 - 1)) is False
     assert world.is_running(replace(me, start_ticks=me.start_ticks - 1)) is False, "the pid was given out again"
+
+    def of_another_user(pid: int, signal: int) -> None:
+        raise PermissionError(pid, signal)
+
+    monkeypatch.setattr("os.kill", of_another_user)
+    assert world.is_running(replace(me, pid=2**22 - 1)) is None, "/proc hides the processes of others"
 
 
 def test_a_killed_holder_that_nobody_reaped_is_dead() -> None:

@@ -197,7 +197,7 @@ def test_nothing_counts_of_what_a_holder_writes_that_slept_while_another_took_ov
     train(sleeper, 100, who="sleeper")
     assert adopted(heir)[0] == 100
     for _ in range(2):
-        with pytest.raises(SweepHeldError, match="another worker goes on with"):
+        with pytest.raises(SweepHeldError, match="another worker took over"):
             train(sleeper, 200, start=100, who="sleeper")
     assert tokens_of(folder) == [100], "it was superseded when it wrote these"
     train(heir, 150, start=100, who="heir")
@@ -285,6 +285,29 @@ def test_a_commit_that_a_late_listing_does_not_show_is_adopted(ledger: Ledger, m
     train(writer(folder), 100, 200)
     monkeypatch.setattr(Commits, "numbers", lambda _: [1])
     assert adopted(writer(folder, 2))[:2] == (200, b"200")
+
+
+def test_a_holder_whose_newest_commit_a_late_listing_does_not_show_goes_on(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    first = writer(folder)
+    train(first, 100, 200)
+    monkeypatch.setattr(Commits, "numbers", lambda _: [])
+    train(first, 300, start=200)
+    monkeypatch.undo()
+    assert tokens_of(folder) == [100, 200, 300]
+
+
+def test_an_outcome_that_lands_late_finds_its_records(ledger: Ledger) -> None:
+    folder = ledger.cell_folder("c0ffee")
+    sleeper, heir = writer(folder, 1), writer(folder, 2)
+    train(sleeper, 100)
+    sleeper.write_records(100, 150, [{"tokens_seen": 150}])
+    adopted(heir)
+    train(heir, 200, 300, start=100)
+    sleeper.end(CELL, "oom", tokens_seen=150, reason="the last look at its lease was long ago")
+    assert tokens_of(folder) == [100, 150]
 
 
 def test_segments_that_do_not_count_are_collected_once_the_cell_has_ended(ledger: Ledger) -> None:

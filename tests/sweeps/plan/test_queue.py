@@ -1,5 +1,7 @@
 """The plan of segments: what runs next, and why."""
 
+from dataclasses import replace
+
 from search_spaces import Cell, EarlyStopping
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.plan.queue import Plan, Progress, Segment, StoppingRule
@@ -95,3 +97,13 @@ def test_a_cell_that_runs_is_not_dropped_under_its_worker() -> None:
     assert plan.dropped() == []
     plan.ended("c", at(100, t100=3.0))
     assert [entry.planned.cell_id for entry in plan.dropped()] == ["c"]
+
+
+def test_the_reason_of_a_suggestion_that_is_dropped_counts_those_before_it() -> None:
+    rule = StoppingRule(rungs_tokens=(32,), keep=EarlyStopping(kind="asha", keep=(4,)), suggestions=12)
+    names = ("a", "b", "c")
+    plan = Plan(rule, [replace(planned(name), reason="suggestion") for name in names])
+    for name, loss in zip(names, (1.0, 3.0, 2.0), strict=True):
+        plan.ended(name, at(32, t32=loss))
+    reasons = {dropped.planned.cell_id: dropped.reason for dropped in plan.dropped()}
+    assert reasons["c"] == "rank 2 of the 3 suggested so far in its arm at 32 tokens, 1 go on"

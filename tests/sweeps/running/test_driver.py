@@ -223,8 +223,25 @@ def test_a_driver_that_lost_the_sweep_hands_out_and_writes_nothing_more(
     driver.done(job.cell_id, {"ended": "error", "reason": "RuntimeError: bug"})
     assert driver.take() == "finished"
     driver.engine = lambda *_, **__: None
+    (Path(driver.ledger.storage.uri) / "stop-of-the-new-driver.json").write_text("{}")
     with pytest.raises(WorldError, match="taken over by pid 7 on elsewhere"):
         driver.run()
+    assert driver.ledger.storage.exists("stop-of-the-new-driver.json")
+
+
+def test_a_driver_that_loses_the_sweep_while_it_decides_writes_neither_margin_nor_outcome(driver: Driver) -> None:
+    looks = iter([True])  # held when the segment's end is reported, and not when something follows from it
+    failing = taken(driver)
+
+    def lost() -> None:
+        if not next(looks, False):
+            raise SweepHeldError("first was taken over by pid 7 on elsewhere")
+
+    for _ in range(2):
+        driver.ledger.cell_folder(failing.cell_id).add_attempt("error", "RuntimeError: bug")
+    driver.require_held = lost
+    driver.done(failing.cell_id, {"ended": "error", "reason": "RuntimeError: bug"})
+    assert driver.ledger.cell_folder(failing.cell_id).outcome() is None
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("best", None), ("all", 65_536)])
