@@ -315,7 +315,7 @@ class Trainer:
         write_state(folder, self._state(), self.config, self._identity)
 
     def load(self, folder: Path) -> None:
-        """Takes over the state that ``save`` wrote: training goes on to the last bit as if it had not stopped.
+        """Takes over the state that ``save`` wrote: training continues to the last bit as if it had not stopped.
 
         That holds on a CPU with one thread count, and on a GPU with ``deterministic``.
 

@@ -1,6 +1,6 @@
-"""What one cell left behind: records, checkpoints, commits, attempts, outcome.
+"""One cell's folder: records, checkpoints, commits, attempts, outcome.
 
-A record counts once a commit, or the outcome, lists its segment: ``records`` returns none twice.
+A record counts once a commit, or the outcome, lists its segment; ``records`` never returns one twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SEGMENT: Final = re.compile(r"\d{15}-(\d{15})(?:-\d{6,}-[0-9a-f]+)?\.json")
 
 
 class CellFolder:
-    """What one cell left behind; ``CellWriter`` adds to it under a lease."""
+    """One cell's folder; ``CellWriter`` adds to it under a lease."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -87,14 +87,14 @@ class CellFolder:
         return Commit(tokens_seen=tokens, holder="", checkpoint=str(complete[-1]), segments=None)
 
     def newest_checkpoint(self) -> int | None:
-        """Tokens of the checkpoint that the cell goes on from, or None where it has none."""
+        """Tokens of the checkpoint that the cell resumes from, or None."""
         newest = self.newest()
         return None if newest is None or newest.checkpoint is None else newest.tokens_seen
 
     def load_newest(self, read: Callable[[Path], None]) -> None:
-        """Give ``read`` a folder with the files of that checkpoint; raises DamagedError where it is not whole.
+        """Give ``read`` a folder with the files of the newest checkpoint; raises DamagedError if it is damaged.
 
-        Raises FileNotFoundError where there is none.
+        Raises FileNotFoundError if there is none.
         """
         newest = self.newest()
         if newest is None or newest.checkpoint is None:
@@ -112,7 +112,7 @@ class CellFolder:
         return self.records_of(self.outcome())
 
     def records_of(self, outcome: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-        """The same, for an outcome that was read before."""
+        """Like ``records``, for an outcome that was already read."""
         if outcome is None:
             newest = self.newest()
             if newest is None:
@@ -138,7 +138,9 @@ class CellFolder:
         for name in self.storage.names("segments"):
             found_name = _SEGMENT.fullmatch(name)
             if found_name is None:
-                raise DamagedError(f"{self.storage.uri}/segments/{name} is not of this program; move it elsewhere")
+                raise DamagedError(
+                    f"{self.storage.uri}/segments/{name} was not written by this program; move it elsewhere"
+                )
             if int(found_name[1]) <= tokens:
                 value = self.storage.read_json(f"segments/{name}")
                 validated(self.storage, f"segments/{name}", value, Segment)
@@ -150,7 +152,7 @@ class CellFolder:
         return numbered(self.storage, "attempts", Attempt)
 
     def attempts_here(self) -> list[dict[str, Any]]:
-        """Failures at the present checkpoint, since the user last asked for a retry."""
+        """Failures at the current checkpoint, since the user last asked for a retry."""
         attempts = self.attempts()
         retried = [number for number, attempt in enumerate(attempts) if attempt["kind"] == RETRIED]
         tokens = self.newest_checkpoint() or 0
@@ -200,7 +202,7 @@ class CellWriter:
         self._holder_number = CheckpointName.of(0, token).number
         self._confirm = confirm
         self._number = 0
-        self._saved: dict[int, str] = {}  # by the number of its commit: a checkpoint that a later holder may need
+        self._saved: dict[int, str] = {}  # commit number to checkpoint: what a later holder may need
         self._segments: list[dict[str, Any]] = []
 
     def adopt(self, load: Callable[[Path], None], note: Callable[[str], None] = lambda _line: None) -> int:

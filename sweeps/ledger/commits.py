@@ -1,9 +1,9 @@
-"""What counts of a cell: a chain of commits, each created exclusively.
+"""Which of a cell's records and checkpoints count: a chain of commits, each created exclusively.
 
-``commits/NNNN.json`` names a checkpoint and lists the segments of records up to it; the one with the highest number
-counts, and nothing that it does not list does. Of two holders that create the same number one gets it, and the other
-learns that it was superseded. So a holder begins with a commit of its own over what it goes on from: no earlier holder,
-paused and awake again, can commit after that, and none that commits before it is overlooked.
+``commits/NNNN.json`` names a checkpoint and lists the segments of records up to it. The one with the highest number is
+the one that counts; anything it does not list does not. When two holders create the same number, one succeeds and the
+other learns that it was superseded. A holder therefore starts by committing the state that it resumes from: after that
+no earlier holder, paused and awake again, can commit, and no commit made before is missed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Commits:
         self._storage = storage
 
     def numbers(self) -> list[int]:
-        """Numbers of the commits, ascending; raises StorageError for a file that is none of them."""
+        """Numbers of the commits, ascending; raises StorageError for any other file."""
         return numbers(self._storage, _FOLDER)
 
     def newest(self) -> Commit | None:
-        """The commit that counts, past damaged ones; None where there is none."""
+        """The newest undamaged commit, or None."""
         seen: list[int] | None = None
         while (found := self.numbers()) != seen:  # what was listed may be deleted once something newer counts
             seen = found
@@ -40,7 +40,7 @@ class Commits:
         return None
 
     def read(self, number: int) -> Commit:
-        """A commit; raises FileNotFoundError where it is not there, DamagedError where it is not what was written."""
+        """A commit; raises FileNotFoundError if it does not exist, DamagedError if it is damaged."""
         name = f"{_FOLDER}/{number:04d}.json"
         return validated(self._storage, name, self._storage.read_json(name), Commit)
 
@@ -49,7 +49,7 @@ class Commits:
         return create_numbered(self._storage, _FOLDER, number, {"schema": SCHEMA, **commit.model_dump(by_alias=True)})
 
     def delete(self, *, before: int | None = None) -> None:
-        """Delete all commits, or those below a number; the oldest goes first, so that no other one comes to count."""
+        """Delete all commits, or those below a number, the oldest first: the newest keeps counting until the end."""
         for number in self.numbers():
             if before is None or number < before:
                 self._storage.delete(f"{_FOLDER}/{number:04d}.json")

@@ -1,6 +1,6 @@
 """Which segment runs next: a pure answer from what the ledger holds.
 
-A segment is a cell's stretch from one rung to the next. The plan knows no Ray: it is asked ``next()`` and told what was
+A segment is a cell's stretch from one rung to the next. The plan knows nothing of Ray: it is asked ``next()`` and told what was
 started and what the cell's folder says afterwards. All that it decides follows from recorded losses.
 """
 
@@ -161,7 +161,7 @@ class Plan:
     def next(self, strategies: Sequence[str] | None = None) -> Segment | Waiting:
         """The next segment of one of ``strategies`` (of any, without), or whether to wait or to stop asking.
 
-        Explore goes before confirm, and a cell further along before one that is not: what is started is finished, and
+        Explore goes before confirm, and a cell further along before one that is not: so that started cells get finished, and
         a rung fills before the next bracket starts.
         """
         asked = [

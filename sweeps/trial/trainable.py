@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from moe.report import Report
     from moe.trainer import Trainer
 
-ORPHAN_WAIT_S = STALE_AFTER_S + 15.0  # a worker that a dead driver left ends, or is seen to be silent
+ORPHAN_WAIT_S = STALE_AFTER_S + 15.0  # long enough for an orphaned worker to finish or go stale
 _LOOK_FOR_REQUEST_EVERY_S = 1.0
 
 
@@ -71,7 +71,7 @@ def run_segment(config: dict[str, Any]) -> None:
         )
         tune.report({"ended": ended})
     except (StorageError, CheckpointError, CorpusError, SweepHeldError, BadInputError, OSError) as error:
-        # not the cell's fault: OSError is a full /tmp, CorpusError a node that lacks the text
+        # the environment's faults: OSError may be a full /tmp, CorpusError a node without the text
         tune.report({"ended": "world_fault", "reason": str(error)})
     except Exception as error:  # noqa: BLE001 - one bad cell must not end the sweep; the driver decides on a retry
         reason = f"{type(error).__name__}: {error}"
@@ -84,7 +84,7 @@ def train_segment(
     on_note: Callable[[str], None] = lambda _line: None,
     world: World | None = None,
 ) -> str:
-    """Train a cell to the job's rung; returns ``done`` or ``stopped``. Diverged and out of memory are outcomes.
+    """Train a cell to the job's rung; returns ``done`` or ``stopped``. Divergence and running out of memory are outcomes.
 
     ``on_note`` is given what a user should hear of, in one line.
     """
@@ -98,7 +98,7 @@ def train_segment(
     lease.acquire(wait_s=ORPHAN_WAIT_S)
     try:
         if folder.outcome() is not None:
-            return "done"  # the holder that was waited for had the last thing to do
+            return "done"  # the previous holder finished the cell meanwhile
         with running_trial(cache_dir(), device_name(job.gpu_fraction)) as count_trials:
             trainer = build_trainer(ledger, planned, job)
             writer = CellWriter(folder, lease.token, confirm=lease.confirm)
@@ -131,7 +131,7 @@ def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trai
     data = load_training_data(space, expected=beginning["fingerprints"])
     config = train_config(as_trained(space, ledger), planned.cell, vocab_size=data.tokens.vocab_size)
     if not job.gpu_fraction:
-        config = replace(config, device="cpu")  # a trial without a share of a GPU may see one all the same
+        config = replace(config, device="cpu")  # a GPU may be visible to a trial that was given no share of it
     require_precision(config.precision, Device.resolve(config.device))
     return data.trainer(config)
 
@@ -162,7 +162,7 @@ class _Segment:
         self._last_look_s = self._last_save_s = self._now_s()
 
     def restore(self, note: Callable[[str], None]) -> None:
-        """Load the newest checkpoint that is whole; ``note`` is given a line for each that is damaged."""
+        """Load the newest checkpoint that is intact; ``note`` is given a line for each that is damaged."""
         self._durable_tokens = self._writer.adopt(self._trainer.load, note)
         self._durable_records = len(self._trainer.records)
 
@@ -230,9 +230,9 @@ class _Segment:
         self._writer.end(planned.cell, "completed", tokens_seen=self._trainer.tokens_seen, **facts)
 
     def _circumstances(self) -> dict[str, Any]:
-        """Under what load a record was made, so that timings are compared only where they may be.
+        """The load during this record, so that only comparable timings are compared.
 
-        The load is null where a neighbour came or went since the last record: its speed is that of neither number.
+        None if another trial started or ended since the last record: the speed fits neither count.
         """
         before, self._counted = self._counted, self._count_trials()
         return {
