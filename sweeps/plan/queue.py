@@ -1,7 +1,7 @@
 """Which segment runs next: a pure answer from what the ledger holds.
 
-A segment is a cell's stretch from one rung to the next. The plan knows nothing of Ray: it is asked ``next()`` and told what was
-started and what the cell's folder says afterwards. All that it decides follows from recorded losses.
+A segment is a cell's stretch from one rung to the next. The plan knows nothing of Ray: it is asked ``next()``
+and given what was started and what the cell's folder says afterwards. All that it decides follows from recorded losses.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ class Plan:
     def next(self, strategies: Sequence[str] | None = None) -> Segment | Waiting:
         """The next segment of one of ``strategies`` (of any, without), or whether to wait or to stop asking.
 
-        Explore goes before confirm, and a cell further along before one that is not: so that started cells get finished, and
-        a rung fills before the next bracket starts.
+        Explore goes before confirm, and a cell further along before one that is not, so that started cells get finished
+        and a rung fills before the next bracket starts.
         """
         asked = [
             cell_id for cell_id in self._open if strategies is None or self._cells[cell_id].cell.strategy in strategies

@@ -84,7 +84,7 @@ def train_segment(
     on_note: Callable[[str], None] = lambda _line: None,
     world: World | None = None,
 ) -> str:
-    """Train a cell to the job's rung; returns ``done`` or ``stopped``. Divergence and running out of memory are outcomes.
+    """Train a cell to the job's rung; returns ``done`` or ``stopped``. Divergence and out of memory are outcomes.
 
     ``on_note`` is given what a user should hear of, in one line.
     """
