@@ -182,16 +182,19 @@ def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = F
 @app.command()
 def verdict(
     name: Annotated[str | None, typer.Argument(help="Name of the sweep.")] = None,
-    records: Annotated[Path | None, typer.Option(help="Decide from a CSV file instead of a sweep.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Significance level of a CSV file's verdict; 0.05.")] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Decide from a table (.csv, .parquet): yours, or one of `sweeps records`."),
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Significance level of a table's verdict; 0.05.")] = None,
     margin: Annotated[float | None, typer.Option(help="Nats below which its differences count for nothing.")] = None,
     unpaired: Annotated[
-        bool, typer.Option("--unpaired", help="Equal seeds in a CSV file have nothing in common: Welch's test.")
+        bool, typer.Option("--unpaired", help="Equal seeds in a table have nothing in common: Welch's test.")
     ] = False,
     runs_dir: RunsDir = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Decide again, from a sweep's ledger or from a CSV file of records."""
+    """Decide again, from a sweep's ledger or from a table of records."""
     from sweeps.errors import BadInputError
     from sweeps.ledger.reading import LedgerReader
     from sweeps.report.terminal import show_verdict
@@ -204,7 +207,7 @@ def verdict(
             "--alpha, --margin and --unpaired go with --records; a sweep's rules were fixed at its start"
         )
     if records is not None:
-        from sweeps.verdict.records_csv import decide_file
+        from sweeps.verdict.records import decide_file
 
         level = 0.05 if alpha is None else alpha
         found = decide_file(records, alpha=level, margin=margin, unpaired=unpaired)
@@ -216,6 +219,25 @@ def verdict(
         print_json(found.as_dict())
     else:
         show_verdict(found, console())
+
+
+@app.command()
+def records(
+    name: Name,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The table to write: FILE.csv or FILE.parquet.")],
+    runs_dir: RunsDir = "runs",
+) -> None:
+    """Write every record as a table, a row a report, which `sweeps verdict --records` reads and pandas too.
+
+    A row with an outcome is the last one of its cell. `lr` is the cell's full rate, `lr_now` that of the last step.
+    Every column with its unit: docs/metrics.md, section "Records as a table".
+    """
+    from sweeps.commands.records import require_table, write_records
+    from sweeps.ledger.reading import LedgerReader
+
+    ledger = existing_ledger(runs_dir, name)
+    require_table(out)
+    print("\n".join(write_records(LedgerReader(ledger).results(), out)))
 
 
 @app.command()
@@ -392,7 +414,7 @@ def main() -> NoReturn:
 def _code_of_known_error(error: ValueError) -> int:
     """Errors of ``moe`` and of record files are the user's to fix; any other ValueError is a bug of this program."""
     from moe.errors import DeviceMissing, MoeError
-    from sweeps.verdict.records_csv import RecordsError
+    from sweeps.verdict.records_table import RecordsError
 
     if not isinstance(error, MoeError | RecordsError):
         raise error

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from sweeps import formatting as written
 from sweeps.errors import BadInputError
-from sweeps.ledger.destinations import require_folder
+from sweeps.ledger.destinations import require_folder, write_file
 from sweeps.ledger.results import SweepResults
 from sweeps.report.blocks import Block, Bullets, Note, Section, Table, section
 from sweeps.report.facts import MAX_DRAWN_PAIRS, Facts, mapping
 from sweeps.report.markdown import blocks_text
-from sweeps.report.report import ReportFiles, render_page, write_file, write_picture
+from sweeps.report.report import ReportFiles, render_page, write_picture
 from sweeps.report.tables import flat, shape_text
 from sweeps.report.why import estimate_text
 from sweeps.verdict.decision import Verdict
