@@ -142,7 +142,10 @@ def _sections(sweeps: Sequence[Facts], pairs: Sequence[SharedPair]) -> list[Sect
     statements = tuple(
         f"{facts.results.name}: {written.with_shown_commands(facts.verdict.statement)}" for facts in sweeps
     )
-    note = "The first arm's loss minus the second's, paired by seed within each sweep: below zero, the first is better."
+    note = (
+        "The first arm's loss minus the second's, paired by seed within each sweep: below zero, the first is better. "
+        "Intervals are over seeds, and over documents of the exam where losses by document are known."
+    )
     if pairs:
         against: list[Block] = [Note(text=note), _pair_table(sweeps, pairs)]
     else:

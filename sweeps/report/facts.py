@@ -80,6 +80,12 @@ class Facts:
         """The level of the verdict's intervals, as ``95%``: alpha divided by the looks."""
         return f"{100 * (1 - self.verdict.looks.alpha):.4g}%"
 
+    @property
+    def over(self) -> str:
+        """What the intervals of differences are over: documents of the exam too, where losses by document are known."""
+        units = self.verdict.exam.units
+        return f"seeds and {units} of the exam" if units else "seeds"
+
     @cached_property
     def outcomes(self) -> Counter[str]:
         """Number of cells by outcome, ``unfinished`` for those that have none yet."""

@@ -377,7 +377,7 @@ def _documents(found: Findings) -> Iterator[Check]:
         text = "losses by document are not known, so every claim is about this exam"
         yield Check(rule=9, kept=False, sentence=text)
         return
-    value, units = f"{exam.effective:.3g}", f"effective {exam.unit}s"
+    value, units = f"{exam.effective:.3g}", f"effective {exam.units}"
     if exam.is_on_this_exam:
         text = f"the exam holds {value} {units}, fewer than {FEWEST_DOCUMENTS}: every claim is about this exam"
         yield Check(rule=9, kept=False, value=value, sentence=text)

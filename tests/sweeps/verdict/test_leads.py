@@ -170,7 +170,7 @@ def test_documents_of_one_group_are_one_unit_of_the_exam() -> None:
     grouped = replace(results, beginning={**results.beginning, "exam": {"document_groups": groups}})
     exam = decide(grouped).exam
     assert (exam.unit, exam.documents, exam.is_on_this_exam) == ("group", 25, False)
-    assert "25 groups of the exam" in decide(grouped).statement
+    assert "25 groups of documents of the exam" in decide(grouped).statement
     assert (decide(results).exam.unit, decide(results).exam.documents) == ("document", 64)
 
 
