@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -26,15 +25,9 @@ from sweeps.commands.arguments import (
     name_or_newest,
     session_options,
 )
-from sweeps.commands.console import (
-    close_output,
-    confirmed,
-    console,
-    print_json,
-    require_usable_environment,
-)
+from sweeps.commands.console import confirmed, console, print_json
+from sweeps.commands.exit_codes import exit_code_of
 from sweeps.commands.job import flags_of, is_job, run_there, words_of
-from sweeps.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, SweepError
 
 if TYPE_CHECKING:
     from search_spaces import Space
@@ -387,39 +380,7 @@ def new(path: Annotated[Path, typer.Argument(help="The file to write.")]) -> Non
 
 def main() -> NoReturn:
     """The console script: runs a command and turns errors into one message and an exit code."""
-    from search_spaces import SpaceErrors
-    from sweeps.formatting import with_shown_commands
-
-    code: int = 0
-    try:
-        require_usable_environment()
-        try:
-            app()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else EXIT_BAD_INPUT
-        close_output()
-    except (SweepError, SpaceErrors) as error:
-        code = getattr(error, "exit_code", EXIT_BAD_INPUT)
-        print(f"sweeps: {with_shown_commands(str(error))}", file=sys.stderr)
-    except ValueError as error:
-        code = _code_of_known_error(error)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        code = EXIT_BAD_INPUT
-        print(f"sweeps: {error}; free some space", file=sys.stderr)
-    sys.exit(code)
-
-
-def _code_of_known_error(error: ValueError) -> int:
-    """Errors of ``moe`` and of record files are the user's to fix; any other ValueError is a bug of this program."""
-    from moe.errors import DeviceMissing, MoeError
-    from sweeps.verdict.records_table import RecordsError
-
-    if not isinstance(error, MoeError | RecordsError):
-        raise error
-    print(f"sweeps: {error}", file=sys.stderr)
-    return EXIT_NO_DEVICE if isinstance(error, DeviceMissing) else EXIT_BAD_INPUT
+    sys.exit(exit_code_of(app))
 
 
 if __name__ == "__main__":

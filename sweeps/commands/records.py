@@ -10,9 +10,10 @@ from sweeps import formatting as written
 from sweeps.errors import BadInputError
 from sweeps.ledger.destinations import require_new_file, write_file, writing
 from sweeps.ledger.results import SweepResults
-from sweeps.verdict.decision import Verdict, decide
+from sweeps.verdict.decision import decide
 from sweeps.verdict.records import decide_file
 from sweeps.verdict.records_table import RecordsError, csv_bytes, parquet_bytes, rows_of
+from sweeps.verdict.verdict import Verdict
 
 FORMS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {".csv": csv_bytes, ".parquet": parquet_bytes}
 USUAL_ALPHA = 0.05

@@ -16,8 +16,8 @@ from sweeps.report.markdown import blocks_text
 from sweeps.report.report import ReportFiles, render_page, write_picture
 from sweeps.report.tables import flat, shape_text
 from sweeps.report.why import estimate_text
-from sweeps.verdict.decision import Verdict
 from sweeps.verdict.rows import PairResult
+from sweeps.verdict.verdict import Verdict
 
 MOST_NAMED = 3
 """So many sweeps give their names to the folder of a comparison; the names of a file have 255 bytes."""

@@ -15,8 +15,8 @@ from sweeps.ledger.results import finite
 if TYPE_CHECKING:
     from moe.config import ModelConfig
     from sweeps.ledger.results import CellResult, SweepResults
-    from sweeps.verdict.decision import Verdict
     from sweeps.verdict.rows import ArmResult, PairResult
+    from sweeps.verdict.verdict import Verdict
 
 JUDGED = ("confirm", "control", "time")
 MAX_DRAWN_PAIRS = 10

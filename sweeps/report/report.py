@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sweeps.ledger.results import SweepResults
     from sweeps.report.plots.files import Picture
-    from sweeps.verdict.decision import Verdict
+    from sweeps.verdict.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from search_spaces import Cell
 from sweeps import formatting as written
 from sweeps.ledger.results import FINAL_OUTCOMES, CellResult, SweepResults
-from sweeps.verdict.decision import Verdict, decide
+from sweeps.verdict.decision import decide
 from sweeps.verdict.records_table import (
     COLUMNS,
     DOCUMENT_VIEWS,
@@ -28,6 +28,7 @@ from sweeps.verdict.records_table import (
     key_of,
     read_rows,
 )
+from sweeps.verdict.verdict import Verdict
 
 CHOICES: Final = {
     "phase": ("explore", "confirm", "control", "time"),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.verdict.decision import Verdict, decide
+from sweeps.verdict.decision import decide
 from sweeps.verdict.records import decide_records
 from sweeps.verdict.records_table import REQUIRED
+from sweeps.verdict.verdict import Verdict
 from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, CURVES, cell, confirm, explore, sweep
 
 RNG = np.random.default_rng(20_260_714)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.verdict.decision import Verdict, decide
+from sweeps.verdict.decision import decide
+from sweeps.verdict.verdict import Verdict
 from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
 
 GAINS = {"large_batch": 0.0, "balanced": 0.1, "long_seq": 0.35}

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.verdict.decision import Verdict, decide
+from sweeps.verdict.decision import decide
 from sweeps.verdict.records import decide_file, decide_records, results_of
 from sweeps.verdict.records_table import COLUMNS, RecordsError, csv_bytes, parquet_bytes, read_rows, rows_of
+from sweeps.verdict.verdict import Verdict
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps import report_data
 from tests.sweeps.planted_sweep import cell, confirm, explore, sweep
