@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from sweeps.verdict.records_table import (
     DOCUMENT_VIEWS,
     MEASURED,
     REQUIRED,
+    Kind,
     RecordsError,
     Row,
     column_problems,
@@ -35,6 +36,19 @@ CHOICES: Final = {
     "arrangement": ("shuffled", "grouped"),
     "exam_unit": ("document", "group"),
 }
+RULES: Final[dict[Kind, tuple[Callable[[str], bool], str]]] = {
+    "text": (str.isprintable, "holds control characters; write it in one line of plain text"),
+    "whole": (lambda text: _whole(text) is not None, "must be a whole number of at least 0"),
+    "count": (lambda text: bool(_whole(text)), "must be a whole number of at least 1"),
+    "rate": (lambda text: (_finite(text) or 0.0) > 0, "must be a positive number"),
+    "share": (lambda text: (n := _finite(text)) is not None and 0 <= n <= 1, "must be a number from 0 to 1"),
+    "number": (lambda text: _number(text) is not None, "must be a number, or empty where there is none"),
+    "losses": (
+        lambda text: _losses(text) is not None,
+        'must be a JSON object such as {"a.py": [1803.5, 512]}, by document the sum of its losses and its targets',
+    ),
+}
+"""By kind of column: whether a value is one, and what it must be."""
 SHAPE: Final = ("micro_batch_size", "seq_len", "grad_accum_steps")
 SCHEDULE: Final = ("warmup_share", "decay_share")
 LONGEST_SHOWN = 60
@@ -141,33 +155,13 @@ def _problems_of(row: Row) -> Iterator[str]:
         yield "seed is empty; number the runs of an arm"
     for column, kind in COLUMNS.items():
         text = _text(row.get(column))
-        if text and (rule := _broken_rule(text, kind)) is not None:
+        is_sound, rule = RULES[kind]
+        if text and not is_sound(text):
             yield f"{column}={text if len(text) <= LONGEST_SHOWN else f'{text[:LONGEST_SHOWN]}...'!r} {rule}"
     for column in ("val_loss", "test_loss"):
         loss = _number(row[column])
         if loss is not None and not math.isfinite(loss) and outcome != "diverged":
             yield f"{column}={_text(row[column])} is not finite, which only a cell with outcome diverged may have"
-
-
-def _broken_rule(text: str, kind: str) -> str | None:
-    """What a value of a column must be and is not; None where it is."""
-    number = _number(text)
-    if kind in ("whole", "count"):
-        least = 1 if kind == "count" else 0
-        whole = _whole(text)
-        return None if whole is not None and whole >= least else f"must be a whole number of at least {least}"
-    if kind == "rate":
-        return None if number is not None and 0 < number < math.inf else "must be a positive number"
-    if kind == "share":
-        return None if number is not None and 0 <= number <= 1 else "must be a number from 0 to 1"
-    if kind == "number":
-        return None if number is not None else "must be a number, or empty where there is none"
-    if kind == "losses":
-        rule = (
-            'must be a JSON object such as {"a.py": [1803.5, 512]}, by document the sum of its losses and its targets'
-        )
-        return None if _losses(text) is not None else rule
-    return None
 
 
 def _repeats(lines: Mapping[int, Row], cells: Mapping[tuple[Any, ...], Sequence[int]]) -> Iterator[str]:

@@ -160,6 +160,7 @@ def rows_with(results: SweepResults, **changes: str) -> list[dict[str | None, An
 @pytest.mark.parametrize(
     ("column", "value", "rule"),
     [
+        ("strategy", "a\x1b[31m", r"line 2: strategy='a\x1b[31m' holds control characters; write it in one line of"),
         ("seq_len", "0", "line 2: seq_len='0' must be a whole number of at least 1"),
         ("seq_len", "32", "line 3: seq_len='64' is '32' in another row of large_batch; an arm has one shape"),
         ("decay_share", "2", "line 2: decay_share='2' must be a number from 0 to 1"),
