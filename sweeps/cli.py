@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -26,15 +25,9 @@ from sweeps.commands.arguments import (
     name_or_newest,
     session_options,
 )
-from sweeps.commands.console import (
-    close_output,
-    confirmed,
-    console,
-    print_json,
-    require_usable_environment,
-)
+from sweeps.commands.console import confirmed, console, print_json
+from sweeps.commands.exit_codes import exit_code_of
 from sweeps.commands.job import flags_of, is_job, run_there, words_of
-from sweeps.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, SweepError
 
 if TYPE_CHECKING:
     from search_spaces import Space
@@ -182,16 +175,19 @@ def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = F
 @app.command()
 def verdict(
     name: Annotated[str | None, typer.Argument(help="Name of the sweep.")] = None,
-    records: Annotated[Path | None, typer.Option(help="Decide from a CSV file instead of a sweep.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Significance level of a CSV file's verdict; 0.05.")] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Decide from a table (.csv, .parquet): yours, or one of `sweeps records`."),
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Significance level of a table's verdict; 0.05.")] = None,
     margin: Annotated[float | None, typer.Option(help="Nats below which its differences count for nothing.")] = None,
     unpaired: Annotated[
-        bool, typer.Option("--unpaired", help="Equal seeds in a CSV file have nothing in common: Welch's test.")
+        bool, typer.Option("--unpaired", help="Equal seeds in a table have nothing in common: Welch's test.")
     ] = False,
     runs_dir: RunsDir = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Decide again, from a sweep's ledger or from a CSV file of records."""
+    """Decide again, from a sweep's ledger or from a table of records."""
     from sweeps.errors import BadInputError
     from sweeps.ledger.reading import LedgerReader
     from sweeps.report.terminal import show_verdict
@@ -204,7 +200,7 @@ def verdict(
             "--alpha, --margin and --unpaired go with --records; a sweep's rules were fixed at its start"
         )
     if records is not None:
-        from sweeps.verdict.records_csv import decide_file
+        from sweeps.verdict.records import decide_file
 
         level = 0.05 if alpha is None else alpha
         found = decide_file(records, alpha=level, margin=margin, unpaired=unpaired)
@@ -216,6 +212,25 @@ def verdict(
         print_json(found.as_dict())
     else:
         show_verdict(found, console())
+
+
+@app.command()
+def records(
+    name: Name,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The table to write: FILE.csv or FILE.parquet.")],
+    runs_dir: RunsDir = "runs",
+) -> None:
+    """Write every record as a table, a row a report, which `sweeps verdict --records` reads and pandas too.
+
+    A row with an outcome is the last one of its cell. `lr` is the cell's full rate, `lr_now` that of the last step.
+    Every column with its unit: docs/metrics.md, section "Records as a table".
+    """
+    from sweeps.commands.records import require_table, write_records
+    from sweeps.ledger.reading import LedgerReader
+
+    ledger = existing_ledger(runs_dir, name)
+    require_table(out)
+    print("\n".join(write_records(LedgerReader(ledger).results(), out)))
 
 
 @app.command()
@@ -365,39 +380,7 @@ def new(path: Annotated[Path, typer.Argument(help="The file to write.")]) -> Non
 
 def main() -> NoReturn:
     """The console script: runs a command and turns errors into one message and an exit code."""
-    from search_spaces import SpaceErrors
-    from sweeps.formatting import with_shown_commands
-
-    code: int = 0
-    try:
-        require_usable_environment()
-        try:
-            app()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else EXIT_BAD_INPUT
-        close_output()
-    except (SweepError, SpaceErrors) as error:
-        code = getattr(error, "exit_code", EXIT_BAD_INPUT)
-        print(f"sweeps: {with_shown_commands(str(error))}", file=sys.stderr)
-    except ValueError as error:
-        code = _code_of_known_error(error)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        code = EXIT_BAD_INPUT
-        print(f"sweeps: {error}; free some space", file=sys.stderr)
-    sys.exit(code)
-
-
-def _code_of_known_error(error: ValueError) -> int:
-    """Errors of ``moe`` and of record files are the user's to fix; any other ValueError is a bug of this program."""
-    from moe.errors import DeviceMissing, MoeError
-    from sweeps.verdict.records_csv import RecordsError
-
-    if not isinstance(error, MoeError | RecordsError):
-        raise error
-    print(f"sweeps: {error}", file=sys.stderr)
-    return EXIT_NO_DEVICE if isinstance(error, DeviceMissing) else EXIT_BAD_INPUT
+    sys.exit(exit_code_of(app))
 
 
 if __name__ == "__main__":

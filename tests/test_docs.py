@@ -26,6 +26,7 @@ from sweeps.tracking.projection import METRICS, SUMMARY_METRICS, SweepView, desi
 from sweeps.tracking.runs import ARTIFACTS_TAG, POINTS_TAG
 from sweeps.trial.trainable import _Segment
 from sweeps.verdict.decision import decide
+from sweeps.verdict.records_table import COLUMNS, key_of
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.ending_trainer import EndingTrainer, whole_job
 from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
@@ -94,6 +95,13 @@ def completed(tmp_path: Path) -> CellFolder:
 
 def test_every_key_of_a_record_is_explained(completed: CellFolder) -> None:
     assert_explains("Records", set(paths_in(completed.records())))
+
+
+def test_every_column_of_a_table_of_records_is_explained_and_no_key_is_left_out(
+    completed: CellFolder,
+) -> None:
+    assert_explains("Records as a table", set(COLUMNS))
+    assert set(paths_in(completed.records())) <= {key_of(column) for column in COLUMNS}
 
 
 def test_every_key_of_an_outcome_is_explained(completed: CellFolder) -> None:

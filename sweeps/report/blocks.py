@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +20,17 @@ class Cell:
     sort: float | None = None
 
 
+class Block:
+    """A part of a section; the templates tell blocks apart by ``kind``, the name of the class in small letters."""
+
+    @property
+    def kind(self) -> str:
+        """``heading`` of a ``Heading``."""
+        return type(self).__name__.lower()
+
+
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Block):
     """A table of text; the first ``n_names`` columns are names, the others numbers, set to the right.
 
     A narrow screen leaves out the columns in ``wide_only``; ``strong`` is the row that stands out.
@@ -33,7 +41,6 @@ class Table:
     n_names: int = 1
     wide_only: tuple[int, ...] = ()
     strong: int | None = None
-    kind: ClassVar[str] = "table"
 
     @property
     def cells(self) -> list[list[Cell]]:
@@ -53,82 +60,70 @@ def plain(cell: Cell) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heading:
+class Heading(Block):
     """A title within a section."""
 
     text: str
-    kind: ClassVar[str] = "heading"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Note:
+class Note(Block):
     """A paragraph on how to read what follows."""
 
     text: str
-    kind: ClassVar[str] = "note"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bullets:
+class Bullets(Block):
     """Sentences, one below the other; ``weighty`` ones carry a bar at their side."""
 
     items: tuple[str, ...]
     weighty: bool = False
-    kind: ClassVar[str] = "bullets"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Values:
+class Values(Block):
     """Names with a value each."""
 
     items: tuple[tuple[str, str], ...]
-    kind: ClassVar[str] = "values"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Figure(Block):
     """The place of a picture, empty where the sweep has no data for it."""
 
     name: str
     titled: bool = True
-    kind: ClassVar[str] = "figure"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commands:
+class Commands(Block):
     """Lines for a shell, each with its purpose."""
 
     lines: tuple[tuple[str, str], ...]
-    kind: ClassVar[str] = "commands"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Code:
+class Code(Block):
     """A file in full."""
 
     text: str
-    kind: ClassVar[str] = "code"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllCells:
+class AllCells(Block):
     """The table of every cell, which HTML sorts and filters; Markdown shortens it."""
 
     table: Table
     summary: str
-    kind: ClassVar[str] = "cells"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folded:
+class Folded(Block):
     """Blocks that open on request."""
 
     summary: str
     blocks: tuple[Table | Heading | Code, ...]
-    kind: ClassVar[str] = "folded"
-
-
-Block = Heading | Note | Bullets | Table | Values | Figure | Commands | Code | AllCells | Folded
 
 
 @dataclass(frozen=True, kw_only=True)

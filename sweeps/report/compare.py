@@ -8,16 +8,16 @@ from pathlib import Path
 
 from sweeps import formatting as written
 from sweeps.errors import BadInputError
-from sweeps.ledger.destinations import require_folder
+from sweeps.ledger.destinations import require_folder, write_file
 from sweeps.ledger.results import SweepResults
 from sweeps.report.blocks import Block, Bullets, Note, Section, Table, section
 from sweeps.report.facts import MAX_DRAWN_PAIRS, Facts, mapping
 from sweeps.report.markdown import blocks_text
-from sweeps.report.report import ReportFiles, render_page, write_file, write_picture
+from sweeps.report.report import ReportFiles, render_page, write_picture
 from sweeps.report.tables import flat, shape_text
 from sweeps.report.why import estimate_text
-from sweeps.verdict.decision import Verdict
 from sweeps.verdict.rows import PairResult
+from sweeps.verdict.verdict import Verdict
 
 MOST_NAMED = 3
 """So many sweeps give their names to the folder of a comparison; the names of a file have 255 bytes."""
@@ -142,7 +142,10 @@ def _sections(sweeps: Sequence[Facts], pairs: Sequence[SharedPair]) -> list[Sect
     statements = tuple(
         f"{facts.results.name}: {written.with_shown_commands(facts.verdict.statement)}" for facts in sweeps
     )
-    note = "The first arm's loss minus the second's, paired by seed within each sweep: below zero, the first is better."
+    note = (
+        "The first arm's loss minus the second's, paired by seed within each sweep: below zero, the first is better. "
+        "Intervals are over seeds, and over documents of the exam where losses by document are known."
+    )
     if pairs:
         against: list[Block] = [Note(text=note), _pair_table(sweeps, pairs)]
     else:

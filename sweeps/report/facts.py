@@ -15,8 +15,8 @@ from sweeps.ledger.results import finite
 if TYPE_CHECKING:
     from moe.config import ModelConfig
     from sweeps.ledger.results import CellResult, SweepResults
-    from sweeps.verdict.decision import Verdict
     from sweeps.verdict.rows import ArmResult, PairResult
+    from sweeps.verdict.verdict import Verdict
 
 JUDGED = ("confirm", "control", "time")
 MAX_DRAWN_PAIRS = 10
@@ -79,6 +79,12 @@ class Facts:
     def confidence(self) -> str:
         """The level of the verdict's intervals, as ``95%``: alpha divided by the looks."""
         return f"{100 * (1 - self.verdict.looks.alpha):.4g}%"
+
+    @property
+    def over(self) -> str:
+        """What the intervals of differences are over: documents of the exam too, where losses by document are known."""
+        units = self.verdict.exam.units
+        return f"seeds and {units} of the exam" if units else "seeds"
 
     @cached_property
     def outcomes(self) -> Counter[str]:

@@ -16,9 +16,9 @@ OUTCOME_NAMES = {
     "withheld": "no verdict yet",
 }
 OUTCOME_MEANINGS = {
-    "wins": "It is better than every other arm, each in a two-sided paired test on fresh seeds.",
-    "tie": "No arm wins, and the best two differ by less than the margin that was fixed beforehand.",
-    "undecided": "It is not better than every other arm, and the best two cannot be called equal either.",
+    "wins": "It is better than every other arm, each in a two-sided test over fresh {over}.",
+    "tie": "No arm wins, and the best two are shown to differ by less than the margin that was fixed beforehand.",
+    "undecided": "It is not shown to be better than every other arm, nor are the best two shown to be equal.",
     "exploratory": "What was seen so far is a description, not a finding: too few seeds were judged.",
     "withheld": "What was seen so far is not a finding yet.",
 }
@@ -50,7 +50,7 @@ def opening(facts: Facts) -> Opening:
         badge=OUTCOME_NAMES[verdict.outcome],
         headline=verdict.headline,
         leads=tuple(_lead_sentences(facts)),
-        meaning=OUTCOME_MEANINGS[verdict.outcome],
+        meaning=OUTCOME_MEANINGS[verdict.outcome].replace("{over}", facts.over),
         reasons=reasons,
         command=written.shown_line(verdict.command) if verdict.command and not verdict.is_decided else "",
         statement=written.with_shown_commands(verdict.statement),
@@ -72,7 +72,9 @@ def _lead_sentences(facts: Facts) -> Iterator[str]:
         parts = [] if lead.low is None else [f"{facts.confidence} interval {_span(lead.low, lead.high)}"]
         if facts.verdict.pairing == "seeds":
             one, other = (arm.loss_of_seed for arm in facts.arms if arm.name in pair)
-            parts.append(f"paired over {written.plural(len(one.keys() & other.keys()), 'seed')}")
+            exam = facts.verdict.exam
+            documents = "" if exam.documents is None else f" and {exam.documents:,} {exam.units} of the exam"
+            parts.append(f"paired over {written.plural(len(one.keys() & other.keys()), 'seed')}{documents}")
         yield f"{lead.mean:.4f} nats below {rival}" + (f" ({', '.join(parts)})" if parts else "")
 
 
@@ -82,7 +84,7 @@ def _span(low: float | None, high: float | None) -> str:
 
 def how_sure(facts: Facts) -> tuple[str, ...]:
     """Return what stands behind the outcome: seeds one by one, documents, the margin, other views, what is missing."""
-    parts = (_seed_by_seed, _documents, _equivalence, _common_context, _more_seeds, _looks)
+    parts = (_seed_by_seed, _documents, _equivalence, _common_context, _settling, _looks)
     return tuple(sentence for part in parts for sentence in part(facts)) if facts.verdict.leading else ()
 
 
@@ -105,17 +107,17 @@ def _seed_by_seed(facts: Facts) -> Iterator[str]:
 
 def _documents(facts: Facts) -> Iterator[str]:
     """What new documents beside new seeds do to each lead, where the deciding interval is not that of the seeds."""
-    leading = facts.verdict.leading or ""
+    leading, exam = facts.verdict.leading or "", facts.verdict.exam
     clear: list[str] = []
     unclear: list[str] = []
     for pair in facts.leads:
         found = next((test for test in pair.tests if test.test == "documents"), None)
         if found is not None:
             (clear if found.ci_low * found.ci_high > 0 else unclear).append(pair.rival_of(leading))
-    if clear:
-        yield f"Its lead over {written.listed(clear)} holds over new documents too, not on those of the exam alone."
+    if clear and not exam.is_on_this_exam:
+        yield f"Its lead over {written.listed(clear)} holds over new {exam.units} too, not on those of the exam alone."
     if unclear:
-        yield f"Other documents than those of the exam may reverse its lead over {written.listed(unclear)}."
+        yield f"Other {exam.units} than those of the exam may reverse its lead over {written.listed(unclear)}."
 
 
 def _equivalence(facts: Facts) -> Iterator[str]:
@@ -132,12 +134,21 @@ def _common_context(facts: Facts) -> Iterator[str]:
             yield f"Read at the common context of all arms, {facts.verdict.leading} has the lowest mean too."
 
 
-def _more_seeds(facts: Facts) -> Iterator[str]:
-    needed, looks = facts.verdict.seeds_needed, facts.verdict.looks
-    if needed is not None and facts.verdict.outcome == "undecided":
+def _settling(facts: Facts) -> Iterator[str]:
+    """The seeds, or the documents of another exam, that would settle an undecided verdict."""
+    verdict = facts.verdict
+    needed, documents, looks, exam = verdict.seeds_needed, verdict.documents_needed, verdict.looks, verdict.exam
+    if verdict.outcome != "undecided":
+        return
+    if needed is not None:
         planned = looks.used < looks.planned
         seeds = written.plural(needed, "confirm seed" if planned else "more confirm seed")
         yield f"About {seeds} per arm{' in all' if planned else ''} would settle it, if the means are what they seem."
+    if documents is not None and exam.documents is not None:
+        yield (
+            f"An exam of about {documents:,} {exam.units} instead of {exam.documents:,} would settle it at today's "
+            "seeds, in a new sweep."
+        )
 
 
 def _looks(facts: Facts) -> Iterator[str]:

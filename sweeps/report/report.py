@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps import formatting as written
+from sweeps.ledger.destinations import write_file
 from sweeps.ledger.results import finite
 from sweeps.report.facts import Facts
 from sweeps.report.markdown import markdown
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from sweeps.ledger.results import SweepResults
     from sweeps.report.plots.files import Picture
-    from sweeps.verdict.decision import Verdict
+    from sweeps.verdict.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +132,3 @@ def write_picture(picture: Picture, folder: Path) -> tuple[Path, Path]:
     write_file(paths[0], picture.png)
     write_file(paths[1], picture.svg.encode())
     return paths
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes files that only their owner reads; a report is made to be passed on.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

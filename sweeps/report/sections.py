@@ -61,13 +61,16 @@ def _arms(facts: Facts) -> Section:
         span = written.plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         note = (
             f"Mean test loss in nats per token over {span} an arm, each at its own best rate and in its own context, "
-            f"with {facts.confidence} intervals."
+            f"with {facts.confidence} intervals over seeds."
         )
     sure, pairs = how_sure(facts), pair_table(facts)
     blocks: list[Block] = [Note(text=note), Figure(name="confirm"), arm_table(facts)]
     blocks += [Bullets(items=sure)] if sure else []
     if pairs is not None:
-        text = "The first arm's loss minus the second's, paired by seed: below zero, the first is better."
+        text = (
+            "The first arm's loss minus the second's, paired by seed: below zero, the first is better. "
+            f"{facts.confidence} intervals over {facts.over}."
+        )
         if facts.verdict.is_decided and len(pairs.rows) > 1:
             text += " Adjusted p-values (Holm) are for statements about all pairs together."
         blocks += [Heading(text="Every pair" if len(pairs.rows) > 1 else "The pair"), Note(text=text), pairs]

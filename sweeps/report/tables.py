@@ -10,7 +10,7 @@ from sweeps import formatting as written
 from sweeps.ledger.results import Arm, CellResult, finite
 from sweeps.report.blocks import Cell, Table
 from sweeps.report.facts import Facts, mapping, mean_of, speed_of
-from sweeps.verdict.checks import RULES
+from sweeps.verdict.findings import RULES
 from sweeps.verdict.rows import NOT_JUDGED, ArmResult
 
 CELL_NAMES = ("phase", "arm", "outcome")

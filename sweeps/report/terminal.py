@@ -9,8 +9,8 @@ from sweeps import formatting as written
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sweeps.verdict.decision import Verdict
     from sweeps.verdict.rows import ArmResult
+    from sweeps.verdict.verdict import Verdict
 
 
 def show_verdict(verdict: Verdict, console: Console) -> None:

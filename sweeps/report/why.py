@@ -10,7 +10,7 @@ from sweeps import formatting as written
 from sweeps.ledger.results import finite
 from sweeps.report.blocks import Block, Bullets, Cell, Figure, Heading, Note, Table
 from sweeps.report.facts import Facts
-from sweeps.verdict.checks import diversity_sentence
+from sweeps.verdict.conditions import diversity_sentence
 from sweeps.verdict.rows import ContextSplit, ControlSplit, Estimate
 
 CONTEXT_PARTS = {"own_lead": "own context", "common_lead": "common context", "context_gain": "gained by context"}

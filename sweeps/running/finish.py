@@ -19,7 +19,7 @@ from sweeps.running.winner import best_cell
 if TYPE_CHECKING:
     from sweeps.plan.queue import Plan
     from sweeps.tracking.projection import LiveState, SweepView
-    from sweeps.verdict.decision import Verdict
+    from sweeps.verdict.verdict import Verdict
 
 Keep = Literal["best", "all"]
 

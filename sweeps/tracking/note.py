@@ -10,7 +10,7 @@ from sweeps import formatting as written
 if TYPE_CHECKING:
     from sweeps.ledger.results import SweepResults
     from sweeps.tracking.projection import SweepView
-    from sweeps.verdict.decision import Verdict
+    from sweeps.verdict.verdict import Verdict
 
 MAX_NOTE_CHARS = 7_900  # MLflow refuses a tag of more than 8,000
 

@@ -20,7 +20,7 @@ from sweeps.tracking.views import view_tags
 if TYPE_CHECKING:
     from search_spaces import Cell
     from sweeps.ledger.results import CellResult, SweepResults
-    from sweeps.verdict.decision import Verdict
+    from sweeps.verdict.verdict import Verdict
 
 LiveState = Literal["queued", "running", "waiting", "done"]
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]

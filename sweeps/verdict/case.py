@@ -66,6 +66,11 @@ class ExamFacts:
     winner_over_seeds: str | None = None
     tie_out_of_reach: bool = False
 
+    @property
+    def units(self) -> str:
+        """What the exam's units are called in a sentence, empty where losses by document are not known."""
+        return {None: "", "document": "documents"}.get(self.unit, "groups of documents")
+
     def as_dict(self) -> dict[str, Any]:
         """Return the entry of ``verdict.json``."""
         return {

@@ -76,7 +76,7 @@ def _undecided(case: Case) -> Iterator[str]:
     if case.exam.winner_over_seeds is not None:
         yield (
             f"by seeds alone, on this exam, {case.exam.winner_over_seeds} is better than every other arm, but other "
-            f"{case.exam.unit}s may reverse that"
+            f"{case.exam.units} may reverse that"
         )
     yield from _settling(case)
     if case.exam.tie_out_of_reach and case.margin is not None:
@@ -96,10 +96,10 @@ def _settling(case: Case) -> Iterator[str]:
         yield f"no number of seeds up to {MOST_SEEDS} would settle it, if the means are what they seem"
     if needed.documents is not None and case.exam.documents is not None:
         yield (
-            f"so would an exam of about {needed.documents:,} {case.exam.unit}s instead of {case.exam.documents:,} "
+            f"so would an exam of about {needed.documents:,} {case.exam.units} instead of {case.exam.documents:,} "
             "at today's seeds, in a new sweep"
             if needed.seeds is not None
-            else f"an exam of about {needed.documents:,} {case.exam.unit}s instead of {case.exam.documents:,} would, "
+            else f"an exam of about {needed.documents:,} {case.exam.units} instead of {case.exam.documents:,} would, "
             "in a new sweep"
         )
 
@@ -226,7 +226,7 @@ def _compared(case: Case) -> str:
         )
     extra = f" (unplanned look {case.looks.unplanned}, earlier seeds left out)" if case.looks.unplanned else ""
     exam = case.exam
-    documents = "" if exam.documents is None else f" and {written.plural(exam.documents, str(exam.unit))} of the exam"
+    documents = "" if exam.documents is None else f" and {exam.documents:,} {exam.units} of the exam"
     return f"each difference paired over {written.plural(case.n_seeds, 'fresh seed')}{documents}{extra}"
 
 

@@ -131,6 +131,7 @@ BAD_INPUTS = {
             "verdict fisrt",
             "report frst",
             "export firts --out x",
+            "records frist --out x.csv",
             "exam firs --out x.npz",
             "sync firrst",
             "rm First --yes",
@@ -219,6 +220,19 @@ BAD_INPUTS = {
         ),
     ),
     "records not text": Row(words="verdict --records binary.csv", says=("is not a CSV file in UTF-8",)),
+    "records of no Parquet": Row(words="verdict --records fake.parquet", says=("is not a Parquet file",)),
+    "records out in no known form": Row(
+        words="records first --out a.xlsx", says=("--out a.xlsx must end in .csv or .parquet; choose one of them",)
+    ),
+    "records out over a file": Row(
+        words="records first --out empty.csv", says=("empty.csv exists already and is not overwritten",)
+    ),
+    "records out in no folder": Row(
+        words="records first --out nowhere/a.csv", says=("the folder nowhere does not exist; create it",)
+    ),
+    "records out of an untrained sweep": Row(
+        words="records first --out a.csv", says=("sweep first has no record that counts yet; `sweeps resume first`",)
+    ),
     "records a folder": Row(words="verdict --records folder", says=("folder: 1 problem", "Is a directory")),
     # corpus and tokenizer
     "corpus missing": Row(

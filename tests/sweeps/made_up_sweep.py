@@ -9,9 +9,10 @@ from typing import Any
 
 from search_spaces import Cell
 from sweeps.ledger.results import Arm, CellResult, SweepResults
-from sweeps.verdict.checks import Check
-from sweeps.verdict.decision import Verdict, decide
+from sweeps.verdict.decision import decide
+from sweeps.verdict.findings import Check
 from sweeps.verdict.rows import ArmResult, PairResult
+from sweeps.verdict.verdict import Verdict
 
 CREATED_S = 1_760_000_000.0
 BUDGET_TOKENS = 4_096

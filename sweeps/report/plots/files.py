@@ -64,7 +64,7 @@ PLOTS = (
         title="The judged cells",
         note="First, each mark is one confirm seed; a thin line joins cells of one seed, which saw the same tokens. "
         "Then the differences of the arms; an interval that stays clear of zero takes the colour of the better arm. "
-        "Bars are {confidence} intervals.",
+        "Bars are {confidence} intervals, of means over seeds, of differences over {over}.",
         available=answer.has_confirm,
         draw=answer.draw_confirm,
         height_in=lambda facts: 1.0 + 0.5 * max(2, len(facts.arms), len(facts.drawn_pairs)),
@@ -86,7 +86,7 @@ PLOTS = (
         name="context",
         title="What the leads are made of",
         note="The strong bar is a lead in own context; the pale ones are its two parts. Lines are {confidence} "
-        "intervals.",
+        "intervals over seeds.",
         available=lambda facts: bool(context_splits(facts)),
         draw=leads.draw_context,
         height_in=lambda facts: 0.7 + 0.85 * len(context_splits(facts)),
@@ -95,7 +95,7 @@ PLOTS = (
         name="controls",
         title="Diversity or length",
         note="The strong bar is a short arm's lead over the long one; the pale ones are what grouping takes away "
-        "(diversity of the batch) and what it leaves (length). Lines are {confidence} intervals.",
+        "(diversity of the batch) and what it leaves (length). Lines are {confidence} intervals over seeds.",
         available=lambda facts: bool(facts.verdict.controls),
         draw=leads.draw_controls,
         height_in=lambda facts: 0.7 + 0.85 * len(facts.verdict.controls or ()),
@@ -105,7 +105,7 @@ PLOTS = (
         title="The lead during training",
         note="Validation loss of the same runs at the points where all were evaluated. Hollow marks are undecayed: the "
         "schedule had not ended there, so they support no claim. Bars are {confidence} intervals of the paired "
-        "differences.",
+        "differences, over seeds.",
         available=leads.has_rungs,
         draw=leads.draw_rungs,
         height_in=lambda _: 3.0,
@@ -189,7 +189,7 @@ def draw_all(facts: Facts) -> list[Picture]:
         picture_of(
             name=plot.name,
             title=plot.title,
-            note=plot.note.replace("{confidence}", facts.confidence),
+            note=plot.note.replace("{confidence}", facts.confidence).replace("{over}", facts.over),
             layout=plot.layout,
             panels=plot.panels(facts),
             height_in=plot.height_in(facts),

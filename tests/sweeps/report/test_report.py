@@ -79,7 +79,9 @@ def test_the_page_begins_with_the_outcome_and_has_the_statement_word_for_word(
 def test_the_first_screen_of_a_win_has_the_leads_with_their_intervals_and_one_picture(report: Path) -> None:
     page = (report / "report.html").read_text()
     first = page[: page.index("<nav")]
-    assert re.search(r"0\.0\d{3} nats below long_seq \(95% interval 0\.\d{4} to 0\.\d{4}, paired over 5 seeds\)", first)
+    lead = r"0\.0\d{3} nats below long_seq \(95% interval 0\.\d{4} to 0\.\d{4}, paired over 5 seeds and 32 documents"
+    assert re.search(lead, first)
+    assert "Bars are 95% intervals, of means over seeds, of differences over seeds and documents of the exam." in first
     assert re.findall(r'<figure id="([\w-]+)"', first) == ["plot-confirm"]
     assert page.count('id="plot-confirm"') == 1
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sweeps.ledger.results import Arm
 from sweeps.report.terminal import show_verdict
-from sweeps.verdict.decision import Verdict
+from sweeps.verdict.verdict import Verdict
 from tests.sweeps import made_up_sweep as made_up
 
 

@@ -22,8 +22,52 @@ from tests.sweeps.report_data import RUNGS, changed, judged, results
 
 def test_leads_are_listed_from_the_closest_rival_on_with_intervals_without_a_sign(finished: SweepResults) -> None:
     first, second = opening(judged(finished)).leads
-    assert first.startswith("0.0549 nats below long_seq (95% interval 0.0495 to 0.0603, paired over 5 seeds")
+    assert first.startswith("0.0549 nats below long_seq (95% interval 0.0495 to 0.0603, paired over 5 seeds and 32")
     assert "below large_batch" in second
+
+
+def of_documents(results: SweepResults, number: int, group: int = 0) -> SweepResults:
+    """The same sweep with an exam of the first ``number`` documents, in groups of ``group``."""
+
+    def fewer(result: CellResult) -> CellResult:
+        by_document = dict(list((result.scores or {}).get("loss_by_document", {}).items())[:number])
+        return replace(result, scores=result.scores and {**result.scores, "loss_by_document": by_document})
+
+    groups = {f"doc{i:02d}": f"author{i // group}" for i in range(32)} if group else {}
+    exam = {**results.beginning["exam"], "document_groups": groups}
+    return replace(changed(results, fewer), beginning={**results.beginning, "exam": exam})
+
+
+def test_intervals_name_what_they_are_over_and_groups_where_the_corpus_names_them(finished: SweepResults) -> None:
+    plain, groups = judged(finished), judged(of_documents(finished, 32, group=1))
+    assert opening(plain).meaning.endswith("each in a two-sided test over fresh seeds and documents of the exam.")
+    assert "and 32 groups of documents of the exam)" in opening(groups).leads[0]
+    assert any("holds over new groups of documents too" in sentence for sentence in how_sure(groups))
+    assert groups.over == "seeds and groups of documents of the exam"
+
+
+def test_of_few_documents_nothing_is_said_about_new_ones(finished: SweepResults) -> None:
+    few = judged(of_documents(finished, 12))
+    assert few.verdict.exam.is_on_this_exam
+    assert any("fewer than 20" in caveat for caveat in few.verdict.caveats)
+    assert not any("new documents" in sentence for sentence in how_sure(few))
+    assert any("holds over new documents too" in sentence for sentence in how_sure(judged(finished)))
+
+
+def test_without_losses_by_document_intervals_are_over_seeds(finished: SweepResults) -> None:
+    facts = judged(changed(finished, lambda result: replace(result, scores=None)))
+    assert opening(facts).leads[0].endswith("paired over 5 seeds)")
+    assert opening(facts).meaning.endswith("over fresh seeds.")
+
+
+def test_the_documents_that_would_settle_it_are_named_beside_the_seeds(finished: SweepResults) -> None:
+    verdict = decide(finished)
+    exam = replace(verdict.exam, unit="group", documents=32)
+    facts = judged(finished, outcome="undecided", seeds_needed=12, documents_needed=80, exam=exam)
+    assert (
+        "An exam of about 80 groups of documents instead of 32 would settle it at today's seeds, in a new sweep."
+        in (how_sure(facts))
+    )
 
 
 def test_sentences_count_the_seeds_in_which_the_winner_was_ahead(finished: SweepResults) -> None:

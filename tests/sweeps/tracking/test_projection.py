@@ -16,7 +16,7 @@ from sweeps.ledger.results import CellResult
 from sweeps.tracking.note import MAX_NOTE_CHARS, parent_note
 from sweeps.tracking.projection import SweepView, cell_points, desired_sweep, points_digest, run_name
 from sweeps.tracking.store import tracking_store
-from sweeps.verdict.checks import Check
+from sweeps.verdict.findings import Check
 from tests.sweeps import made_up_sweep as made_up
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.verdict.checks import RULES, Check
 from sweeps.verdict.decision import decide
+from sweeps.verdict.findings import RULES, Check
 from tests.sweeps.report_data import ARMS, BUDGET, changed, results
 
 

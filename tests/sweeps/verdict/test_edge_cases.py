@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.verdict.decision import Verdict, decide
-from sweeps.verdict.records_csv import COLUMNS, decide_records
+from sweeps.verdict.decision import decide
+from sweeps.verdict.records import decide_records
+from sweeps.verdict.records_table import REQUIRED
+from sweeps.verdict.verdict import Verdict
 from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, CURVES, cell, confirm, explore, sweep
 
 RNG = np.random.default_rng(20_260_714)
@@ -48,7 +50,7 @@ def of_arms(losses: Mapping[str, Sequence[float]], documents: int = DOCUMENTS, *
 
 def row(arm: str, seed: int, loss: float, phase: str = "confirm", lr: float = 0.02) -> dict[str | None, Any]:
     test_loss = loss if phase == "confirm" else ""
-    return dict(zip(COLUMNS, (arm, lr, seed, phase, "completed", 1000, loss, test_loss), strict=True))
+    return dict(zip(REQUIRED, (arm, lr, seed, phase, "completed", 1000, loss, test_loss), strict=True))
 
 
 def records(losses: Mapping[str, Mapping[int, float]], **options: Any) -> Verdict:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.verdict.decision import Verdict, decide
+from sweeps.verdict.decision import decide
+from sweeps.verdict.verdict import Verdict
 from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
 
 GAINS = {"large_batch": 0.0, "balanced": 0.1, "long_seq": 0.35}
@@ -170,7 +171,7 @@ def test_documents_of_one_group_are_one_unit_of_the_exam() -> None:
     grouped = replace(results, beginning={**results.beginning, "exam": {"document_groups": groups}})
     exam = decide(grouped).exam
     assert (exam.unit, exam.documents, exam.is_on_this_exam) == ("group", 25, False)
-    assert "25 groups of the exam" in decide(grouped).statement
+    assert "25 groups of documents of the exam" in decide(grouped).statement
     assert (decide(results).exam.unit, decide(results).exam.documents) == ("document", 64)
 
 

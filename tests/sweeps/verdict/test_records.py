@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.verdict.records_csv import COLUMNS, RecordsError, decide_file, decide_records
+from sweeps.verdict.records import decide_file, decide_records
+from sweeps.verdict.records_table import REQUIRED, RecordsError
 from tests.sweeps.planted_sweep import CLEAR_WIN, CURVES
 
-HEADER = ",".join(COLUMNS)
+HEADER = ",".join(REQUIRED)
 # The hand-written study's twelve numbers after 100 steps: 104 x 256 and 26 x 1024 saw 2,662,400 tokens, 6 x 4096 fewer.
 PUBLISHED = {
     ("large_batch", 2_662_400): (4.940, 4.721, 4.625, 4.633),
@@ -118,9 +119,9 @@ def test_duplicates_are_named_by_their_lines(tmp_path: Path) -> None:
 
 
 def test_an_empty_number_is_null_and_columns_may_stand_in_any_order(tmp_path: Path) -> None:
-    order = sorted(COLUMNS)
-    rows = [dict(zip(COLUMNS, row.split(","), strict=True)) for row in planted_rows()]
-    rows.append(dict.fromkeys(COLUMNS, "") | {"strategy": "balanced", "seed": "9", "phase": "explore"})
+    order = sorted(REQUIRED)
+    rows = [dict(zip(REQUIRED, row.split(","), strict=True)) for row in planted_rows()]
+    rows.append(dict.fromkeys(REQUIRED, "") | {"strategy": "balanced", "seed": "9", "phase": "explore"})
     path = tmp_path / "records.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, order)
@@ -191,7 +192,7 @@ def test_a_file_that_is_missing_empty_or_not_text_is_a_problem_and_no_traceback(
 
 
 def test_long_lists_of_problems_are_cut_with_their_number() -> None:
-    row = {**dict.fromkeys(COLUMNS, "x"), "phase": "explore"}
+    row = {**dict.fromkeys(REQUIRED, "x"), "phase": "explore"}
     with pytest.raises(RecordsError) as caught:
         decide_records([dict(row) for _ in range(50)])
     assert len(caught.value.problems) > 200
@@ -200,7 +201,7 @@ def test_long_lists_of_problems_are_cut_with_their_number() -> None:
 
 
 def test_rules_of_the_verdict_are_checked_too() -> None:
-    rows = [dict(zip(COLUMNS, row.split(","), strict=True)) for row in planted_rows()]
+    rows = [dict(zip(REQUIRED, row.split(","), strict=True)) for row in planted_rows()]
     with pytest.raises(RecordsError, match=r"alpha=1\.5 must lie between 0 and 0\.5"):
         decide_records(rows, alpha=1.5)
     with pytest.raises(RecordsError, match="margin=-1 must be a positive number"):

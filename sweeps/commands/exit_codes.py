@@ -1,0 +1,50 @@
+"""What an error means to the user: one message on standard error, and the exit code of the command."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+from sweeps.commands.console import close_output, require_usable_environment
+from sweeps.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, SweepError
+
+
+def exit_code_of(command: Callable[[], object]) -> int:
+    """Run a command line that ends with SystemExit; return its exit code, after a message where it failed.
+
+    Raises what no user can fix: a bug of this program.
+    """
+    from search_spaces import SpaceErrors
+    from sweeps.formatting import with_shown_commands
+
+    code: int = 0
+    try:
+        require_usable_environment()
+        try:
+            command()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else EXIT_BAD_INPUT
+        close_output()
+    except (SweepError, SpaceErrors) as error:
+        code = getattr(error, "exit_code", EXIT_BAD_INPUT)
+        print(f"sweeps: {with_shown_commands(str(error))}", file=sys.stderr)
+    except ValueError as error:
+        code = _code_of_known_error(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        code = EXIT_BAD_INPUT
+        print(f"sweeps: {error}; free some space", file=sys.stderr)
+    return code
+
+
+def _code_of_known_error(error: ValueError) -> int:
+    """Errors of ``moe`` and of record files are the user's to fix; any other ValueError is a bug of this program."""
+    from moe.errors import DeviceMissing, MoeError
+    from sweeps.verdict.records_table import RecordsError
+
+    if not isinstance(error, MoeError | RecordsError):
+        raise error
+    print(f"sweeps: {error}", file=sys.stderr)
+    return EXIT_NO_DEVICE if isinstance(error, DeviceMissing) else EXIT_BAD_INPUT
