@@ -323,7 +323,7 @@ def test_an_unknown_file_among_the_commits_stops_the_sweep_until_it_is_gone(
     sweeps.copy(killed)
     commits = unfinished_checkpoints(sweeps.runs / "first")[0].parent / "commits"
     (commits / "not-a-commit.json").write_text("{}")
-    said = sweeps("resume", "first", code=2)
+    said = sweeps("resume", "first", code=130)
     assert "commits/not-a-commit.json is not a file of this program; move it out of the sweep" in said
     (commits / "not-a-commit.json").unlink()
     sweeps("resume", "first")
