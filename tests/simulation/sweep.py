@@ -150,6 +150,7 @@ class Invariants:
     sim: Simulation
     counted: dict[tuple[str, str], list[tuple[float, int]]] = field(default_factory=dict)
     outcomes: dict[str, bytes] = field(default_factory=dict)
+    counted_s: list[float] = field(default_factory=list)
 
     def look(self, verb: str, key: str) -> None:
         parts = key.split("/")
@@ -161,6 +162,8 @@ class Invariants:
             if key in self.outcomes:
                 raise BrokenPromiseError(f"{key} was {verb}d again")
             self.outcomes[key] = self.sim.objects[key]
+        if verb == "create" and (parts[-1] == "outcome.json" or parts[3] == "commits"):
+            self.counted_s.append(self.sim.now_s)
         if parts[-1] == "outcome.json" or parts[3] in ("commits", "segments"):
             self._look_at_records(parts[2])
 

@@ -94,6 +94,7 @@ class Simulation:
         self.outages: list[tuple[float, float, str | None]] = []
         self.wall_offset_s: dict[str, float] = {}
         self.counts: dict[str, int] = {}
+        self.struck_s: list[float] = []
         self.events = 0
         self._queue: list[tuple[float, int, greenlet | SimProcess, int]] = []
         self._sequence = 0
@@ -105,6 +106,7 @@ class Simulation:
             began_s = self.rng.uniform(0, 400)
             where = self.rng.choice([None, "host-0", "host-1", "host-2"])
             self.outages.append((began_s, began_s + self.rng.choice([5.0, 25.0, 70.0, 150.0]), where))
+            self.struck_s.append(began_s)
 
     # processes
 
@@ -200,7 +202,9 @@ class Simulation:
                 self.kill(process)
 
     def count(self, what: str) -> None:
+        """Note a fault that strikes now."""
         self.counts[what] = self.counts.get(what, 0) + 1
+        self.struck_s.append(self.now_s)
 
     # faults
 
@@ -291,6 +295,7 @@ class SimWorld:
     def time_s(self) -> float:
         offset_s = self.sim.wall_offset_s.get(self.me.host, 0.0)
         if self.sim.faults.clock_steps and self.sim.rng.random() < 0.01:
+            self.sim.count("clock steps")
             offset_s = self.sim.wall_offset_s[self.me.host] = self.sim.rng.choice([-3_600.0, -40.0, 0.0, 40.0, 1e6])
         return 1.7e9 + self.sim.now_s + offset_s
 
@@ -383,7 +388,10 @@ class SimBackend(Backend):
             raise Killed
         self._me.last_operation_s = sim.now_s
         sim.strike(self._me)
-        slow_s = sim.rng.uniform(0.2, 40.0) if sim.happens(sim.faults.slow) else 0.0
+        slow_s = 0.0
+        if sim.happens(sim.faults.slow):
+            sim.count("slow operations")
+            slow_s = sim.rng.uniform(0.2, 40.0)
         sim.sleep(0.002 + slow_s)
         if sim.is_out(self._me.host):
             sim.sleep(1.0)
