@@ -12,6 +12,7 @@ from moe.config import BatchConfig
 from moe.device import Device
 from moe.device_choices import choose
 from moe.exam_views import target_losses
+from moe.expert_products import BlockedProducts, ExpertByExpertProducts, GroupedProducts
 from moe.memory import GIB, TensorBytes, predict_peak_gib, training_tensors
 from moe.model import MoELanguageModel
 from moe.optim import build_optimizers
@@ -67,6 +68,15 @@ def test_a_gpu_gathers_windows_itself_and_a_cpu_reads_them_from_the_file(make_co
     assert isinstance(trainer_under(make_config, make_data, CPU)._tokens, Windows)
 
 
+def test_windows_are_sent_to_a_gpu_from_pinned_memory_and_the_host_does_not_wait(make_config, make_data, monkeypatch):
+    gathered = trainer_under(make_config, make_data, H200)._tokens
+    gathered._device, done = torch.device("cuda"), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: done.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *to, **how: done.append((*to, how)) or tensor)
+    gathered.batch(0)
+    assert done == ["pinned", (torch.device("cuda"), {"non_blocking": True})]
+
+
 def rows_of_passes(trainer, monkeypatch):
     rows, token_losses = [], trainer.model.token_losses
     monkeypatch.setattr(
@@ -113,6 +123,26 @@ def test_a_pass_of_an_exam_on_a_gpu_needs_less_memory_than_a_step_of_training(ma
             tokens_BT = torch.zeros(32, 256, dtype=torch.int64)
             model.token_losses(tokens_BT, tokens_BT)
     assert watch.peak_bytes / GIB < predict_peak_gib(config, precision="auto", device=gpu)
+
+
+@pytest.mark.parametrize(
+    ("device", "way"),
+    [
+        (CPU, BlockedProducts),
+        (replace(H200, compute_capability=(7, 5)), ExpertByExpertProducts),
+        (replace(H200, compute_capability=(8, 0)), ExpertByExpertProducts),
+        (H200, GroupedProducts),
+    ],
+)
+def test_memory_is_predicted_for_the_products_that_the_device_will_take(make_config, monkeypatch, device, way):
+    taken = set()
+    for each in (BlockedProducts, ExpertByExpertProducts, GroupedProducts):
+        forward = each.forward
+        monkeypatch.setattr(
+            each, "forward", lambda self, *a, _forward=forward, **b: taken.add(type(self)) or _forward(self, *a, **b)
+        )
+    predict_peak_gib(make_config(), precision="auto", device=device)
+    assert taken == {way}
 
 
 def test_on_a_gpu_the_allocator_is_asked_for_the_peak_and_no_tensor_is_looked_up(make_trainer, monkeypatch):
