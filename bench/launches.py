@@ -4,7 +4,8 @@
 
 A whole micro-step (forward and backward) and the optimizers' step run on fake CPU tensors under a GPU's choices, at the
 shapes of a preset. Counted is every operation that starts work on a device: views and empty tensors are not. A product
-of 16-bit factors that is summed in fp32 is one operation, as it is on CUDA.
+of 16-bit factors that is summed in fp32 is one operation, as it is on CUDA. Bytes are those of operands and results, as
+if each operation read the ones from memory and wrote the others there.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from moe.attention import Attention
 from moe.config import BatchConfig, ModelConfig, OptimizerConfig
 from moe.device import Device
 from moe.device_choices import choose
 from moe.experts import Experts, _MixtureOfExperts
+from moe.flops import flops_per_token
 from moe.loss import _LinearCrossEntropySum
 from moe.matmul import _Linear
 from moe.model import MoELanguageModel
@@ -46,16 +51,24 @@ _NO_WORK = frozenset(
     | {"split_with_sizes", "permute", "detach", "t", "select", "unbind", "alias", "narrow", "diagonal", "as_strided"}
     | {"empty", "empty_like", "new_empty", "empty_strided", "lift_fresh", "device"}
 )
+# Of their first operand these read, or write, no more than what an index names.
+_LOOKUPS = frozenset({"gather", "index_select", "embedding", "index"})
+_PARTIAL_WRITES = frozenset({"scatter_", "index_fill_", "index_put_"})
 # What the host cannot go on without: a number, or a shape that depends on numbers.
 _HOST_READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launches:
-    """Operations by part of a micro-step and of an optimizer step, and how often the host waits in each."""
+    """Operations by part of a micro-step and of an optimizer step, and how often the host waits in each.
+
+    ``bytes_by_part`` is what they read and write; ``flops`` are the products' of both, a micro-step's by ``moe.flops``.
+    """
 
     by_part: Counter[str]
     by_name: Counter[str]
+    bytes_by_part: Counter[str]
+    flops: float
     reads_in_micro_step: int
     reads_in_step: int
 
@@ -72,6 +85,8 @@ class Counting(TorchDispatchMode):
         super().__init__()
         self.by_part: Counter[str] = Counter()
         self.by_name: Counter[str] = Counter()
+        self.bytes_by_part: Counter[str] = Counter()
+        self.flops_by_part: Counter[str] = Counter()
         self.reads = 0
         self.part = "rest"
 
@@ -80,10 +95,15 @@ class Counting(TorchDispatchMode):
         part = "attention" if "scaled_dot_product" in name else self.part
         if any(name.startswith(read) for read in _HOST_READS):
             self.reads += 1
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if name not in _NO_WORK:
             self.by_part[part] += 1
             self.by_name[f"{part} {name}"] += 1
-        return func(*args, **(kwargs or {}))
+            self.bytes_by_part[part] += _bytes_moved(name, args, kwargs, out)
+        if func.overloadpacket in flop_registry:
+            self.flops_by_part[part] += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        return out
 
     @contextlib.contextmanager
     def of(self, part: str) -> Iterator[None]:
@@ -102,6 +122,20 @@ class Counting(TorchDispatchMode):
                 return function(*args, **kwargs)
 
         return counted
+
+
+def _bytes_moved(name: str, args: Any, kwargs: dict[str, Any], out: Any) -> int:
+    operands = _tensors((args, {key: value for key, value in kwargs.items() if key != "out"}))
+    results = _tensors(out)
+    if name in _LOOKUPS:
+        operands = [*operands[1:], *results]
+    elif name in _PARTIAL_WRITES:
+        operands, results = operands[1:], operands[1:]
+    return sum(min(each.numel() * each.element_size(), each.untyped_storage().nbytes()) for each in operands + results)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 # Whose forward and backward passes belong to which part.
@@ -150,6 +184,8 @@ def count_launches(model_config: ModelConfig, batch: BatchConfig, device: Device
     return Launches(
         by_part=counting.by_part,
         by_name=counting.by_name,
+        bytes_by_part=counting.bytes_by_part,
+        flops=tokens_BT.numel() * flops_per_token(model_config, batch.seq_len) + counting.flops_by_part["optimizer"],
         reads_in_micro_step=reads_in_micro_step,
         reads_in_step=read.call_count + counting.reads,
     )
@@ -189,17 +225,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capability", nargs="+", default=CAPABILITIES)
     parser.add_argument("--preset", nargs="+", default=PRESETS, choices=PRESETS)
-    parser.add_argument("--names", action="store_true", help="the most frequent operations, too")
+    parser.add_argument("--names", action="store_true", help="the most frequent operations, and bytes by part, too")
     options = parser.parse_args(argv)
-    print(f"{'preset':10} {'arm':12} {'CUDA':>5} {'step':>6} " + " ".join(f"{part:>9}" for part in PARTS) + "  reads")
+    print(
+        f"{'preset':10} {'arm':12} {'CUDA':>5} {'step':>6} "
+        + " ".join(f"{part:>9}" for part in PARTS)
+        + "  reads  TFLOP     GB"
+    )
     for preset in options.preset:
         for arm, (model, batch) in shapes(preset).items():
             for capability in options.capability:
                 found = count_launches(model, batch, gpu(capability))
                 parts = " ".join(f"{found.by_part[part]:>9}" for part in PARTS)
                 reads = f"{found.reads_in_micro_step} + {found.reads_in_step}"
-                print(f"{preset:10} {arm:12} {capability:>5} {found.micro_step:>6} {parts}  {reads}", flush=True)
+                work = f"{found.flops / 1e12:>5.1f} {found.bytes_by_part.total() / 1e9:>6.1f}"
+                print(
+                    f"{preset:10} {arm:12} {capability:>5} {found.micro_step:>6} {parts}  {reads}  {work}", flush=True
+                )
                 if options.names:
+                    print("\n".join(f"{moved / 1e9:6.1f} GB {part}" for part, moved in found.bytes_by_part.items()))
                     print("\n".join(f"{count:6} {name}" for name, count in found.by_name.most_common(90)))
 
 

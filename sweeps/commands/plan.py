@@ -16,6 +16,7 @@ from sweeps.formatting import plural, with_shown_commands
 from sweeps.packing.duration import Duration, estimate, expected_tokens
 from sweeps.packing.memory import fit_arms, predicted_peaks
 from sweeps.packing.shares import MAX_TRIALS_PER_GPU, Packing, pack, require_runnable
+from sweeps.training_config import model_config
 from sweeps.trial.precision import in_resolved_precision
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ArmPlan:
     seq_len: int
     grad_accum_steps: int
     tokens_per_step: int
+    updates: int
     predicted_peak_gib: float | None
     gpu_fraction: float | None
     n_cells: int
@@ -49,13 +51,18 @@ class ArmPlan:
 class SweepPlan:
     """The whole plan; ``as_dict`` is the contract of ``sweeps plan --json``.
 
-    ``workers`` is how many trials the machines take at once, ``most_at_once`` how many the cells can keep running, and
-    ``most_gpus`` the GPUs that those need (None on CPUs): more would stay idle.
+    ``description`` is the space's. ``epochs`` is how often a cell's budget goes through the train split (None where the
+    corpus cannot be read); an active parameter is one that a token meets. ``workers`` is how many trials the machines
+    take at once, ``most_at_once`` how many the cells can keep running, and ``most_gpus`` the GPUs that those need (None
+    on CPUs): more would stay idle.
     """
 
+    description: str
     cells: tuple[Cell, ...]
     arms: tuple[ArmPlan, ...]
     budget_tokens: int
+    epochs: float | None
+    tokens_per_active_parameter: float
     tokens_full_grid: int
     tokens_expected: int
     workers: int
@@ -91,6 +98,8 @@ def make_plan(
         SpaceErrors: the space does not fit its corpus.
         BadInputError: the corpus cannot be read, or a trial could never run on these machines.
     """
+    from moe.flops import active_parameters
+
     _require_finite(assume_gpu_gib, "--assume-gpu-gib")
     _require_finite(price_per_hour, "--price-per-hour")
     warnings = list(space.warnings())
@@ -111,6 +120,7 @@ def make_plan(
     found = _duration(space, data, packing, machines, warnings, is_here=assume_gpu_gib is None)
     expected = expected_tokens(space)
     return SweepPlan(
+        description=space.description,
         cells=cells,
         arms=tuple(
             ArmPlan(
@@ -119,6 +129,7 @@ def make_plan(
                 seq_len=arm.seq_len,
                 grad_accum_steps=arm.grad_accum_steps,
                 tokens_per_step=arm.tokens_per_step,
+                updates=space.budget_tokens // arm.tokens_per_step,
                 predicted_peak_gib=round(peaks[arm.name], 3),
                 gpu_fraction=packing.gpu_fraction[arm.name],
                 n_cells=sum(cell.strategy == arm.name for cell in cells),
@@ -127,6 +138,8 @@ def make_plan(
             for arm in space.strategies
         ),
         budget_tokens=space.budget_tokens,
+        epochs=None if audit is None else float(_finding_of_epochs(audit)["value"]),
+        tokens_per_active_parameter=space.budget_tokens / active_parameters(model_config(space, vocab_size=vocab_size)),
         tokens_full_grid=space.budget_tokens * len(cells),
         tokens_expected=sum(expected.values()),
         workers=packing.workers,
@@ -191,14 +204,14 @@ def render(plan: SweepPlan) -> Group:
     from sweeps.formatting import terminal_table
 
     on_gpus = any(arm.gpu_fraction is not None for arm in plan.arms)
-    numbers = ("tokens/step", "steps", "cells", "tokens", "peak GiB", *(("GPU",) if on_gpus else ()))
+    numbers = ("tokens/step", "updates", "cells", "tokens", "peak GiB", *(("GPU",) if on_gpus else ()))
     table = terminal_table("Arms", texts=("arm", "shape"), numbers=numbers)
     for arm in plan.arms:
         table.add_row(
             arm.name,
             f"{arm.micro_batch_size}x{arm.seq_len}x{arm.grad_accum_steps}",
             f"{arm.tokens_per_step:,}",
-            f"{plan.budget_tokens // arm.tokens_per_step:,}",
+            f"{arm.updates:,}",
             str(arm.n_cells),
             f"{arm.tokens_expected / 1e6:.3g} M",
             "" if arm.predicted_peak_gib is None else f"{arm.predicted_peak_gib:.3g}",
@@ -208,6 +221,7 @@ def render(plan: SweepPlan) -> Group:
     lines = [
         ", ".join(f"{count} {phase} cells" for phase, count in phases.items() if count)
         + f" of {plan.budget_tokens:,} tokens; {_at_once(plan)}",
+        f"each cell: {_epochs_of(plan)}{plan.tokens_per_active_parameter:.3g} tokens per active parameter",
         f"{plan.tokens_full_grid:,} tokens without early stopping, about {plan.tokens_expected:,} with it",
     ]
     if plan.hours is not None:
@@ -222,7 +236,10 @@ def render(plan: SweepPlan) -> Group:
     if plan.audit is not None:
         parts += _audit_lines(plan.audit)
     return Group(
-        table, *parts, *(Text(f"warning: {with_shown_commands(warning)}", style="yellow") for warning in plan.warnings)
+        *([Text(plan.description)] if plan.description else []),
+        table,
+        *parts,
+        *(Text(f"warning: {with_shown_commands(warning)}", style="yellow") for warning in plan.warnings),
     )
 
 
@@ -263,6 +280,20 @@ def _smallest_difference(space: Space) -> float | None:
     if space.seeds.confirm < 2:
         return None
     return float(smallest_detectable(TYPICAL_SEED_SD * 2**0.5, space.seeds.confirm, space.verdict.alpha))
+
+
+def _finding_of_epochs(audit: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(finding for finding in audit["findings"] if finding["rule"] == "epochs")
+    return found
+
+
+def _epochs_of(plan: SweepPlan) -> str:
+    """Epochs of a cell, the most that the space allows, and how many tokens those are."""
+    if plan.audit is None or plan.epochs is None:
+        return ""
+    most_epochs = _finding_of_epochs(plan.audit)["threshold"]
+    most_tokens = plan.budget_tokens * most_epochs / plan.epochs
+    return f"{plan.epochs:.2g} epochs of at most {most_epochs:g} ({most_tokens / 1e6:.3g} M tokens), "
 
 
 def _seeds(plan: SweepPlan) -> int:

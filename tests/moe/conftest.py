@@ -36,6 +36,20 @@ def device_kind(request) -> str:
     return request.param
 
 
+@pytest.fixture
+def torch_settings():
+    """Torch's settings of arithmetic as they were before the test, afterwards."""
+    matmul = torch.backends.cuda.matmul
+    names = "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    sums = [getattr(matmul, name) for name in names]
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+    for name, value in zip(names, sums, strict=True):
+        setattr(matmul, name, value)
+
+
 def make_token_file(split: str, *, n_tokens: int = 4096, seed: int = 0) -> TokenFile:
     """Tokens that mostly count upwards, so that the next one can be learned; a document every 64."""
     rng = np.random.default_rng([seed, len(split)])

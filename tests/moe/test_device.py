@@ -95,20 +95,6 @@ def test_a_thread_count_below_one_is_refused():
 GPU = Device(kind="cuda", name="a GPU", compute_capability=(9, 0))
 
 
-@pytest.fixture
-def torch_settings():
-    """Torch's settings of arithmetic as they were before the test, afterwards."""
-    matmul = torch.backends.cuda.matmul
-    names = "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    sums = [getattr(matmul, name) for name in names]
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
-    for name, value in zip(names, sums, strict=True):
-        setattr(matmul, name, value)
-
-
 @pytest.mark.usefixtures("torch_settings")
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_gpu_adds_in_a_fixed_order_if_so_required_and_sums_in_fp32_always(deterministic):

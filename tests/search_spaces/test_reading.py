@@ -59,6 +59,7 @@ def test_matched_has_the_tutorials_lengths_and_model_with_equal_steps_and_needs_
     matched, tutorial = load_space(preset="matched"), load_space(preset="tutorial")
     assert [arm.seq_len for arm in matched.strategies] == [arm.seq_len for arm in tutorial.strategies]
     assert {arm.tokens_per_step for arm in matched.strategies} == {32_768}
+    assert {arm.grad_accum_steps for arm in matched.strategies} == {1}, "no arm counts its experts beforehand"
     assert matched.budget_tokens == 3_145_728
     assert matched.model == tutorial.model
     assert (matched.corpus.kind, matched.tokenizer.kind) == ("embedded", "bpe")

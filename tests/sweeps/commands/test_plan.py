@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from rich.console import Console
 
 from moe.errors import CorpusError
+from moe.flops import active_parameters
 from search_spaces import Space, load_space
 from sweeps.cluster.machines import Machines, Node
 from sweeps.commands.plan import SweepPlan, make_plan, render
 from sweeps.errors import BadInputError
 from sweeps.packing.duration import Duration
+from sweeps.training_config import model_config
 
 HERE = Machines.of(cpus=2)
 CLUSTER = Machines(
@@ -110,6 +113,49 @@ def test_a_corpus_that_cannot_be_read_is_refused_except_for_a_machine_that_is_no
         make_plan(space, HERE)
     plan = make_plan(space, HERE, assume_gpu_gib=24.0)
     assert "planned without the corpus (no cell ids, no audit): nowhere.txt matches no file" in said(plan)
+
+
+def without_dry_runs(monkeypatch: pytest.MonkeyPatch, space: Space) -> None:
+    """A step on fake tensors takes seconds."""
+    peaks_gib = {arm.name: 1.0 for arm in space.strategies}
+    monkeypatch.setattr("sweeps.commands.plan.predicted_peaks", lambda *_, **__: peaks_gib)
+
+
+def audit_of(epochs: float) -> dict[str, Any]:
+    return {"findings": [{"rule": "epochs", "value": epochs, "threshold": 4.0, "level": "ok", "message": "few"}]}
+
+
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "matched", "tutorial", "published"])
+def test_every_presets_plan_states_updates_epochs_and_tokens_per_active_parameter(
+    monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    chosen = load_space(preset=preset)
+    data = SimpleNamespace(identity=None, tokens=SimpleNamespace(vocab_size=chosen.tokenizer.vocab_size or 49_152))
+    monkeypatch.setattr("sweeps.commands.plan._from_corpus", lambda *_, **__: (data, audit_of(0.5)))
+    without_dry_runs(monkeypatch, chosen)
+    plan = make_plan(chosen, HERE, assume_gpu_gib=80.0)
+    active = active_parameters(model_config(chosen, vocab_size=data.tokens.vocab_size))
+    assert plan.epochs == 0.5
+    assert plan.tokens_per_active_parameter == chosen.budget_tokens / active
+    assert {arm.updates * arm.tokens_per_step for arm in plan.arms} == {chosen.budget_tokens}
+    said_of_a_cell = f"{plan.tokens_per_active_parameter:.3g} tokens per active parameter"
+    most = f"{8 * chosen.budget_tokens / 1e6:.3g} M tokens"
+    assert f"each cell: 0.5 epochs of at most 4 ({most}), {said_of_a_cell}" in shown(plan)
+    assert f"each cell: {said_of_a_cell}" in shown(replace(plan, epochs=None, audit=None)), "without the corpus"
+    for arm in plan.arms:
+        assert f" {arm.updates:,} " in shown(plan)
+
+
+@pytest.mark.slow
+def test_the_plan_of_matched_says_that_it_is_small_and_its_text_is_as_long_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SWEEPS_CACHE_DIR", str(tmp_path))
+    matched = load_space(preset="matched")
+    without_dry_runs(monkeypatch, matched)
+    plan = make_plan(matched, HERE, assume_gpu_gib=80.0)
+    assert "minutes of an H100, for four epochs of its train split are 11.7 M tokens" in shown(plan)
+    assert "each cell: 1.1 epochs of at most 4 (11.7 M tokens)" in shown(plan)
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])
