@@ -6,13 +6,14 @@ that it can be killed at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
 from search_spaces import Identity, OptunaSearch, Space
 from sweeps.errors import StorageError, SweepHeldError, WorldError
+from sweeps.ledger.lease import CELL_LEASE, LeaseWatch
 from sweeps.ledger.reading import LedgerReader, read_cell
 from sweeps.ledger.results import RETRIED_OUTCOMES
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell, cells_of
@@ -20,7 +21,7 @@ from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import next_cells
 from sweeps.plan.queue import Dropped, Plan, Segment, StoppingRule, progress_of
-from sweeps.running.faults import DeathLog, WorldFaults
+from sweeps.running.faults import DeathLog, HangWatch, WorldFaults
 from sweeps.running.ray_tune import Engine, Trainable, run_trials
 from sweeps.trial.trainable import SegmentJob, run_segment
 
@@ -81,6 +82,7 @@ class Driver:
         self.stop_request = f"stop-{self._world.random_token(4)}.json"
         self._faults = WorldFaults(self._world)
         self._deaths = DeathLog()
+        self._hangs = HangWatch(self._world, self._lease_of)
         self._pages = self.ledger.plan_pages()
         self.plan = Plan(stopping_rule(self.space), cells_of(self._pages))
         self._results = LedgerReader(self.ledger).results()
@@ -206,7 +208,15 @@ class Driver:
             self.watcher.say(f"{self.plan.planned(cell_id)}: {record['note']}")
             return
         self._deaths.reported(cell_id, record)
+        self._hangs.reported(cell_id)
         self.watcher.on_report(cell_id, record)
+
+    def hung(self, at_work: Collection[str]) -> Collection[str]:
+        """Those of the cells that workers have now whose worker hangs; the engine ends it, and ``done`` follows."""
+        return self._hangs.hung(at_work)
+
+    def _lease_of(self, cell_id: str) -> LeaseWatch:
+        return LeaseWatch(self.ledger.cell_folder(cell_id).storage.patient(0), CELL_LEASE)
 
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
         """A segment ended: read what its folder says, and plan on.
@@ -216,6 +226,9 @@ class Driver:
         if self._is_lost():
             return
         planned = self.plan.planned(cell_id)
+        hung = self._hangs.ended(cell_id)
+        if result is None and hung is not None:
+            result = {"ended": "world_fault", "reason": hung, **self._deaths.place(cell_id)}
         how = "worker_died" if result is None else str(result.get("ended"))
         self.plan.ended(cell_id, self.plan.progress(cell_id))
         try:

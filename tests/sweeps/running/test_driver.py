@@ -200,6 +200,24 @@ def test_one_bad_node_ends_no_session_while_another_one_works(driver: Driver) ->
     assert driver._faults.wait_s() == 1.0, "a segment that ended well ends the succession"
 
 
+def test_the_cell_of_a_hung_worker_is_handed_out_again_and_nothing_is_held_against_it(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = driver._world = Clock()
+    driver._faults = WorldFaults(clock)
+    cell_id = taken(driver).cell_id
+    driver.report(cell_id, {"tokens_seen": 1_024, "hostname": "a"})
+    monkeypatch.setattr(driver._hangs, "ended", lambda _: "its worker hung: no report for 95 s")
+    driver.done(cell_id, None)
+    assert driver.plan.state(cell_id) == "queued"
+    assert driver.ledger.cell_folder(cell_id).attempts() == []
+    assert isinstance(driver.watcher, Listener)
+    [line] = driver.watcher.said
+    assert "is tried again in 1 s, the fault on a is not its own: its worker hung: no report for 95 s" in line
+    clock.now_s += 2
+    assert taken(driver).cell_id == cell_id
+
+
 def test_a_worker_that_dies_after_its_cell_has_ended_takes_nothing_back(driver: Driver) -> None:
     job = taken(driver)
     folder = driver.ledger.cell_folder(job.cell_id)
