@@ -195,6 +195,7 @@ class Driver:
             checkpoint_every_s=self.checkpoint_every_s,
             gpu_fraction=self.packing.gpu_fraction[cell.strategy] or 0.0,
             stop_request=self.stop_request,
+            avoid=tuple(sorted(self._faults.left_alone)),
         )
 
     def _would_share(self, segment: Segment) -> bool:
@@ -218,6 +219,11 @@ class Driver:
     def _lease_of(self, cell_id: str) -> LeaseWatch:
         return LeaseWatch(self.ledger.cell_folder(cell_id).storage.patient(0), CELL_LEASE)
 
+    def nowhere(self) -> None:
+        """No node is left for a segment that waits; the engine ends it, and ``done`` follows."""
+        nodes = ", ".join(sorted(self._faults.left_alone))
+        self._end_with(WorldError(f"no node is left: cells in succession failed on {nodes}, and no other node is up"))
+
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
         """A segment ended: read what its folder says, and plan on.
 
@@ -236,8 +242,8 @@ class Driver:
                 assert result is not None
                 self._note_world_fault(planned, result)
             else:
-                self._faults.ended_well(cell_id)
-            if how in ("worker_died", "error") and not self.stopping:
+                self._faults.ended_well(cell_id, None if result is None else result.get("node_ip"))
+            if how in ("worker_died", "error") and not self.stopping and not self._world_error:
                 self._note_failure(planned, how, result)
             self._refresh(planned)
             self._give_back(planned)
@@ -250,12 +256,18 @@ class Driver:
 
     def _note_world_fault(self, planned: PlannedCell, result: Mapping[str, Any]) -> None:
         """What is around a worker failed: its cell is tried again later, and the session ends when nothing works."""
-        reason, node = str(result["reason"]), result.get("hostname")
-        wait_s = self._faults.struck(planned.cell_id)
+        reason, host, node = str(result["reason"]), result.get("hostname"), result.get("node_ip")
+        was_left_alone = node in self._faults.left_alone
+        wait_s = self._faults.struck(planned.cell_id, node)
         if wait_s is None:
             raise WorldError(reason)
-        where = "" if node is None else f" on {node}"
+        where = "" if host is None else f" on {host}"
         self.watcher.say(f"{planned} is tried again in {wait_s:.0f} s, the fault{where} is not its own: {reason}")
+        if node in self._faults.left_alone and not was_left_alone:
+            self.watcher.say(
+                f"node {node} is left alone until the next resume: two cells in succession failed there while others "
+                "ended well elsewhere"
+            )
 
     def _note_failure(self, planned: PlannedCell, how: str, result: Mapping[str, Any] | None) -> None:
         folder = self.ledger.cell_folder(planned.cell_id)

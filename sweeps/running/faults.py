@@ -25,36 +25,59 @@ _LOOK_EVERY_S: Final = 5.0
 _LOOK_AFTER_S: Final = 30.0  # of silence, or twice the longest pause: who reports as usual costs no look at a lease
 
 
+@dataclass
+class _Suspect:
+    """A node whose last segment met a fault of the world: which cell, when, and whether another node works since."""
+
+    cell_id: str
+    since_s: float
+    others_work: bool = False
+
+
 class WorldFaults:
-    """Faults of the world in succession, with longer and longer waits between them.
+    """Faults of the world in succession, with longer and longer waits between them, and the nodes that they name.
 
     The succession ends when a segment ends well. Faults while one waits count as one: several workers see the same.
+
+    A node is left alone once segments of two cells met faults there in succession, the second one handed out after the
+    first fault, while a segment ended well on another node: so a storage that is away for all is no node's fault, and a
+    damaged object of one cell neither, and the last node that works is never left alone.
     """
 
     def __init__(self, world: World) -> None:
+        self.left_alone: set[str] = set()
         self._world = world
         self._count = 0
         self._began_s = 0.0
         self._not_before_s = 0.0
         self._started_s: dict[str, float] = {}
+        self._suspects: dict[str, _Suspect] = {}
 
     def started(self, cell_id: str) -> None:
         """A segment of this cell was handed out."""
         self._started_s[cell_id] = self._world.monotonic_s()
 
-    def ended_well(self, cell_id: str) -> None:
-        """A segment of this cell ended, and nothing around it failed."""
+    def ended_well(self, cell_id: str, node: str | None = None) -> None:
+        """A segment of this cell ended, and nothing around it failed; ``node`` is where, if that is known."""
         self._started_s.pop(cell_id, None)
         self._count = 0
         self._not_before_s = 0.0
+        if node is not None:
+            self._suspects.pop(node, None)
+            for suspect in self._suspects.values():
+                suspect.others_work = True
 
-    def struck(self, cell_id: str) -> float | None:
+    def struck(self, cell_id: str, node: str | None = None) -> float | None:
         """The world failed a segment; returns how long to wait before the next one, None where nothing works.
 
         That is so after ``MAX_IN_SUCCESSION`` faults, unless a segment runs that was handed out before the first.
         """
         now_s = self._world.monotonic_s()
-        self._started_s.pop(cell_id, None)
+        started_s = self._started_s.pop(cell_id, now_s)
+        if node is not None:
+            suspect = self._suspects.setdefault(node, _Suspect(cell_id, now_s))
+            if suspect.others_work and suspect.cell_id != cell_id and started_s >= suspect.since_s:
+                self.left_alone.add(node)
         if now_s >= self._not_before_s:
             if self._count == 0:
                 self._began_s = now_s

@@ -38,6 +38,10 @@ class SegmentSource(Protocol):
         """Those of the cells that workers have now whose worker is to be ended; asked again and again."""
         ...
 
+    def nowhere(self) -> None:
+        """No node is left for a segment that waits for one; it is ended."""
+        ...
+
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
         """A segment ended; None where its worker died."""
         ...
@@ -84,18 +88,15 @@ def run_trials(
     from ray import tune
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 
-    from sweeps.running.searcher import SegmentScheduler, SegmentSearcher
+    from sweeps.running.searcher import SegmentScheduler, SegmentSearcher, placement
 
-    resources: dict[str, float] = {"cpu": share.threads}
-    if share.gpu_fraction:
-        resources["gpu"] = share.gpu_fraction
     folder = storage_uri or tempfile.mkdtemp(prefix="moe-sweeps-ray-")
     try:
         Tuner(
-            tune.with_resources(trainable, resources),
+            tune.with_resources(trainable, lambda config: placement(share, config["avoid"])),
             tune_config=TuneConfig(
                 search_alg=SegmentSearcher(source),
-                scheduler=SegmentScheduler(source),
+                scheduler=SegmentScheduler(source, share),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,

@@ -34,7 +34,8 @@ _LOOK_FOR_REQUEST_EVERY_S = 1.0
 class SegmentJob:
     """What the driver asks of a worker: plain values only, so that Ray can ship it.
 
-    ``stop_request`` names the object in the sweep's folder that asks it to save and return.
+    ``stop_request`` names the object in the sweep's folder that asks it to save and return. ``avoid`` holds addresses
+    of nodes that it must not run on.
     """
 
     runs_uri: str
@@ -45,6 +46,7 @@ class SegmentJob:
     checkpoint_every_s: float
     gpu_fraction: float
     stop_request: str
+    avoid: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SegmentJob:

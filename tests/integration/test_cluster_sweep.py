@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,25 @@ def test_a_sweep_uses_every_node_survives_the_loss_of_one_and_ends_as_if_nothing
     assert sweep.returncode == 0, said
     assert how_it_ends(str(runs), "first") == undisturbed.end_of("first")
     assert decided(str(runs), "first") == decided(str(undisturbed.runs), "first")
+
+
+def test_a_node_that_has_become_unfit_is_left_alone(folder: Path, undisturbed: Sweeps, token_cache: Path) -> None:
+    runs, own = folder / "unfit", folder / "own"
+    shutil.copytree(token_cache, own / "cache")
+    (own / "tmp").mkdir()
+    own_places = {"SWEEPS_CACHE_DIR": str(own / "cache"), "TMPDIR": str(own / "tmp")}
+    with ray_cluster(folder) as made:
+        start(made, 2, token_cache)
+        unfit = made.start(environment=own_places)
+        made.wait_for(3)
+        sweep = made.popen(run(undisturbed, runs), {"SWEEPS_CACHE_DIR": str(token_cache)})
+        wait_for(lambda: works(unfit, runs), "work on the third node", sweep)
+        own.rename(folder / "moved")  # its workers can make no checkpoint from now on, and new ones find no tokens
+        own.touch()
+        said, _ = sweep.communicate()
+    assert sweep.returncode == 0, said
+    assert f"node {unfit.address} is left alone until the next resume" in said
+    assert how_it_ends(str(runs), "first") == undisturbed.end_of("first")
 
 
 def test_a_sweep_whose_head_was_lost_is_resumed_on_a_new_cluster(
