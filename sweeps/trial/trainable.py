@@ -129,8 +129,8 @@ def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trai
     gpu_gib = device_memory_gib()
     if job.gpu_fraction and gpu_gib is not None:
         limit_memory(allocator_share(job.gpu_fraction, gpu_gib))
-    space, beginning = current_space(ledger), ledger.beginning()
-    data = load_training_data(space, expected=beginning["fingerprints"])
+    space = current_space(ledger)
+    data = load_training_data(space, beginning=ledger.beginning())
     config = train_config(as_trained(space, ledger), planned.cell, vocab_size=data.tokens.vocab_size)
     if not job.gpu_fraction:
         config = replace(config, device="cpu")  # a trial without a share of a GPU may see one all the same
