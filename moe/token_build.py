@@ -85,6 +85,7 @@ def build(
             "documents": {split: len(writer.names[split]) for split in SPLITS},
             "tokens": dict(writer.n_tokens),
             **source.resolved,
+            **({} if made.commit is None else {"tokenizer_revision": made.commit}),
         },
     }
 

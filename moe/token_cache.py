@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class TokenizedCorpus:
     """A corpus in tokens. ``splits`` holds the flat files; fingerprints are hashes of content, hex.
 
     ``facts`` are for people and for ``sweep.json``: description, documents read, whether the source was read to its
-    end, and what else the source says of itself (the hub's resolved revision).
+    end, and the commits of the hub that corpus (``revision``) and tokenizer (``tokenizer_revision``) were read at.
     """
 
     folder: Path
@@ -75,6 +75,25 @@ class TokenizedCorpus:
         return max(int(file.document_lengths.max(initial=0)) for file in self.splits.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Commits:
+    """The commits of the hub that corpus and tokenizer are to be read at; None for what is not pinned."""
+
+    corpus: str | None = None
+    tokenizer: str | None = None
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Commits:
+        """Those that ``TokenizedCorpus.facts`` name."""
+        return cls(corpus=facts.get("revision"), tokenizer=facts.get("tokenizer_revision"))
+
+    def allow(self, facts: Mapping[str, Any]) -> bool:
+        """Whether token files with these facts were made at these commits, as far as it is known."""
+        found = Commits.of(facts)
+        pairs = ((self.corpus, found.corpus), (self.tokenizer, found.tokenizer))
+        return all(None in pair or pair[0] == pair[1] for pair in pairs)
+
+
 def prepare(
     corpus: CorpusConfig,
     tokenizer: TokenizerConfig,
@@ -83,12 +102,14 @@ def prepare(
     train_tokens_needed: int,
     held_out_tokens_needed: int = 0,
     on_progress: OnProgress | None = None,
+    commits: Commits | None = None,
 ) -> TokenizedCorpus:
     """The tokenized corpus, from the cache or built now, by one process while the others wait.
 
     Reading stops once ``train_tokens_needed`` and ``held_out_tokens_needed`` (of each held-out split) are there, both
     rounded up to a power of two; a small bounded corpus is read whole. ``on_progress`` is called with what is being
-    done and how far it is, and with a message when a damaged cache is built again.
+    done and how far it is, and with a message when a damaged cache is built again. With ``commits`` a cache of other
+    ones does not serve, and a new one is built at these.
 
     Raises:
         CorpusError: the corpus or the tokenizer cannot be had, or a split is empty.
@@ -99,6 +120,15 @@ def prepare(
     limits["held_out"] = _round_up(held_out_tokens_needed, least=MIN_TOKENS_READ // 32)
     request = _request(corpus, tokenizer, source, limits)
     folder = cache_dir / _hash(request)[:24]
+    if commits is not None and not (folder.is_dir() and _is_at(folder, commits)):
+        return prepare(
+            replace(corpus, revision=commits.corpus or corpus.revision),
+            replace(tokenizer, revision=commits.tokenizer or tokenizer.revision),
+            cache_dir=cache_dir,
+            train_tokens_needed=train_tokens_needed,
+            held_out_tokens_needed=held_out_tokens_needed,
+            on_progress=on_progress,
+        )
     if folder.is_dir():
         try:
             return open_tokenized(folder, corpus=corpus)
@@ -199,6 +229,13 @@ def _file_table(folder: Path) -> dict[str, dict[str, Any]]:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "blake2b": file_digest(path)}
         for path in paths
     }
+
+
+def _is_at(folder: Path, commits: Commits) -> bool:
+    try:
+        return commits.allow(_read_sidecar(folder)["facts"])
+    except CorpusError:
+        return False
 
 
 def _read_sidecar(folder: Path) -> dict[str, Any]:

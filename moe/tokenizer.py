@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,13 +50,17 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTokenizer:
-    """A tokenizer ready to use. ``vocab_size`` is what the model's embedding needs (ids lie below it)."""
+    """A tokenizer ready to use. ``vocab_size`` is what the model's embedding needs (ids lie below it).
+
+    ``commit`` is the one of the hub that it was read at; None where it is from elsewhere.
+    """
 
     backend: Tokenizer
     separator: str
     separator_id: int
     vocab_size: int
     fingerprint: str
+    commit: str | None = None
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Token ids of each text, without any special token; equal for every number of threads."""
@@ -142,14 +146,16 @@ def load_pretrained(id_: str, *, revision: str | None) -> TextTokenizer:
 
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
-        return _from_auto(id_, shown=id_, options={**options, "local_files_only": True})
+        found = _from_auto(id_, shown=id_, options={**options, "local_files_only": True})
+        return replace(found, commit=_cached_commit(id_, revision))
     except CorpusError:
         raise
     except (OSError, ValueError):
         pass  # not in the local cache: the hub is asked, and its answer is what is said
     require_hub(id_, kind="tokenizer", revision=revision)
     try:
-        return _from_auto(id_, shown=id_, options=options)
+        found = _from_auto(id_, shown=id_, options=options)
+        return replace(found, commit=_cached_commit(id_, revision))
     except CorpusError:
         raise
     except (OSError, ValueError) as error:
@@ -157,6 +163,17 @@ def load_pretrained(id_: str, *, revision: str | None) -> TextTokenizer:
             f"tokenizer {id_} cannot be read: {' '.join(str(error).split())[:300]}; choose another one, or train one "
             "with `--set tokenizer=bpe:8192`"
         ) from error
+
+
+def _cached_commit(id_: str, revision: str | None) -> str | None:
+    """The commit whose files the hub's client has kept for ``revision`` (or the newest one)."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = try_to_load_from_cache(id_, name, revision=revision)
+        if isinstance(file, str):
+            return Path(file).parent.name
+    return None
 
 
 def make_tokenizer(config: TokenizerConfig, train_texts: Iterable[str]) -> TextTokenizer:

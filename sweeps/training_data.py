@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moe.corpus import CorpusConfig
     from moe.exam import Exam
     from moe.token_build import OnProgress
-    from moe.token_cache import TokenizedCorpus
+    from moe.token_cache import Commits, TokenizedCorpus
     from moe.tokenizer import TokenizerConfig
     from moe.trainer import Trainer
 
@@ -81,18 +81,23 @@ def cache_dir() -> Path:
 def load_training_data(
     space: Space,
     *,
-    expected: Mapping[str, Any] | None = None,
+    beginning: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> TrainingData:
     """Tokens and exam of a space, from the cache where they are there.
 
+    With the ``beginning`` of a sweep they are the ones that it began with: what is from the hub is read at the commits
+    that stand there, whatever is newest now.
+
     Raises:
         CorpusError: the corpus or the tokenizer cannot be read.
-        SpaceErrors: every problem of a new space (nothing ``expected``) with its corpus, before the exam is cut.
-        BadInputError: the cache's folder cannot be used, the exam cannot be cut, or fingerprints differ from the
-            ``expected`` ones of a sweep that is resumed (both are named).
+        SpaceErrors: every problem of a new space (no ``beginning``) with its corpus, before the exam is cut.
+        BadInputError: the cache's folder cannot be used, the exam cannot be cut, or fingerprints differ from those of
+            the beginning (both are named).
         StorageError: the cache cannot be written.
     """
+    from moe.token_cache import Commits
+
     held_out_tokens = HELD_OUT_ROWS * max(space.exam.rows_validation, space.exam.rows_test) * (space.block_len + 1)
     tokens = _TokenRequest(
         corpus=corpus_config(space),
@@ -100,14 +105,16 @@ def load_training_data(
         train_tokens=POOL_BUDGETS * space.budget_tokens,
         held_out_tokens=held_out_tokens,
         progress=_Progress(on_progress),
+        commits=None if beginning is None else Commits.of(beginning.get("corpus_facts", {})),
     )
-    if expected is None:
+    if beginning is None:
         problems = check_against_corpus(space, corpus_facts(_tokens(tokens)))
         if problems:
             raise SpaceErrors(problems, source="the space with its corpus")
     data = _training_data(tokens, space.block_len, space.common_len, space.exam.rows_validation, space.exam.rows_test)
+    expected = data.fingerprints if beginning is None else beginning["fingerprints"]
     for name, found in data.fingerprints.items():
-        if expected is not None and expected[name] != found:
+        if expected[name] != found:
             raise BadInputError(
                 f"the {name} changed since the sweep began: its fingerprint was {expected[name]}, now it is {found}; "
                 "restore the old one, or start a new sweep under another name"
@@ -137,6 +144,7 @@ class _TokenRequest:
     train_tokens: int
     held_out_tokens: int
     progress: _Progress
+    commits: Commits | None
 
 
 @lru_cache(maxsize=2)
@@ -152,6 +160,7 @@ def _tokens(request: _TokenRequest) -> TokenizedCorpus:
             train_tokens_needed=request.train_tokens,
             held_out_tokens_needed=request.held_out_tokens,
             on_progress=request.progress.show,
+            commits=request.commits,
         )
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
         raise BadInputError(

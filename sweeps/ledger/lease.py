@@ -92,7 +92,7 @@ class Lease:
         SweepHeldError, naming host and pid, where it does.
         """
         deadline_s = self._world.monotonic_s() + wait_s
-        watch = _Watch(self._storage, self._name)
+        watch = LeaseWatch(self._storage, self._name)
         pause_s = _FIRST_LOOK_S
         while True:
             look = watch.look()
@@ -225,7 +225,7 @@ class _Look:
         self.is_alive = is_alive
 
 
-class _Watch:
+class LeaseWatch:
     """Looks at a lease again and again, and remembers for how long its claim has stood unchanged."""
 
     def __init__(self, storage: Storage, name: str) -> None:
@@ -233,8 +233,13 @@ class _Watch:
         self._world = storage.world
         self._name = name
         self._seen: bytes | None = None
-        self._since_s = 0.0
+        self._since_s = self._world.monotonic_s()
         self._has_beaten = False
+
+    def unchanged_s(self) -> float:
+        """Look now; seconds since the newest claim, or that there is none, was seen to be another than now."""
+        self.look()
+        return self._world.monotonic_s() - self._since_s
 
     def look(self) -> _Look:
         """Look now."""

@@ -6,13 +6,14 @@ that it can be killed at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
 from search_spaces import Identity, OptunaSearch, Space
 from sweeps.errors import StorageError, SweepHeldError, WorldError
+from sweeps.ledger.lease import CELL_LEASE, LeaseWatch
 from sweeps.ledger.reading import LedgerReader, read_cell
 from sweeps.ledger.results import RETRIED_OUTCOMES
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell, cells_of
@@ -20,7 +21,7 @@ from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import next_cells
 from sweeps.plan.queue import Dropped, Plan, Segment, StoppingRule, progress_of
-from sweeps.running.faults import DeathLog, WorldFaults
+from sweeps.running.faults import DeathLog, HangWatch, WorldFaults
 from sweeps.running.ray_tune import Engine, Trainable, run_trials
 from sweeps.trial.trainable import SegmentJob, run_segment
 
@@ -81,6 +82,7 @@ class Driver:
         self.stop_request = f"stop-{self._world.random_token(4)}.json"
         self._faults = WorldFaults(self._world)
         self._deaths = DeathLog()
+        self._hangs = HangWatch(self._world, self._lease_of)
         self._pages = self.ledger.plan_pages()
         self.plan = Plan(stopping_rule(self.space), cells_of(self._pages))
         self._results = LedgerReader(self.ledger).results()
@@ -196,6 +198,7 @@ class Driver:
             checkpoint_every_s=self.checkpoint_every_s,
             gpu_fraction=self.packing.gpu_fraction[cell.strategy] or 0.0,
             stop_request=self.stop_request,
+            avoid=tuple(sorted(self._faults.left_alone)),
         )
 
     def _would_share(self, segment: Segment) -> bool:
@@ -209,7 +212,20 @@ class Driver:
             self.watcher.say(f"{self.plan.planned(cell_id)}: {record['note']}")
             return
         self._deaths.reported(cell_id, record)
+        self._hangs.reported(cell_id)
         self.watcher.on_report(cell_id, record)
+
+    def hung(self, at_work: Collection[str]) -> Collection[str]:
+        """Those of the cells that workers have now whose worker hangs; the engine ends it, and ``done`` follows."""
+        return self._hangs.hung(at_work)
+
+    def _lease_of(self, cell_id: str) -> LeaseWatch:
+        return LeaseWatch(self.ledger.cell_folder(cell_id).storage.patient(0), CELL_LEASE)
+
+    def nowhere(self) -> None:
+        """No node is left for a segment that waits; the engine ends it, and ``done`` follows."""
+        nodes = ", ".join(sorted(self._faults.left_alone))
+        self._end_with(WorldError(f"no node is left: cells in succession failed on {nodes}, and no other node is up"))
 
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
         """A segment ended: read what its folder says, and plan on.
@@ -219,6 +235,9 @@ class Driver:
         if self._is_lost():
             return
         planned = self.plan.planned(cell_id)
+        hung = self._hangs.ended(cell_id)
+        if result is None and hung is not None:
+            result = {"ended": "world_fault", "reason": hung, **self._deaths.place(cell_id)}
         how = "worker_died" if result is None else str(result.get("ended"))
         self.plan.ended(cell_id, self.plan.progress(cell_id))
         try:
@@ -226,8 +245,8 @@ class Driver:
                 assert result is not None
                 self._note_world_fault(planned, result)
             else:
-                self._faults.ended_well(cell_id)
-            if how in ("worker_died", "error") and not self.stopping:
+                self._faults.ended_well(cell_id, None if result is None else result.get("node_ip"))
+            if how in ("worker_died", "error") and not self.stopping and not self._world_error:
                 self._note_failure(planned, how, result)
             self._refresh(planned)
             self._give_back(planned)
@@ -240,13 +259,19 @@ class Driver:
 
     def _note_world_fault(self, planned: PlannedCell, result: Mapping[str, Any]) -> None:
         """What is around a worker failed: its cell is tried again later, and the session ends when nothing works."""
-        reason, node = str(result["reason"]), result.get("hostname")
+        reason, host, node = str(result["reason"]), result.get("hostname"), result.get("node_ip")
+        was_left_alone = node in self._faults.left_alone
         self.plan.postpone(planned.cell_id)
-        wait_s = self._faults.struck(planned.cell_id)
+        wait_s = self._faults.struck(planned.cell_id, node)
         if wait_s is None:
             raise WorldError(reason)
-        where = "" if node is None else f" on {node}"
+        where = "" if host is None else f" on {host}"
         self.watcher.say(f"{planned} is tried again in {wait_s:.0f} s, the fault{where} is not its own: {reason}")
+        if node in self._faults.left_alone and not was_left_alone:
+            self.watcher.say(
+                f"node {node} is left alone until the next resume: two cells in succession failed there while others "
+                "ended well elsewhere"
+            )
 
     def _note_failure(self, planned: PlannedCell, how: str, result: Mapping[str, Any] | None) -> None:
         folder = self.ledger.cell_folder(planned.cell_id)

@@ -1,7 +1,7 @@
 """Ray as the engine: segments run as trials of Ray Tune, and nothing that must survive is kept in Ray.
 
 A Ray Tune ``Searcher`` asks the driver for the next segment whenever a worker is free; the trainable runs it and
-returns. Trials are never stopped by a scheduler, workers are reused, and Ray's own state is disposable.
+returns. The scheduler ends only trials whose workers hang, workers are reused, and Ray's own state is disposable.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -32,6 +32,14 @@ class SegmentSource(Protocol):
 
     def report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """A running segment reported."""
+        ...
+
+    def hung(self, at_work: Collection[str]) -> Collection[str]:
+        """Those of the cells that workers have now whose worker is to be ended; asked again and again."""
+        ...
+
+    def nowhere(self) -> None:
+        """No node is left for a segment that waits for one; it is ended."""
         ...
 
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
@@ -80,17 +88,15 @@ def run_trials(
     from ray import tune
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 
-    from sweeps.running.searcher import SegmentSearcher
+    from sweeps.running.searcher import SegmentScheduler, SegmentSearcher, placement
 
-    resources: dict[str, float] = {"cpu": share.threads}
-    if share.gpu_fraction:
-        resources["gpu"] = share.gpu_fraction
     folder = storage_uri or tempfile.mkdtemp(prefix="moe-sweeps-ray-")
     try:
         Tuner(
-            tune.with_resources(trainable, resources),
+            tune.with_resources(trainable, lambda config: placement(share, config["avoid"])),
             tune_config=TuneConfig(
                 search_alg=SegmentSearcher(source),
+                scheduler=SegmentScheduler(source, share),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,

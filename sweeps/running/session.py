@@ -81,7 +81,7 @@ def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> i
         interruption.ledger = ledger = Ledger(runs, name)
         require_new(ledger)
         space = with_absolute_paths(space)
-        data = _training_data(space, options, expected=None)
+        data = _training_data(space, options, beginning=None)
         vocab_size = data.tokens.vocab_size
         machines = found.declaring(space.resources.declared_gpus)
         space = in_resolved_precision(space, machines)
@@ -121,7 +121,7 @@ def resume(name: str, options: SessionOptions, extend: Extend | None = None) -> 
             options.say(f"sweep {name} is finished; nothing to run")
             return _exit_code(ledger, options)
         _require_known_code(ledger, options)
-        data = _training_data(space, options, expected=beginning["fingerprints"])
+        data = _training_data(space, options, beginning=beginning)
         vocab_size = data.tokens.vocab_size
         require_room(ledger, space, vocab_size=vocab_size)
         with machines_at_hand() as found:
@@ -202,7 +202,7 @@ def _exit_code(ledger: Ledger, options: SessionOptions) -> int:
     return EXIT_SOME_FAILED if failed else EXIT_DONE
 
 
-def _training_data(space: Space, options: SessionOptions, *, expected: Mapping[str, Any] | None) -> TrainingData:
+def _training_data(space: Space, options: SessionOptions, *, beginning: Mapping[str, Any] | None) -> TrainingData:
     """Tokens and exam, with a progress line while they are built."""
     from moe.errors import CorpusError
 
@@ -216,7 +216,7 @@ def _training_data(space: Space, options: SessionOptions, *, expected: Mapping[s
                 status.update(f"{progress.stage} {progress.done_bytes / 2**20:.0f} MiB")
 
         try:
-            return load_training_data(space, expected=expected, on_progress=show)
+            return load_training_data(space, beginning=beginning, on_progress=show)
         except CorpusError as error:
             raise BadInputError(str(error)) from error
 

@@ -78,7 +78,7 @@ def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, 
             f"the weights of cell {result.cell.cell_id} were not kept; --set keep=all keeps those of every cell"
         )
     space = as_trained(space_of(results.beginning), ledger)
-    data = load_training_data(space, expected=results.beginning["fingerprints"])
+    data = load_training_data(space, beginning=results.beginning)
     config = train_config(space, result.cell, vocab_size=data.tokens.vocab_size)
     trainer = data.trainer(config)
     folder.load_newest(trainer.load)
@@ -101,7 +101,7 @@ def write_exam(ledger: Ledger, out: Path) -> None:
     import numpy as np
 
     require_file(out, "--out")
-    data = load_training_data(current_space(ledger), expected=ledger.beginning()["fingerprints"])
+    data = load_training_data(current_space(ledger), beginning=ledger.beginning())
     out.parent.mkdir(parents=True, exist_ok=True)
     with writing(out), out.open("wb") as file:
         np.savez(file, test=data.exam.test.tokens_RS, validation=data.exam.validation.tokens_RS)

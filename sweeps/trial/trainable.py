@@ -34,7 +34,8 @@ _LOOK_FOR_REQUEST_EVERY_S = 1.0
 class SegmentJob:
     """What the driver asks of a worker: plain values only, so that Ray can ship it.
 
-    ``stop_request`` names the object in the sweep's folder that asks it to save and return.
+    ``stop_request`` names the object in the sweep's folder that asks it to save and return. ``avoid`` holds addresses
+    of nodes that it must not run on.
     """
 
     runs_uri: str
@@ -45,6 +46,7 @@ class SegmentJob:
     checkpoint_every_s: float
     gpu_fraction: float
     stop_request: str
+    avoid: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SegmentJob:
@@ -127,8 +129,8 @@ def build_trainer(ledger: Ledger, planned: PlannedCell, job: SegmentJob) -> Trai
     gpu_gib = device_memory_gib()
     if job.gpu_fraction and gpu_gib is not None:
         limit_memory(allocator_share(job.gpu_fraction, gpu_gib))
-    space, beginning = current_space(ledger), ledger.beginning()
-    data = load_training_data(space, expected=beginning["fingerprints"])
+    space = current_space(ledger)
+    data = load_training_data(space, beginning=ledger.beginning())
     config = train_config(as_trained(space, ledger), planned.cell, vocab_size=data.tokens.vocab_size)
     if not job.gpu_fraction:
         config = replace(config, device="cpu")  # a GPU may be visible to a trial that was given no share of it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from sweeps.trial.trainable import SegmentJob
@@ -30,6 +30,12 @@ class Desk:
         )
 
     def report(self, cell_id: str, record: Mapping[str, Any]) -> None: ...
+
+    def hung(self, at_work: Collection[str]) -> Collection[str]:
+        return ()
+
+    def nowhere(self) -> None:
+        raise AssertionError("the node of this test is gone")
 
     def done(self, cell_id: str, result: Mapping[str, Any] | None) -> None:
         self.ended.append((cell_id, None if result is None else result.get("ended")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,60 @@ def test_a_sweep_uses_every_node_survives_the_loss_of_one_and_ends_as_if_nothing
     assert sweep.returncode == 0, said
     assert how_it_ends(str(runs), "first") == undisturbed.end_of("first")
     assert decided(str(runs), "first") == decided(str(undisturbed.runs), "first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnPlaces:
+    """A node's own token cache and temporary folder, until they are taken away."""
+
+    folder: Path
+
+    def environment(self, token_cache: Path) -> dict[str, str]:
+        shutil.copytree(token_cache, self.folder / "cache")
+        (self.folder / "tmp").mkdir()
+        return {"SWEEPS_CACHE_DIR": str(self.folder / "cache"), "TMPDIR": str(self.folder / "tmp")}
+
+    def take_away(self) -> None:
+        """Its workers can make no checkpoint from now on, and new ones find no tokens."""
+        self.folder.rename(self.folder.with_name(f"{self.folder.name}-moved"))
+        self.folder.touch()
+
+
+def test_a_node_that_has_become_unfit_is_left_alone(folder: Path, undisturbed: Sweeps, token_cache: Path) -> None:
+    runs, own = folder / "unfit", OwnPlaces(folder=folder / "own")
+    with ray_cluster(folder) as made:
+        start(made, 2, token_cache)
+        unfit = made.start(environment=own.environment(token_cache))
+        made.wait_for(3)
+        sweep = made.popen(run(undisturbed, runs), {"SWEEPS_CACHE_DIR": str(token_cache)})
+        wait_for(lambda: works(unfit, runs), "work on the third node", sweep)
+        own.take_away()
+        said, _ = sweep.communicate()
+    assert sweep.returncode == 0, said
+    _, found, after = said.partition(f"node {unfit.address} is left alone until the next resume")
+    assert found, said
+    assert "is tried again" not in after, "a segment ran there all the same"
+    assert how_it_ends(str(runs), "first") == undisturbed.end_of("first")
+
+
+def test_a_sweep_ends_resumable_when_no_node_is_left(folder: Path, undisturbed: Sweeps, token_cache: Path) -> None:
+    runs, own = folder / "none-left", OwnPlaces(folder=folder / "own-of-head")
+    with ray_cluster(folder) as made:
+        unfit = made.start(environment=own.environment(token_cache))
+        fit = made.start(environment={"SWEEPS_CACHE_DIR": str(token_cache)})
+        made.wait_for(2)
+        words = [*run(undisturbed, runs), "--set", "seeds.confirm=40"]
+        sweep = made.popen(words, {"SWEEPS_CACHE_DIR": str(token_cache)})
+        wait_for(lambda: works(unfit, runs), "work on the head", sweep)
+        own.take_away()
+        assert sweep.stdout is not None
+        said = next((line for line in sweep.stdout if "left alone" in line), "")
+        assert f"node {unfit.address} is left alone until the next resume" in said
+        fit.kill()
+        said, _ = sweep.communicate()
+    assert sweep.returncode == 130, said
+    assert f"no node is left: cells in succession failed on {unfit.address}, and no other node is up" in said
+    assert "failed after" not in said
 
 
 def test_a_sweep_whose_head_was_lost_is_resumed_on_a_new_cluster(

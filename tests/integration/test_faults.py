@@ -169,6 +169,34 @@ def kill_a_worker(sweeps: Sweeps, process: subprocess.Popen[str], note_strike: N
     return killed[0]
 
 
+def test_a_worker_that_hangs_is_replaced_and_nothing_is_held_against_its_cell(
+    sweeps: Sweeps, undisturbed: Sweeps, note_strike: NoteStrike
+) -> None:
+    process = started(sweeps)
+    had: dict[int, set[str]] = {}
+    stopped: list[str] = []
+
+    def stop_one() -> bool:
+        for pid, cell in holders(str(sweeps.runs), "first").items():
+            had.setdefault(pid, set()).add(cell)
+            lease = holder_of(Storage(str(sweeps.runs / "first" / "cells" / cell)), CELL_LEASE)
+            at_work = len(had[pid]) > 1 and lease is not None and time.time() - lease["began_s"] > 0.3
+            if at_work and (worker := alive(pid)) is not None and pid == lease["pid"]:  # it reported, so soon after
+                worker.suspend()
+                stopped.append(cell)
+                note_strike("SIGSTOP of a worker", unsaved_s(sweeps.runs / "first", time.time(), of=cell))
+                return True
+        return False
+
+    wait_for(stop_one, "a worker to stop", process)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    [line] = [line for line in said.splitlines() if "its worker hung" in line]
+    assert "is not its own: its worker hung: no report for" in line
+    assert not (sweeps.runs / "first" / "cells" / stopped[0] / "attempts").exists()
+    assert sweeps.end_of("first") == undisturbed.end_of("first")
+
+
 def is_taken_over(sweeps: Sweeps, cell: str) -> bool:
     """Whether a living worker has the cell, or it has ended."""
     if (sweeps.runs / "first" / "cells" / cell / "outcome.json").exists():

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from search_spaces import load_space
@@ -56,6 +57,39 @@ def test_a_trial_whose_clean_up_is_slow_costs_the_next_one_nothing_but_time(decl
     run_trials(desk, Share(threads=1, gpu_fraction=0.0), slots=1, storage_uri=None, trainable=slow_to_clean_up)
     assert desk.ended == [(cell_id, "done") for cell_id in CELLS]
     assert sorted(path.name for path in tmp_path.iterdir()) == CELLS
+
+
+@pytest.mark.faults
+def test_a_worker_that_stands_still_is_ended_and_its_place_is_free_again(declared: None, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    def stop_itself(config: dict[str, Any]) -> None:
+        import os
+        import signal
+
+        from ray import tune
+
+        if config["cell_id"] == CELLS[1]:
+            Path(folder, "pid").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        tune.report({"ended": "done"})
+
+    class Watchful(Desk):
+        def hung(self, at_work: Collection[str]) -> Collection[str]:
+            stopped = Path(folder, "pid").exists() and state_of(int(Path(folder, "pid").read_text() or 0)) == "stopped"
+            return {CELLS[1]} & set(at_work) if stopped else ()
+
+    desk = Watchful(CELLS)
+    run_trials(desk, Share(threads=1, gpu_fraction=0.0), slots=1, storage_uri=None, trainable=stop_itself)
+    assert desk.ended == [(CELLS[0], "done"), (CELLS[1], None), (CELLS[2], "done")]
+    assert state_of(int(Path(folder, "pid").read_text())) in (None, "zombie")
+
+
+def state_of(pid: int) -> str | None:
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.NoSuchProcess:
+        return None
 
 
 @pytest.mark.parametrize("arm", PEAKS_GIB)

@@ -19,7 +19,7 @@ from moe.errors import CorpusError
 from moe.token_cache import prepare
 from moe.tokenizer import TokenizerConfig, make_tokenizer, train_bpe
 from tests.moe.synthetic_corpora import BYTES, prose
-from tests.moe.tiny_hub import SHA, served
+from tests.moe.tiny_hub import NEXT_SHA, SHA, move_on, served
 
 PAIR = {"dataset": "HuggingFaceTB/smollm-corpus", "name": "cosmopedia-v2"}
 CARD = """---
@@ -179,33 +179,67 @@ CONNECTED = """
 import sys
 from pathlib import Path
 from moe.corpus import CorpusConfig
-from moe.token_cache import prepare
+from moe.token_cache import Commits, prepare
 from moe.tokenizer import TokenizerConfig
+commits = Commits(corpus=sys.argv[2], tokenizer=sys.argv[3]) if sys.argv[2:] else None
 tokens = prepare(CorpusConfig(kind="hub", dataset="tiny/stories", name="stories"),
-    TokenizerConfig(kind="hub", id="tiny/tokenizer"), cache_dir=Path(sys.argv[1]), train_tokens_needed=1)
-print(tokens.fingerprint, tokens.facts["revision"], *(file.n_documents for file in tokens.splits.values()))
+    TokenizerConfig(kind="hub", id="tiny/tokenizer"), cache_dir=Path(sys.argv[1]), train_tokens_needed=1,
+    commits=commits)
+print(tokens.fingerprint, tokens.facts["revision"], tokens.facts["tokenizer_revision"],
+    *(file.n_documents for file in tokens.splits.values()))
 """
 
 
-def answer_of_another_process(folder, endpoint, **variables):
+def answer_of_another_process(folder, endpoint, *commits, **variables):
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hub"), **variables}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "no_proxy": "127.0.0.1"}
-    command = [sys.executable, "-c", CONNECTED, str(folder / "cache")]
+    command = [sys.executable, "-c", CONNECTED, str(folder / "cache"), *commits]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
-def test_a_served_pair_of_data_set_and_tokenizer_is_read_and_then_works_offline(mirror, tmp_path):
+@pytest.fixture
+def hub(mirror, tmp_path):
+    """A folder to be served, with a data set and a tokenizer."""
     hub = tmp_path / "served"
     (hub / "datasets" / "tiny").mkdir(parents=True)
     mirror.rename(hub / "datasets" / "tiny" / "stories")
     trained = train_bpe([prose(400, seed) for seed in range(4)], vocab_size=300)
     trained.save(hub / "models" / "tiny" / "tokenizer")
+    return hub
+
+
+def test_a_served_pair_of_data_set_and_tokenizer_is_read_and_then_works_offline(hub, tmp_path):
     with served(hub) as endpoint:
-        fingerprint, revision, *counts = answer_of_another_process(tmp_path, endpoint)
-    assert revision == SHA
+        fingerprint, revision, of_tokenizer, *counts = answer_of_another_process(tmp_path, endpoint)
+    assert (revision, of_tokenizer) == (SHA, SHA)
     assert sum(map(int, counts)) == 60
     # The server is gone: what was built stands in the cache, and the tokenizer in the hub client's own.
     assert answer_of_another_process(tmp_path, endpoint)[0] == fingerprint
     assert answer_of_another_process(tmp_path, endpoint, HF_HUB_OFFLINE="1")[0] == fingerprint
+    assert answer_of_another_process(tmp_path, endpoint, SHA, SHA, HF_HUB_OFFLINE="1")[0] == fingerprint
+
+
+def hub_moves_on(hub, folder):
+    """The data set gets other rows, the tokenizer other merges."""
+    (folder / "newer" / "stories").mkdir(parents=True)
+    rows = pa.table({"text": [prose(150, 5000 + number) for number in range(60)], "n": range(60)})
+    pq.write_table(rows, folder / "newer" / "stories" / "train-00000-of-00001.parquet")
+    (folder / "newer" / "README.md").write_text(CARD.partition("- config_name: other")[0] + "---\n")
+    move_on(hub / "datasets" / "tiny" / "stories", folder / "newer")
+    train_bpe([prose(400, 50)], vocab_size=290).save(folder / "merges")
+    move_on(hub / "models" / "tiny" / "tokenizer", folder / "merges")
+
+
+def test_a_pair_is_read_at_the_commits_asked_for_wherever_the_hub_is_now(hub, tmp_path):
+    with served(hub) as endpoint:
+        before = answer_of_another_process(tmp_path, endpoint)
+    hub_moves_on(hub, tmp_path)
+    with served(hub, newest=NEXT_SHA) as endpoint:
+        newest = answer_of_another_process(tmp_path / "elsewhere", endpoint)
+        assert newest[1:3] == [NEXT_SHA, NEXT_SHA]
+        assert newest[0] != before[0]
+        assert answer_of_another_process(tmp_path / "elsewhere", endpoint, SHA, SHA) == before
+        assert answer_of_another_process(tmp_path / "fresh", endpoint, SHA, SHA) == before
+    assert answer_of_another_process(tmp_path / "fresh", endpoint, SHA, SHA, HF_HUB_OFFLINE="1") == before

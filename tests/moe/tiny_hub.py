@@ -10,15 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SHA = "f" * 40
-INFO = re.compile(r"/api/(?P<kind>datasets|models)/(?P<id>\w+/\w+)(/revision/\w+)?")
-TREE = re.compile(r"/api/(?P<kind>datasets|models)/(?P<id>\w+/\w+)/tree/\w+(/(?P<name>.+))?")
-FILE = re.compile(r"/(?P<kind>datasets/)?(?P<id>\w+/\w+)/resolve/\w+/(?P<name>.+)")
+NEXT_SHA = "e" * 40
+INFO = re.compile(r"/api/(?P<kind>datasets|models)/(?P<id>\w+/\w+)(/revision/(?P<at>\w+))?")
+TREE = re.compile(r"/api/(?P<kind>datasets|models)/(?P<id>\w+/\w+)/tree/(?P<at>\w+)(/(?P<name>.+))?")
+FILE = re.compile(r"/(?P<kind>datasets/)?(?P<id>\w+/\w+)/resolve/(?P<at>\w+)/(?P<name>.+)")
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Serves the repositories in ``folder`` (datasets/OWNER/NAME and models/OWNER/NAME); yields the endpoint."""
-    handler = type("TinyHub", (Handler,), {"folder": folder})
+def served(folder: Path, *, newest: str = SHA) -> Iterator[str]:
+    """Serves the repositories in ``folder`` (datasets/OWNER/NAME and models/OWNER/NAME); yields the endpoint.
+
+    They are at the commit ``newest``; a folder NAME@COMMIT beside one is what it was before (``move_on``).
+    """
+    handler = type("TinyHub", (Handler,), {"folder": folder, "newest": newest})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -28,8 +32,16 @@ def served(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
+def move_on(repository: Path, newer: Path) -> None:
+    """Let a repository, which is at ``SHA``, have the content of ``newer`` from now on."""
+    repository.rename(repository.with_name(f"{repository.name}@{SHA}"))
+    newer.rename(repository)
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     folder: Path
+    newest: str
+    commit: str
 
     def do_HEAD(self):
         self.do_GET()
@@ -41,6 +53,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if match:
                 kind = (match["kind"] or "models").strip("/")
                 repository = self.folder / kind / match["id"]
+                self.commit = self.newest
+                if match["at"] not in (None, "main", self.newest):
+                    repository, self.commit = repository.with_name(f"{repository.name}@{match['at']}"), match["at"]
                 if repository.is_dir():
                     return reply(repository, match.groupdict().get("name") or "")
         return self.missing()
@@ -48,8 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def info(self, repository, name):
         names = [path.relative_to(repository).as_posix() for path in sorted(repository.rglob("*")) if path.is_file()]
         siblings = [{"rfilename": name} for name in names]
-        owner_and_name = "/".join(repository.parts[-2:])
-        self.answer(json.dumps({"id": owner_and_name, "sha": SHA, "siblings": siblings, "tags": []}).encode())
+        owner_and_name = "/".join(repository.parts[-2:]).partition("@")[0]
+        self.answer(json.dumps({"id": owner_and_name, "sha": self.commit, "siblings": siblings, "tags": []}).encode())
 
     def tree(self, repository, name):
         if not (repository / name).is_dir():
@@ -87,7 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         # The client keeps one copy per tag, whatever the name.
         self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", SHA)
+        self.send_header("X-Repo-Commit", self.commit)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content[first : last + 1])

@@ -256,7 +256,10 @@ class SimulatedSweep:
             lease.release()
 
     def _engine(self, world: SimWorld, desk: Any, slots: int) -> None:
-        """Ray in a few lines: workers on any host; one that does not answer for long is given up, dead or not."""
+        """Ray in a few lines: workers on any host; one that does not answer for long is given up, dead or not.
+
+        Where workers hang, the driver is the one who says so, and killing them may take effect or not.
+        """
         running: dict[str, SimProcess] = {}
         while True:
             job: Any = None
@@ -265,10 +268,15 @@ class SimulatedSweep:
             if job == "finished" and not running:
                 return
             world.sleep(0.5)
+            hung = desk.hung(running) if self.sim.faults.hang else ()
+            for cell_id in hung:
+                if self.sim.rng.random() < 0.5:
+                    self.sim.kill_soon(running[cell_id])
             for cell_id, worker in list(running.items()):
                 while worker.reports:
                     desk.report(cell_id, worker.reports.pop(0))
-                if worker.ended or worker.paused_until_s > self.sim.now_s + 10.0:
+                silent = worker.paused_until_s > self.sim.now_s + 10.0 and not self.sim.faults.hang
+                if worker.ended or silent or cell_id in hung:
                     del running[cell_id]
                     desk.done(cell_id, worker.result if worker.ended and worker.alive else None)
 

@@ -60,6 +60,12 @@ def test_a_schedule_that_failed_once_ends_as_undisturbed(seed: int, faults: Faul
     assert_ends_as_undisturbed(seed, faults)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_hung_workers_are_replaced_whether_they_can_be_killed_or_not(seed: int) -> None:
+    sweep = assert_ends_as_undisturbed(seed, Faults(hang=0.002, pause=0.002, lost_answer=0.01))
+    assert sweep.sim.counts["hung"] > 0
+
+
 @pytest.mark.timeout(0)
 def test_every_schedule_ends_as_an_undisturbed_one() -> None:
     count = int(os.environ.get("SWEEPS_SIMULATIONS") or SHORT)

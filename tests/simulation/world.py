@@ -39,6 +39,7 @@ class Faults:
     clock_steps: bool = False
     frozen_clocks: bool = False
     namespaces: bool = False
+    hang: float = 0.0
     until_s: float = 1_200.0
 
     @classmethod
@@ -148,6 +149,11 @@ class Simulation:
             if task and not task.dead:
                 task.throw(Killed)
 
+    def kill_soon(self, process: SimProcess) -> None:
+        """From anywhere."""
+        self._sequence += 1
+        heapq.heappush(self._queue, (self.now_s, self._sequence, process, 0))
+
     def is_running(self, identity: Process) -> bool:
         return any(p.identity == identity and p.alive and not p.ended for p in self._processes)
 
@@ -214,8 +220,11 @@ class Simulation:
     def strike(self, process: SimProcess) -> None:
         """Let a kill or a pause hit the process that is at an operation."""
         if self.happens(self.faults.kill):
-            self._sequence += 1
-            heapq.heappush(self._queue, (self.now_s, self._sequence, process, 0))
+            self.kill_soon(process)
+            self.sleep(0.0)
+        if self.faults.hang and self.happens(self.faults.hang):  # no draw where nothing hangs: kept seeds stay the same
+            self.count("hung")
+            process.paused_until_s = self.now_s + 1e9
             self.sleep(0.0)
         if self.happens(self.faults.pause):
             self.pause(process, self.rng.choice([2.0, 200.0, *[self.rng.uniform(11.0, 60.0)] * 4]))

@@ -200,6 +200,60 @@ def test_one_bad_node_ends_no_session_while_another_one_works(driver: Driver) ->
     assert driver._faults.wait_s() == 1.0, "a segment that ended well ends the succession"
 
 
+def test_the_cell_of_a_hung_worker_is_handed_out_again_and_nothing_is_held_against_it(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = driver._world = Clock()
+    driver._faults = WorldFaults(clock)
+    cell_id = taken(driver).cell_id
+    driver.report(cell_id, {"tokens_seen": 1_024, "hostname": "a"})
+    monkeypatch.setattr(driver._hangs, "ended", lambda _: "its worker hung: no report for 95 s")
+    driver.done(cell_id, None)
+    assert driver.plan.state(cell_id) == "queued"
+    assert driver.ledger.cell_folder(cell_id).attempts() == []
+    assert isinstance(driver.watcher, Listener)
+    [line] = driver.watcher.said
+    assert "is tried again in 1 s, the fault on a is not its own: its worker hung: no report for 95 s" in line
+    clock.now_s += 2
+    assert taken(driver).cell_id == cell_id
+
+
+def leave_alone(driver: Driver, node: str) -> None:
+    """Two cells in succession fail on a node, with a host of the same name, while a third one ends well elsewhere."""
+    clock = driver._world = Clock()
+    driver._faults = WorldFaults(clock)
+    first, well = taken(driver).cell_id, taken(driver).cell_id
+    fault = {"ended": "world_fault", "reason": "No space left on device", "hostname": "gpu-7", "node_ip": node}
+    driver.done(first, fault)
+    driver.done(well, {"ended": "stopped", "hostname": "gpu-8", "node_ip": "10.0.0.8"})
+    again, other = taken(driver).cell_id, taken(driver).cell_id
+    driver.done(other if again == first else again, fault)
+    clock.now_s += 100
+
+
+def test_a_node_that_fails_twice_gets_no_more_segments_and_is_named_once(driver: Driver) -> None:
+    leave_alone(driver, "10.0.0.7")
+    assert isinstance(driver.watcher, Listener)
+    said = [line for line in driver.watcher.said if "left alone" in line]
+    assert said == [
+        "node 10.0.0.7 is left alone until the next resume: two cells in succession failed there while others ended "
+        "well elsewhere"
+    ]
+    assert taken(driver).avoid == ("10.0.0.7",)
+
+
+def test_the_session_ends_resumable_when_no_node_is_left(driver: Driver) -> None:
+    leave_alone(driver, "10.0.0.7")
+    waiting = taken(driver).cell_id
+    driver.nowhere()
+    driver.done(waiting, None)
+    assert driver.ledger.cell_folder(waiting).attempts() == [], "it never ran"
+    assert driver.take() == "finished"
+    driver.engine = lambda *_, **__: None
+    with pytest.raises(WorldError, match=r"^no node is left: cells in succession failed on 10\.0\.0\.7, and no other"):
+        driver.run()
+
+
 def test_a_worker_that_dies_after_its_cell_has_ended_takes_nothing_back(driver: Driver) -> None:
     job = taken(driver)
     folder = driver.ledger.cell_folder(job.cell_id)
