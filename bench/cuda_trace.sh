@@ -5,9 +5,8 @@ cd "$(dirname "$0")/.."
 venv=.venv-cuda
 versions=$(grep -E '^(numpy|torch)==' constraints.txt)
 
-make_environment() {
-  "${PYTHON:-python3}" -m venv $venv &&
-    $venv/bin/python -m pip install -qq --disable-pip-version-check --timeout 30 --retries 2 uv &&
+install() {
+  $venv/bin/python -m pip install -qq --disable-pip-version-check --timeout 30 --retries 2 uv &&
     # uv, for plain pip takes a CPU build where an index offers one. The versions are two words.
     # shellcheck disable=SC2086
     $venv/bin/uv pip install -q --python $venv/bin/python $versions
@@ -17,7 +16,8 @@ make_environment() {
 if [ "$(cat $venv/.ready 2>/dev/null)" != "$versions" ]; then
   echo "Making $venv with the CUDA build of torch (5 GB, once):" $versions
   rm -rf $venv
-  if ! make_environment; then
+  "${PYTHON:-python3}" -m venv $venv
+  if ! install; then
     rm -rf $venv
     echo "cuda-trace skipped: these could not be installed into $venv; the lines above say what is missing"
     exit 0

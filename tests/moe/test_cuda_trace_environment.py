@@ -16,7 +16,7 @@ VERSIONS = "numpy==2.0.0\ntorch==2.9.9\n"
 # Notes how it was called; makes an environment of itself, fails where FAILS is in its words, and is torch where asked.
 PROGRAM = """#!/bin/sh
 echo "$(basename "$0") $*" >>"$CALLS"
-case "$*" in *"$FAILS"*) echo "no network"; exit 1 ;; esac
+case "$*" in *"$FAILS"*) echo "it failed"; exit 1 ;; esac
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/uv" ;;
   "-c import torch"*) echo "$CUDA" ;;
@@ -80,11 +80,11 @@ def test_other_versions_and_a_half_made_environment_are_made_anew(project):
     assert not left.exists()
 
 
-@pytest.mark.parametrize("step", ["-m venv", "-m pip install", "torch==2.9.9"])
+@pytest.mark.parametrize("step", ["-m pip install", "torch==2.9.9"])
 def test_where_it_cannot_be_installed_it_is_skipped_with_the_reason_and_nothing_is_left(project, step):
     code, said, _ = project.trace(fails=step)
     assert code == 0
-    assert "no network" in said
+    assert "it failed" in said
     assert "cuda-trace skipped: these could not be installed into .venv-cuda" in said
     assert "traced" not in said
     assert not project.venv.exists()
@@ -97,6 +97,12 @@ def test_a_cpu_build_is_skipped_and_a_damaged_one_is_not(project):
     code, said, _ = project.trace(fails="import torch")
     assert code == 1
     assert "rm -r .venv-cuda, then run it again" in said
+
+
+def test_a_python_that_makes_no_environment_is_an_error(project):
+    code, said, _ = project.trace(fails="-m venv")
+    assert code != 0
+    assert said.endswith("it failed\n")
 
 
 def test_constraints_without_torch_are_an_error(project):
