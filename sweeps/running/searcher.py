@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
@@ -118,9 +119,14 @@ def placement(share: Share, avoid: Collection[str]) -> tune.PlacementGroupFactor
 
     An actor is only reused for an equal demand, so none of an avoided node is.
     """
-    bundle = {"CPU": share.threads, "GPU": share.gpu_fraction}
     nodes = [node["NodeID"] for node in live_nodes() if node["NodeManagerAddress"] in avoid] if avoid else []
-    if not nodes:
+    return _demand(share, tuple(nodes))
+
+
+@cache  # Ray looks demands up in every step, and compares those that are not one object field by field
+def _demand(share: Share, avoided: tuple[str, ...]) -> tune.PlacementGroupFactory:
+    bundle = {"CPU": share.threads, "GPU": share.gpu_fraction}
+    if not avoided:
         return tune.PlacementGroupFactory([bundle])
-    elsewhere = {"ray.io/node-id": f"!in({','.join(nodes)})"}
+    elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"}
     return tune.PlacementGroupFactory([bundle], bundle_label_selector=[elsewhere])

@@ -1,7 +1,7 @@
 """What a Ray worker does: train one cell from its newest complete checkpoint to the next rung.
 
-The worker writes to the cell's ledger folder and returns; it is never stopped from outside. Between two reports it
-looks for the driver's request to stop (an object in the sweep's folder), saves, and returns early.
+The worker writes to the cell's ledger folder and returns; it is stopped from outside only where it hangs. Between two
+reports it looks for the driver's request to stop (an object in the sweep's folder), saves, and returns early.
 """
 
 from __future__ import annotations
