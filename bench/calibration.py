@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.verdict.evidence import Evidence, tied, winner
-from sweeps.verdict.optimum import (
+from sweeps.verdict.rate_curve import (
     Optimum,
     RateCurve,
     lead_outlasts_better_rate,

@@ -27,7 +27,7 @@ from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.training_config import train_config
 from sweeps.training_data import TrainingData, load_training_data
-from sweeps.verdict.selection import choices
+from sweeps.verdict.best_rate import choices
 
 OUT = Path(__file__).with_name("sweep.json")
 PAUSE_S = 0.1  # between the records of one trial there is less

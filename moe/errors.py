@@ -37,7 +37,10 @@ class Diverged(MoeError):  # noqa: N818 - the field's word for it
 
 
 class OutOfMemory(MoeError):  # noqa: N818 - the field's word for it
-    """The device has no room for one window of a micro-batch. ``tokens_seen`` is how far training got."""
+    """The device has no room for one window of a micro-batch (``moe.device.is_out_of_memory`` recognises it).
+
+    ``tokens_seen`` is how far training got.
+    """
 
     def __init__(self, tokens_seen: int, reason: str) -> None:
         super().__init__(reason)

@@ -23,10 +23,10 @@ from search_spaces.extension import extended_space, frozen_differences, widened_
 from search_spaces.fitting import fitted_space
 from search_spaces.presets import preset_names, preset_text
 from search_spaces.problems import Problem, SpaceErrors, did_you_mean
+from search_spaces.pydantic_errors import checked_strategy
 from search_spaces.reading import load_space, parse_space, template_text, with_overrides
 from search_spaces.sections import EarlyStopping, OptunaSearch, Strategy
 from search_spaces.space import Space
-from search_spaces.validation import checked_strategy
 
 __all__ = [
     "Arrangement",

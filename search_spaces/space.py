@@ -11,9 +11,9 @@ from search_spaces import sections
 from search_spaces.caveats import caveats
 from search_spaces.fields import Count, Positive, Section, Switch, Text
 from search_spaces.problems import Problem, SpaceErrors, first_problems
+from search_spaces.pydantic_errors import field_problems, sound_values
 from search_spaces.rules import broken_rules
 from search_spaces.shorthand import written_out
-from search_spaces.validation import field_problems, sound_values
 
 
 class Space(Section):

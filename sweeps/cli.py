@@ -325,7 +325,7 @@ def sync(
 ) -> None:
     """Bring MLflow up to date from the ledger, and register a winner that is not registered yet."""
     from sweeps.running.finish import view_of
-    from sweeps.running.mlflow import require_unheld
+    from sweeps.running.tracking_session import require_unheld
     from sweeps.running.winner import register_winner
     from sweeps.tracking.projector import sync as sync_view
     from sweeps.tracking.store import tracking_store

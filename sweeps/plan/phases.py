@@ -25,8 +25,8 @@ from search_spaces import (
 from sweeps.ledger.models import PlanReason
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.sweep_folder import PlannedCell
+from sweeps.verdict.best_rate import Choice, choose
 from sweeps.verdict.margin import default_margin
-from sweeps.verdict.selection import Choice, choose
 from sweeps.verdict.speeds import measured_speeds
 
 

@@ -32,9 +32,9 @@ from sweeps.running.begin import SpaceChoice, audit_table, begin, require_new
 from sweeps.running.driver import Driver, failed_cells
 from sweeps.running.finish import finish
 from sweeps.running.live_table import open_watch, time_taken
-from sweeps.running.mlflow import register, tracked
 from sweeps.running.ray_tune import local_ray
 from sweeps.running.signals import Interruption, stopped_by_signals
+from sweeps.running.tracking_session import register, tracked
 from sweeps.training_config import with_absolute_paths
 from sweeps.training_data import TrainingData, corpus_facts, load_training_data
 from sweeps.trial.precision import as_trained, in_resolved_precision, precision_note

@@ -12,8 +12,9 @@ import numpy as np
 
 from sweeps import formatting as written
 from sweeps.ledger.results import SweepResults
+from sweeps.verdict.best_rate import Choice, edges, failed_candidates
 from sweeps.verdict.confirmed import FEWEST_SEEDS, Confirmed, Looks, test_loss
-from sweeps.verdict.selection import Choice, Edge, edges, failed_candidates
+from sweeps.verdict.grid_edge import Edge
 from sweeps.verdict.spikes import SPIKE_SDS, Spike
 
 COPIED_PRECISION_SHARE = 0.01

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from sweeps import formatting as written
 from sweeps.ledger.results import finite
 from sweeps.verdict import conditions
+from sweeps.verdict.best_rate import Choice
 from sweeps.verdict.confirmed import DECIDED
 from sweeps.verdict.findings import Check, Findings
-from sweeps.verdict.selection import Choice
 
 ENOUGH_SEEDS = 5
 STABLE_CHANCE = 0.95

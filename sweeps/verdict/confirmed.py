@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite, seeds_of
+from sweeps.verdict.best_rate import Choice, same_rate
 from sweeps.verdict.exclusions import Exclusion, exclusion_of
-from sweeps.verdict.selection import Choice, same_rate
 from sweeps.verdict.statistics import Floats
 
 DECIDED = ("wins", "tie", "undecided")

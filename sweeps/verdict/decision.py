@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sweeps.ledger.results import SweepResults, finite
+from sweeps.verdict.best_rate import Choice, choices
 from sweeps.verdict.blockers import Blocker, blockers, command_for, spike_blocker
 from sweeps.verdict.budgets import by_budget, by_rung
 from sweeps.verdict.case import Case, ExamFacts
@@ -34,11 +35,10 @@ from sweeps.verdict.leads import (
     groups_of_documents,
 )
 from sweeps.verdict.margin import Margin, margin_of
-from sweeps.verdict.optimum import Optimum, locate, tie_outlasts_better_rates
 from sweeps.verdict.pairs import has_tests, leads_of, pair_rows
 from sweeps.verdict.power import Needed, needed
+from sweeps.verdict.rate_curve import Optimum, locate, tie_outlasts_better_rates
 from sweeps.verdict.rows import PairResult
-from sweeps.verdict.selection import Choice, choices
 from sweeps.verdict.spikes import spike_of
 from sweeps.verdict.statement import compose, headline
 from sweeps.verdict.strategy_rows import strategy_row

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.ledger.results import CellResult, SweepResults, finite
-from sweeps.verdict.selection import DEFAULT_GRID_RATIO, Choice, Edge, edges
+from sweeps.verdict.best_rate import Choice, edges
+from sweeps.verdict.grid_edge import DEFAULT_GRID_RATIO, Edge
 
 STEPS_BEYOND_THE_EDGE = 3.0
 """Loss is convex in log lr, so a step beyond the grid gains at most what the last one gained."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.verdict.best_rate import Choice
 from sweeps.verdict.case import ExamFacts
 from sweeps.verdict.confirmed import Confirmed, Looks
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.rows import BudgetViews, ContextSplit, ContextUse, ControlSplit
-from sweeps.verdict.selection import Choice
 
 RULES = {
     1: "No leak",

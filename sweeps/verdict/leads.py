@@ -13,10 +13,10 @@ from itertools import combinations
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite
+from sweeps.verdict.best_rate import choose
 from sweeps.verdict.confirmed import Confirmed, test_loss
 from sweeps.verdict.evidence import Evidence, paired_evidence, winner
 from sweeps.verdict.rows import ContextSplit, ContextUse, ControlSplit, Estimate
-from sweeps.verdict.selection import choose
 from sweeps.verdict.statistics import Floats, mean_interval
 
 

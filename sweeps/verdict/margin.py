@@ -15,7 +15,8 @@ import numpy as np
 
 from sweeps import formatting as written
 from sweeps.ledger.results import CellResult, SweepResults, finite
-from sweeps.verdict.selection import Choice, choices, tried_rates
+from sweeps.verdict.best_rate import Choice, choices
+from sweeps.verdict.grid_edge import tried_rates
 
 MORE_TOKENS = 1.05
 DATA_EXPONENT = 0.095

@@ -11,7 +11,7 @@ import numpy as np
 from sweeps.verdict.case import Interval, Lead
 from sweeps.verdict.confirmed import DECIDED, Confirmed
 from sweeps.verdict.evidence import Evidence
-from sweeps.verdict.optimum import Optimum, lead_outlasts_better_rate
+from sweeps.verdict.rate_curve import Optimum, lead_outlasts_better_rate
 from sweeps.verdict.rows import PairResult, PairTest
 from sweeps.verdict.statistics import Comparison, MeanTest, holm, probability_below_zero
 

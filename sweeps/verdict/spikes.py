@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sweeps.ledger.results import CellResult, SweepResults, finite
+from sweeps.verdict.best_rate import Choice
 from sweeps.verdict.confirmed import Confirmed
-from sweeps.verdict.selection import Choice
 from sweeps.verdict.statistics import Flags, Floats
 
 SPIKE_SDS = 5.0

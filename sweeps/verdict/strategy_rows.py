@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from sweeps.ledger.results import Arm, CellResult, finite
+from sweeps.verdict.best_rate import Choice
 from sweeps.verdict.confirmed import Confirmed, Looks, test_loss
 from sweeps.verdict.rows import ArmResult
-from sweeps.verdict.selection import Choice
 from sweeps.verdict.statistics import mean_interval
 
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sweeps.verdict.best_rate import Choice
 from sweeps.verdict.blockers import Blocker
 from sweeps.verdict.case import ExamFacts
 from sweeps.verdict.confirmed import DECIDED, Looks
 from sweeps.verdict.exclusions import BehindAtEdge, Exclusion
 from sweeps.verdict.findings import Check
 from sweeps.verdict.margin import Margin
-from sweeps.verdict.optimum import Optimum
+from sweeps.verdict.rate_curve import Optimum
 from sweeps.verdict.rows import ArmResult, BudgetViews, ContextSplit, ControlSplit, PairResult, RungView, as_json
-from sweeps.verdict.selection import Choice
 
 SCHEMA = 1
 METRIC = "test_loss"

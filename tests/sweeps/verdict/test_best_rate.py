@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweeps.verdict.optimum import RateCurve, lead_outlasts_better_rate, locate, tie_outlasts_better_rates
-from sweeps.verdict.selection import choices, choose, edges, failed_candidates
+from sweeps.verdict.best_rate import choices, choose, edges, failed_candidates
+from sweeps.verdict.rate_curve import RateCurve, lead_outlasts_better_rate, locate, tie_outlasts_better_rates
 from sweeps.verdict.statistics import student
 from tests.sweeps.planted_sweep import CURVES, cell, confirm, explore, sweep
 
