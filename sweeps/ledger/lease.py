@@ -1,21 +1,21 @@
-"""A lease: who works on something, on storages that know no locks, with a number that fences off earlier holders.
+"""A lease: exclusive ownership on storage without locks, with a number that fences off earlier holders.
 
-A lease is a folder of claims ``NNNNNN.json``. The highest number holds it; a claim is created exclusively, so of two
-takers of one number one gets it. The holder rewrites its claim every ``HEARTBEAT_S`` as a heartbeat, and the last claim
-stays when it is given back, so that numbers only rise.
+A lease is a folder of claims ``NNNNNN.json``. The highest number holds it; a claim is created exclusively, so only one
+of two contenders for a number succeeds. The holder rewrites its claim every ``HEARTBEAT_S`` as a heartbeat, and the last
+claim stays in place on release, so that numbers only rise.
 
 A claim may be superseded when its process is known not to run (same boot, same PID namespace), or when it stood
 unchanged for ``STALE_AFTER_S`` of the taker's own clock: clocks of two hosts are never compared. A holder trusts its
 lease for ``TRUSTED_S`` after the last look that found no higher claim; after a longer silence it looks again first.
 
 A holder that slept may still write after it was superseded. Its ``token``, which begins with the claim's number, is in
-the names of all that it writes, so none of that counts (``sweeps.ledger.checkpoints``).
+the names of its segments and checkpoints, and it cannot commit them any more (``sweeps.ledger.commits``).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Final
 
@@ -64,11 +64,11 @@ class Holder(ObjectModel):
 
 
 class Lease:
-    """Held from ``acquire`` to ``release``, or as a context manager; a task beside the caller keeps the heartbeat."""
+    """Held from ``acquire`` to ``release``, or as a context manager; a background task sends the heartbeat. Used once."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         self._storage = storage
-        self._beating = storage.patient(0)  # a beat that is late is worth nothing: the next one is tried instead
+        self._beating = storage.patient(0)  # no retries: a late heartbeat is worth nothing
         self._name = name
         self._world = storage.world
         self._secret = self._world.random_token(4)
@@ -88,8 +88,8 @@ class Lease:
     def acquire(self, *, wait_s: float = 0.0) -> Holder | None:
         """Take the lease and return the dead holder that it was taken over from, if any.
 
-        Waits up to ``wait_s`` for a living holder to go, and as long as it takes to find out whether it lives. Raises
-        SweepHeldError, naming host and pid, where it does.
+        Waits as long as it takes to tell whether the holder is alive, and up to ``wait_s`` for a living one to
+        release. Raises SweepHeldError, naming host and pid, if it is still alive then.
         """
         deadline_s = self._world.monotonic_s() + wait_s
         watch = LeaseWatch(self._storage, self._name)
@@ -109,31 +109,31 @@ class Lease:
             pause_s = min(2 * pause_s, _LOOK_EVERY_S)
 
     def require_held(self) -> None:
-        """Raises SweepHeldError where somebody took the lease over; looks again where that was not done for long."""
+        """Raises SweepHeldError if the lease was taken over; looks again if the last look is older than ``TRUSTED_S``."""
         if self._taken_by is None and self._world.monotonic_s() - self._confirmed_s > TRUSTED_S:
-            self._looks_held(self._storage)
+            self._check_held(self._storage)
         self._raise_if_taken()
 
     def confirm(self) -> None:
-        """Look now; raises SweepHeldError where somebody took the lease over.
+        """Look now; raises SweepHeldError if the lease was taken over.
 
-        To be called before anything is written or deleted that no fencing protects.
+        Call it before writing or deleting anything that fencing does not protect.
         """
-        self._looks_held(self._storage)
+        self._check_held(self._storage)
         self._raise_if_taken()
 
     def release(self) -> None:
-        """Give the lease back; one that somebody else took over is left alone."""
+        """Release the lease, unless it was taken over."""
         self._ended.set()
         if self._task is None:
             return
         self._task.join(timeout=HEARTBEAT_S)
         self._task = None
         try:
-            if self._looks_held(self._beating):
+            if self._check_held(self._beating):
                 self._write(released=True)
         except StorageError:
-            return  # nothing is lost: it goes stale
+            return  # harmless: the claim goes stale
 
     def __enter__(self) -> Lease:
         self.acquire()
@@ -145,7 +145,7 @@ class Lease:
         self.release()
 
     def _claim(self, number: int) -> bool:
-        """Create the claim of this number; whether it is the highest then."""
+        """Create the claim of this number; returns whether it is now the highest."""
         now_s = self._world.monotonic_s()
         self._number = number
         try:
@@ -153,7 +153,7 @@ class Lease:
         except FileExistsError:
             return False
         older = claims(self._storage, self._name)
-        if older and older[-1] > number:  # a long pause between looking and claiming: this number is history
+        if older and older[-1] > number:  # a long pause between looking and claiming: newer claims exist
             self._storage.delete(self._claim_name())
             return False
         self._confirmed_s = now_s
@@ -165,23 +165,23 @@ class Lease:
     def _keep_beating(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
-                if not self._looks_held(self._beating):
+                if not self._check_held(self._beating):
                     return
                 self._write(released=False)
             except StorageError:
                 continue  # a missed beat is not a lost lease: ``require_held`` looks again before it is relied on
 
-    def _looks_held(self, storage: Storage) -> bool:
+    def _check_held(self, storage: Storage) -> bool:
         """Look for a higher claim, or for one of the same number by somebody else where creation is not exclusive."""
         now_s = self._world.monotonic_s()
         newest = max([*claims(storage, self._name), self._number])
         try:
             holder = _read_claim(storage, self._name, newest)
-        except FileNotFoundError:  # only who supersedes a claim, or deletes the whole sweep, deletes it
+        except FileNotFoundError:  # only its successor, or deleting the sweep, deletes a claim
             self._taken_by = "another process"
             return False
         except DamagedError:
-            holder = None
+            holder = None  # a damaged claim is still ours; the next heartbeat repairs it
         if newest > self._number or (holder is not None and holder.token != self.token):
             self._taken_by = "another process" if holder is None else str(holder)
             return False
@@ -215,14 +215,14 @@ class Lease:
         return f"{self._name}/{self._number:06d}.json"
 
 
-class _Look:
+@dataclass(frozen=True, kw_only=True)
+class _Observation:
     """What a look at a lease found."""
 
-    def __init__(self, *, number: int, holder: Holder | None, may_be_taken: bool, is_alive: bool) -> None:
-        self.number = number
-        self.holder = holder
-        self.may_be_taken = may_be_taken
-        self.is_alive = is_alive
+    number: int
+    holder: Holder | None
+    may_be_taken: bool
+    is_alive: bool
 
 
 class LeaseWatch:
@@ -241,23 +241,23 @@ class LeaseWatch:
         self.look()
         return self._world.monotonic_s() - self._since_s
 
-    def look(self) -> _Look:
-        """Look now."""
+    def look(self) -> _Observation:
+        """Read the newest claim and judge it."""
         numbers = claims(self._storage, self._name)
         if not numbers:
-            return _Look(number=0, holder=None, may_be_taken=True, is_alive=False)
+            return _Observation(number=0, holder=None, may_be_taken=True, is_alive=False)
         number = numbers[-1]
         where = f"{self._name}/{number:06d}.json"
         try:
             data = self._storage.read_bytes(where)
         except FileNotFoundError:  # superseded at this moment
-            return _Look(number=number, holder=None, may_be_taken=False, is_alive=False)
+            return _Observation(number=number, holder=None, may_be_taken=False, is_alive=False)
         self._note(data)
         holder = self._parsed(where, data)
         runs = None if holder is None else self._world.is_running(holder.process)
         is_stale = self._world.monotonic_s() - self._since_s > STALE_AFTER_S
         is_free = holder is not None and (holder.released or runs is False)
-        return _Look(
+        return _Observation(
             number=number,
             holder=holder,
             may_be_taken=is_free or is_stale,

@@ -1,7 +1,7 @@
-"""The driver: holds one sweep and lets the engine run what the plan says until every cell has its outcome.
+"""The driver: owns one sweep and has the engine run what the plan calls for until every cell has its outcome.
 
-The engine asks it for segments and reports their ends to it. Everything it decides it writes to the ledger first, so
-that it can be killed at any moment.
+The engine requests segments and reports when they end. Every decision is written to the ledger first, so that the
+driver can be killed at any moment.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ from sweeps.running.faults import DeathLog, HangWatch, WorldFaults
 from sweeps.running.ray_tune import Engine, Trainable, run_trials
 from sweeps.trial.trainable import SegmentJob, run_segment
 
-MAX_ERRORS: Final = 3  # of one cell between two checkpoints; two suffice where they are the same
-MAX_DEATHS_AT_A_POINT: Final = (
-    5  # of its workers after the same report: lost nodes strike anywhere, a bug strikes there
-)
-MAX_DEATHS: Final = 10  # between two checkpoints, wherever: what cannot live until the next one has no end
+MAX_ERRORS: Final = 3  # of one cell between two checkpoints; two identical ones are enough
+MAX_DEATHS_AT_A_POINT: Final = 5  # of its workers after the same report: a lost node kills anywhere, a bug at one point
+MAX_DEATHS: Final = 10  # between two checkpoints: a cell that cannot reach the next one would be retried for ever
 DEATH: Final = "the worker process died (killed, or its node was lost)"
-_LOOK_EVERY_S: Final = 0.2  # for a stop, while nothing can run
+_STOP_POLL_S: Final = 0.2
 
 
 class Watcher(Protocol):
-    """Who hears what happens: the terminal."""
+    """Receives what happens: the terminal."""
 
     def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """A running cell reported."""
@@ -55,7 +53,7 @@ class Driver:
     """One run or resume of one sweep.
 
     ``wake_tracking`` is called when the ledger has changed; ``require_held`` raises SweepHeldError once another driver
-    has taken the sweep: from then on nothing is written. With ``exclusive`` each judged cell runs alone.
+    has taken the sweep: from then on nothing is written. With ``exclusive`` each cell that is not of explore runs alone.
     """
 
     ledger: Ledger
@@ -90,7 +88,7 @@ class Driver:
         self._cells = {cell_id: r for r in self._results.cells if (cell_id := str(r.cell.cell_id)) in known}
         for cell_id, result in self._cells.items():
             self.plan.ended(cell_id, progress_of(result))
-        assert self._cells.keys() == known, "a page of the plan that was read once is there"
+        assert self._cells.keys() == known, "pages of the plan that were read cannot disappear"
 
     def run(self) -> None:
         """Run every cell that has no outcome, phase after phase; returns early where a stop was asked for.
@@ -98,7 +96,7 @@ class Driver:
         Raises WorldError where nothing works any more: what was durable is kept.
         """
         try:
-            self._settle()
+            self._apply_decisions()
             while not self.stopping and self.plan.next() != "finished":
                 self._run_groups()
                 if self._world_error:
@@ -124,12 +122,12 @@ class Driver:
                 )
             if self.stopping or self._world_error:
                 return
-            for cell_id in self.plan.running:  # the engine ended and said nothing about them
+            for cell_id in self.plan.running:  # the engine ended without reporting these: their workers are dead
                 self.done(cell_id, None)
 
     def _wait_for_world(self) -> None:
         while self._faults.wait_s() > 0 and not self.stopping:
-            self._world.sleep(_LOOK_EVERY_S)
+            self._world.sleep(_STOP_POLL_S)
 
     def stop(self) -> None:
         """Ask running segments to save and return, and hand out no others."""
@@ -159,7 +157,7 @@ class Driver:
             self._world_error = error
             self._ask_to_save()
 
-    def _is_lost(self) -> bool:
+    def _end_if_lost(self) -> bool:
         """Whether another driver has the sweep; the segments that still run here are not asked to save for it."""
         try:
             self.require_held()
@@ -175,7 +173,7 @@ class Driver:
 
     def take(self) -> SegmentJob | Literal["wait", "finished"]:
         """The next segment for a free worker of the group that runs now."""
-        if self.stopping or self._world_error or self._is_lost():
+        if self.stopping or self._world_error or self._end_if_lost():
             return "finished"
         segment = self.plan.next(self._group)
         if not isinstance(segment, Segment):
@@ -232,7 +230,7 @@ class Driver:
 
         Raises nothing for a storage that fails: Ray would wrap it into an error of its own.
         """
-        if self._is_lost():
+        if self._end_if_lost():
             return
         planned = self.plan.planned(cell_id)
         hung = self._hangs.ended(cell_id)
@@ -249,8 +247,8 @@ class Driver:
             if how in ("worker_died", "error") and not self.stopping and not self._world_error:
                 self._note_failure(planned, how, result)
             self._refresh(planned)
-            self._give_back(planned)
-            self._settle()
+            self._clean_up(planned)
+            self._apply_decisions()
         except SweepHeldError as error:
             self._world_error = self._world_error or WorldError(str(error))
         except WorldError as error:
@@ -258,7 +256,7 @@ class Driver:
         self.wake_tracking()
 
     def _note_world_fault(self, planned: PlannedCell, result: Mapping[str, Any]) -> None:
-        """What is around a worker failed: its cell is tried again later, and the session ends when nothing works."""
+        """The worker's environment failed: its cell is tried again later, and the session ends when nothing works."""
         reason, host, node = str(result["reason"]), result.get("hostname"), result.get("node_ip")
         was_left_alone = node in self._faults.left_alone
         self.plan.postpone(planned.cell_id)
@@ -276,7 +274,7 @@ class Driver:
     def _note_failure(self, planned: PlannedCell, how: str, result: Mapping[str, Any] | None) -> None:
         folder = self.ledger.cell_folder(planned.cell_id)
         if folder.outcome() is not None:
-            return  # it died after the last thing that it had to do
+            return  # it died after writing its outcome
         reason = DEATH if result is None else str(result["reason"])
         reached, node = self._deaths.last(planned.cell_id)
         traceback = None if result is None else result.get("traceback")
@@ -291,13 +289,13 @@ class Driver:
             self.watcher.say(f"{planned} is tried again from its checkpoint: {reason}{where}")
 
     def _refresh(self, planned: PlannedCell) -> None:
-        """Take over what the cell's folder says now."""
+        """Read the cell's folder again."""
         result = read_cell(planned, self.ledger.cell_folder(planned.cell_id))
         self._cells[planned.cell_id] = result
         self.plan.ended(planned.cell_id, progress_of(result))
 
-    def _give_back(self, planned: PlannedCell) -> None:
-        """Delete what a cell that has ended needs no more: with ``keep = best`` the checkpoints of explore cells."""
+    def _clean_up(self, planned: PlannedCell) -> None:
+        """Delete what a finished cell no longer needs: with ``keep = best`` the checkpoints of explore cells."""
         outcome = self.plan.progress(planned.cell_id).outcome
         if outcome in (None, *RETRIED_OUTCOMES):
             return
@@ -306,21 +304,21 @@ class Driver:
         if self.space.keep == "best" and planned.cell.phase == "explore":
             folder.delete_checkpoints()
 
-    def _settle(self) -> None:
-        """Write what follows from the losses recorded so far: drops, then cells that can now be planned."""
+    def _apply_decisions(self) -> None:
+        """Write what follows from the losses recorded so far: early stops, then new cells."""
         for dropped in self.plan.dropped():
             self._drop(dropped)
         groups = self.plan.open_groups()
         if self._open_groups is None or self._open_groups - groups:
-            self._plan_on()
+            self._plan_next()
             groups = self.plan.open_groups()
         self._open_groups = groups
         self.watcher.on_change(self.plan)
 
-    def _plan_on(self) -> None:
+    def _plan_next(self) -> None:
         """Plan what follows from the groups of cells that have all ended.
 
-        Where the plan has got pages since it was read, by a driver that was taken for dead, they are read first.
+        If a driver presumed dead has added pages since, they are read first.
         """
         while True:
             results = replace(self._results, cells=tuple(self._cells.values()))
@@ -330,12 +328,12 @@ class Driver:
                 self.ledger.fix_margin(added.margin)
             if self.ledger.add_cells_to(self._pages, added.cells, because=added.because):
                 break
-            self._take_up(self.ledger.planned_cells())
-        self._take_up(added.cells)
+            self._add_planned(self.ledger.planned_cells())
+        self._add_planned(added.cells)
         if added.cells and added.because:
             self.watcher.say(added.because)
 
-    def _take_up(self, cells: Sequence[PlannedCell]) -> None:
+    def _add_planned(self, cells: Sequence[PlannedCell]) -> None:
         fresh = [planned for planned in cells if planned.cell_id not in self._cells]
         self.plan.add(fresh)
         for planned in fresh:
@@ -371,12 +369,12 @@ def stopping_rule(space: Space) -> StoppingRule:
 
 
 def is_its_own_fault(attempts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether failures at one checkpoint are the cell's: the same error twice, or deaths after one and the same report.
+    """Whether failures at one checkpoint are the cell's: the same error twice, or deaths after the same report.
 
-    A node that is lost takes its workers wherever they are, so other deaths say nothing about a cell.
+    A lost node kills its workers at whatever point they have reached, so other deaths say nothing about a cell.
     """
     if not attempts:
-        return False  # the cell got further meanwhile, under a worker that was taken for dead
+        return False  # a worker presumed dead has moved the cell past this checkpoint
     newest = attempts[-1]
     if newest["kind"] == "error":
         errors = [attempt for attempt in attempts if attempt["kind"] == "error"]

@@ -53,7 +53,7 @@ def lease_of(tmp_path: Path, world: Host) -> Lease:
 
 
 def beat(lease: Lease) -> None:
-    if lease._looks_held(lease._beating):
+    if lease._check_held(lease._beating):
         lease._write(released=False)
 
 
