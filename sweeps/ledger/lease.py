@@ -1,7 +1,7 @@
 """A lease: exclusive ownership on storage without locks, with a number that fences off earlier holders.
 
 A lease is a folder of claims ``NNNNNN.json``. The highest number holds it; a claim is created exclusively, so only one
-of two contenders for a number succeeds. The holder rewrites its claim every ``HEARTBEAT_S`` as a heartbeat, and the last
+of two contenders for a number succeeds. The holder rewrites its claim every ``HEARTBEAT_S`` as a heartbeat. The last
 claim stays in place on release, so that numbers only rise.
 
 A claim may be superseded when its process is known not to run (same boot, same PID namespace), or when it stood
@@ -64,7 +64,7 @@ class Holder(ObjectModel):
 
 
 class Lease:
-    """Held from ``acquire`` to ``release``, or as a context manager; a background task sends the heartbeat. Used once."""
+    """Held from ``acquire`` to ``release``, or as a context manager, once; a background task sends the heartbeat."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         self._storage = storage
@@ -109,7 +109,7 @@ class Lease:
             pause_s = min(2 * pause_s, _LOOK_EVERY_S)
 
     def require_held(self) -> None:
-        """Raises SweepHeldError if the lease was taken over; looks again if the last look is older than ``TRUSTED_S``."""
+        """Raises SweepHeldError if the lease was taken over; looks again after ``TRUSTED_S``."""
         if self._taken_by is None and self._world.monotonic_s() - self._confirmed_s > TRUSTED_S:
             self._check_held(self._storage)
         self._raise_if_taken()

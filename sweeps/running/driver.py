@@ -53,7 +53,7 @@ class Driver:
     """One run or resume of one sweep.
 
     ``wake_tracking`` is called when the ledger has changed; ``require_held`` raises SweepHeldError once another driver
-    has taken the sweep: from then on nothing is written. With ``exclusive`` each cell that is not of explore runs alone.
+    has taken the sweep: from then on nothing is written. With ``exclusive`` a cell beyond explore runs alone.
     """
 
     ledger: Ledger

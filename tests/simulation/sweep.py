@@ -264,7 +264,10 @@ class SimulatedSweep:
         while True:
             job: Any = None
             while len(running) < slots and isinstance(job := desk.take(), SegmentJob):
-                running[job.cell_id] = self.sim.start(self.sim.rng.choice(HOSTS), self._worker(job))
+                hosts = [host for host in HOSTS if host not in job.avoid]
+                running[job.cell_id] = self.sim.start(self.sim.rng.choice(hosts), self._worker(job))
+                for host in job.avoid:
+                    self.sim.count(f"left {host} alone")
             if job == "finished" and not running:
                 return
             world.sleep(0.5)
@@ -283,9 +286,10 @@ class SimulatedSweep:
     def _worker(self, job: SegmentJob) -> Callable[[SimWorld], dict[str, Any]]:
         def work(world: SimWorld) -> dict[str, Any]:
             try:
-                return {"ended": train_segment(job, on_report=world.me.reports.append, world=world)}
+                ended = train_segment(job, on_report=world.me.reports.append, world=world)
+                return {"ended": ended, "node_ip": world.me.host}
             except (StorageError, SweepHeldError, OSError) as error:
-                return {"ended": "world_fault", "reason": str(error)}
+                return {"ended": "world_fault", "reason": str(error), "node_ip": world.me.host}
 
         return work
 
