@@ -66,13 +66,16 @@ def test_hung_workers_are_replaced_whether_they_can_be_killed_or_not(seed: int) 
     assert sweep.sim.counts["hung"] > 0
 
 
-@pytest.mark.parametrize("seed", [0, 4, 7, 9])  # in others few segments are left by the time that it is clear
-def test_a_host_that_lost_its_storage_is_left_alone(seed: int) -> None:
-    sweep = SimulatedSweep(seed, Faults())
-    sweep.sim.outages = [(10.0, 10_000.0, "host-1")]
-    assert what_counts(sweep.run()) == undisturbed()[0]
-    left_alone = [what for what in sweep.sim.counts if what.startswith("left")]
-    assert left_alone == ["left host-1 alone"]
+def test_a_host_that_lost_its_storage_is_left_alone() -> None:
+    left_alone = 0  # not in every schedule: in some no segment is left by the time that it is clear
+    for seed in range(12):
+        sweep = SimulatedSweep(seed, Faults())
+        sweep.sim.outages = [(10.0, 10_000.0, "host-1")]
+        assert what_counts(sweep.run()) == undisturbed()[0]
+        found = {what for what in sweep.sim.counts if what.startswith("left")}
+        assert found <= {"left host-1 alone"}
+        left_alone += bool(found)
+    assert left_alone > 1
 
 
 @pytest.mark.timeout(0)
