@@ -167,6 +167,8 @@ class _Segment:
         """Load the newest checkpoint that is intact; ``note`` is given a line for each that is damaged."""
         self._durable_tokens = self._writer.adopt(self._trainer.load, note)
         self._durable_records = len(self._trainer.records)
+        if self._trainer.tokens_seen != self._durable_tokens:  # another holder committed what cannot be read
+            raise StorageError(f"checkpoints of {self._job.cell_id} changed while they were read")
 
     def train(self, planned: PlannedCell, on_report: Callable[[Report], None]) -> str:
         """Train until the rung, the budget, or the driver's request to stop; durable points in between by time."""

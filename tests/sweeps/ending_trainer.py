@@ -16,8 +16,8 @@ from sweeps.trial.trainable import SegmentJob
 class EndingTrainer:
     """Stands for a trainer that reaches its rung with one report, and sits the exam."""
 
-    def __init__(self, test_loss: float = 1.0) -> None:
-        self.tokens_seen = 0
+    def __init__(self, test_loss: float = 1.0, *, tokens_seen: int = 0) -> None:
+        self.tokens_seen = tokens_seen
         self.exam_time_s = 1.0
         self.records: list[dict[str, Any]] = []
         self._test_loss = test_loss
@@ -39,10 +39,10 @@ class EndingTrainer:
         return ExamScores(**{**values, "test_loss": self._test_loss})
 
     def save(self, folder: Path) -> None:
-        (folder / "state.pt").write_bytes(b"state")
+        (folder / "state.pt").write_text(str(self.tokens_seen))
 
     def load(self, folder: Path) -> None:
-        assert (folder / "state.pt").read_bytes() == b"state"
+        self.tokens_seen = int((folder / "state.pt").read_text())
 
 
 def whole_job(runs: Path, planned: PlannedCell, *, sweep: str = "first") -> SegmentJob:

@@ -129,7 +129,7 @@ def test_a_checkpoint_whose_manifest_lists_no_files_is_set_aside_and_the_one_bef
 ) -> None:
     writer = CellWriter(folder, "000000-cafe")
     for tokens in (1_024, 2_048):
-        writer.save(tokens, EndingTrainer().save)
+        writer.save(tokens, EndingTrainer(tokens_seen=tokens).save)
     folder.storage.write_json("checkpoint-000000000002048-000000-cafe/manifest.json", {"tokens_seen": 2_048})
     monkeypatch.setattr(trainable, "build_trainer", lambda *_: EndingTrainer())
     told: list[str] = []
