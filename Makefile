@@ -69,8 +69,8 @@ test-all: $(VENV)/.ready-dev
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
 test-faults: $(VENV)/.ready-dev
-	@SWEEPS_FAULTS=full $(VENV)/bin/python -m pytest -m 'faults' $(ARGS)
-	@SWEEPS_SIMULATIONS=$${SWEEPS_SIMULATIONS:-20000} $(VENV)/bin/python -m pytest -s tests/simulation
+	@SWEEPS_FAULTS=full $(VENV)/bin/python -m pytest -m 'faults' --ignore=tests/simulation $(ARGS)
+	@SWEEPS_FAULTS=full SWEEPS_SIMULATIONS=$${SWEEPS_SIMULATIONS:-20000} $(VENV)/bin/python -m pytest -s tests/simulation
 
 check: $(VENV)/.ready-dev
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

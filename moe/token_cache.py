@@ -76,20 +76,20 @@ class TokenizedCorpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commits:
+class HubCommits:
     """The commits of the hub that corpus and tokenizer are to be read at; None for what is not pinned."""
 
     corpus: str | None = None
     tokenizer: str | None = None
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Commits:
+    def of(cls, facts: Mapping[str, Any]) -> HubCommits:
         """Those that ``TokenizedCorpus.facts`` name."""
         return cls(corpus=facts.get("revision"), tokenizer=facts.get("tokenizer_revision"))
 
     def allow(self, facts: Mapping[str, Any]) -> bool:
         """Whether token files with these facts were made at these commits, as far as it is known."""
-        found = Commits.of(facts)
+        found = HubCommits.of(facts)
         pairs = ((self.corpus, found.corpus), (self.tokenizer, found.tokenizer))
         return all(None in pair or pair[0] == pair[1] for pair in pairs)
 
@@ -102,7 +102,7 @@ def prepare(
     train_tokens_needed: int,
     held_out_tokens_needed: int = 0,
     on_progress: OnProgress | None = None,
-    commits: Commits | None = None,
+    commits: HubCommits | None = None,
 ) -> TokenizedCorpus:
     """The tokenized corpus, from the cache or built now, by one process while the others wait.
 
@@ -231,7 +231,7 @@ def _file_table(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _is_at(folder: Path, commits: Commits) -> bool:
+def _is_at(folder: Path, commits: HubCommits) -> bool:
     try:
         return commits.allow(_read_sidecar(folder)["facts"])
     except CorpusError:

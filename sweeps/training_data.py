@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moe.corpus import CorpusConfig
     from moe.exam import Exam
     from moe.token_build import OnProgress
-    from moe.token_cache import Commits, TokenizedCorpus
+    from moe.token_cache import HubCommits, TokenizedCorpus
     from moe.tokenizer import TokenizerConfig
     from moe.trainer import Trainer
 
@@ -96,7 +96,7 @@ def load_training_data(
             the beginning (both are named).
         StorageError: the cache cannot be written.
     """
-    from moe.token_cache import Commits
+    from moe.token_cache import HubCommits
 
     held_out_tokens = HELD_OUT_ROWS * max(space.exam.rows_validation, space.exam.rows_test) * (space.block_len + 1)
     tokens = _TokenRequest(
@@ -105,7 +105,7 @@ def load_training_data(
         train_tokens=POOL_BUDGETS * space.budget_tokens,
         held_out_tokens=held_out_tokens,
         progress=_Progress(on_progress),
-        commits=None if beginning is None else Commits.of(beginning.get("corpus_facts", {})),
+        commits=None if beginning is None else HubCommits.of(beginning.get("corpus_facts", {})),
     )
     if beginning is None:
         problems = check_against_corpus(space, corpus_facts(_tokens(tokens)))
@@ -144,7 +144,7 @@ class _TokenRequest:
     train_tokens: int
     held_out_tokens: int
     progress: _Progress
-    commits: Commits | None
+    commits: HubCommits | None
 
 
 @lru_cache(maxsize=2)

@@ -50,7 +50,7 @@ def opening(facts: Facts) -> Opening:
         badge=OUTCOME_NAMES[verdict.outcome],
         headline=verdict.headline,
         leads=tuple(_lead_sentences(facts)),
-        meaning=OUTCOME_MEANINGS[verdict.outcome].replace("{over}", facts.over),
+        meaning=OUTCOME_MEANINGS[verdict.outcome].format(over=facts.over),
         reasons=reasons,
         command=written.shown_line(verdict.command) if verdict.command and not verdict.is_decided else "",
         statement=written.with_shown_commands(verdict.statement),

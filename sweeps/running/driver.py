@@ -21,7 +21,8 @@ from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import next_cells
 from sweeps.plan.queue import Dropped, Plan, Segment, StoppingRule, progress_of
-from sweeps.running.faults import DeathLog, HangWatch, WorldFaults
+from sweeps.running.faults import DeathLog, WorldFaults
+from sweeps.running.hangs import HangWatch
 from sweeps.running.ray_tune import Engine, Trainable, run_trials
 from sweeps.trial.trainable import SegmentJob, run_segment
 

@@ -179,9 +179,9 @@ CONNECTED = """
 import sys
 from pathlib import Path
 from moe.corpus import CorpusConfig
-from moe.token_cache import Commits, prepare
+from moe.token_cache import HubCommits, prepare
 from moe.tokenizer import TokenizerConfig
-commits = Commits(corpus=sys.argv[2], tokenizer=sys.argv[3]) if sys.argv[2:] else None
+commits = HubCommits(corpus=sys.argv[2], tokenizer=sys.argv[3]) if sys.argv[2:] else None
 tokens = prepare(CorpusConfig(kind="hub", dataset="tiny/stories", name="stories"),
     TokenizerConfig(kind="hub", id="tiny/tokenizer"), cache_dir=Path(sys.argv[1]), train_tokens_needed=1,
     commits=commits)

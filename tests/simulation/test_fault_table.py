@@ -5,7 +5,7 @@ A schedule fails where a record is lost or counted twice, a cell that has ended 
 
 import os
 from bisect import bisect_right
-from statistics import quantiles
+from statistics import median
 
 import pytest
 
@@ -46,6 +46,5 @@ def test_a_fault_alone_loses_doubles_and_repeats_nothing(fault: str) -> None:
         sweep = assert_ends_as_undisturbed(seed, ALONE[fault])
         strikes += len(sweep.sim.struck_s)
         found += pauses_s(sweep)
-    assert fault == "listings are 3 s late" or strikes > 0
-    median_s, last_s = (0.0, 0.0) if len(found) < 2 else (quantiles(found, n=2)[0], max(found))
-    print(f"| {fault} | {SCHEDULES} | {strikes} | {median_s:.0f} | {last_s:.0f} |")
+    assert strikes > 0
+    print(f"| {fault} | {SCHEDULES} | {strikes} | {median(found):.0f} | {max(found):.0f} |")

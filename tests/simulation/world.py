@@ -374,7 +374,10 @@ class SimBackend(Backend):
         found = self._sim.listing(key)
         if self._sim.happens(self._sim.faults.partial_listing):
             recent_s = self._sim.now_s - 3.0
-            found = {n for n in found if self._sim.created_s.get(f"{key}/{n}", 0.0) < recent_s}
+            shown = {n for n in found if self._sim.created_s.get(f"{key}/{n}", 0.0) < recent_s}
+            if shown != found:
+                self._sim.count("late listings")
+            found = shown
         self._end()
         return list(found)
 
