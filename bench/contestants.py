@@ -68,7 +68,7 @@ class Contestant:
 
 
 def make_ours(config: ModelConfig) -> MoELanguageModel:
-    return MoELanguageModel(config, generator=torch.Generator().manual_seed(0))
+    return MoELanguageModel(config, seed=0)
 
 
 def ours(config: ModelConfig, precision: Precision) -> Contestant:

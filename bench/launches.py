@@ -167,7 +167,7 @@ def count_launches(model_config: ModelConfig, batch: BatchConfig, device: Device
     choices = choose(device, precision)
     ends_read: list[int] = []
     with FakeTensorMode(), torch.device("cpu"):
-        model = MoELanguageModel(model_config, generator=torch.Generator(), choices=choices)
+        model = MoELanguageModel(model_config, seed=0, choices=choices)
         optimizers = build_optimizers(model.weight_groups(), OptimizerConfig(lr=0.01, adamw_lr=0.003), choices)
         tokens_BT = torch.zeros(batch.micro_batch_size, batch.seq_len, dtype=torch.int64)
         model.rotary(batch.seq_len, tokens_BT.device)  # made once in a run

@@ -24,15 +24,14 @@ def document_mask(document_ids_BT: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Qwen3's attention: q, k and v projections, a norm per head on q and k, RoPE, causal softmax, o projection."""
 
-    def __init__(self, config: ModelConfig, *, generator: torch.Generator) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d_model, head_dim, std = config.d_model, config.head_dim, config.init_std
+        d_model, head_dim = config.d_model, config.head_dim
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, head_dim
-        self.q_proj = Projection(d_model, config.n_heads * head_dim, std=std, generator=generator)
-        self.k_proj = Projection(d_model, config.n_kv_heads * head_dim, std=std, generator=generator)
-        self.v_proj = Projection(d_model, config.n_kv_heads * head_dim, std=std, generator=generator)
-        residual_std = std / (2 * config.n_layers) ** 0.5
-        self.o_proj = Projection(config.n_heads * head_dim, d_model, std=residual_std, generator=generator)
+        self.q_proj = Projection(d_model, config.n_heads * head_dim)
+        self.k_proj = Projection(d_model, config.n_kv_heads * head_dim)
+        self.v_proj = Projection(d_model, config.n_kv_heads * head_dim)
+        self.o_proj = Projection(config.n_heads * head_dim, d_model)
         self.q_norm = RmsNorm(head_dim, config.norm_eps)
         self.k_norm = RmsNorm(head_dim, config.norm_eps)
 

@@ -119,10 +119,10 @@ class _MixtureOfExperts(torch.autograd.Function):
 class Experts(nn.Module):
     """E SwiGLU experts: ``gate_up_proj`` [E, 2F, D], gate first, and ``down_proj`` [E, D, F], as Qwen3-MoE has them."""
 
-    def __init__(self, gate_up_EHD: Tensor, down_EDF: Tensor) -> None:
+    def __init__(self, n_experts: int, d_model: int, d_expert: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Parameter(gate_up_EHD)
-        self.down_proj = nn.Parameter(down_EDF)
+        self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * d_expert, d_model))
+        self.down_proj = nn.Parameter(torch.empty(n_experts, d_model, d_expert))
         self._pool = BufferPool()
 
     def forward(

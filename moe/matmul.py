@@ -126,11 +126,11 @@ def linear(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 class Projection(nn.Module):
-    """A linear map without bias whose weight [O, I] is drawn from a normal distribution."""
+    """A linear map without bias; its weight [O, I] is still to be drawn."""
 
-    def __init__(self, n_in: int, n_out: int, *, std: float, generator: torch.Generator) -> None:
+    def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_out, n_in).normal_(0.0, std, generator=generator))
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """Map [N, I] to [N, O]."""

@@ -117,7 +117,7 @@ def predict_peak_gib(config: TrainConfig, *, precision: PrecisionName, device: D
     choices = choose(device, resolved)
     with FakeTensorMode(), torch.device("cpu"):
         resolved = replace(resolved, device_kind="cpu")
-        model = MoELanguageModel(config.model, generator=torch.Generator(), choices=choices)
+        model = MoELanguageModel(config.model, seed=0, choices=choices)
         optimizers = build_optimizers(model.weight_groups(), config.optimizer, choices)
         with TensorBytes(training_tensors(model, optimizers)) as watch:
             for _ in range(2):  # the first creates the optimizers' state

@@ -16,6 +16,7 @@ from moe.attention import Attention, document_mask
 from moe.config import ModelConfig
 from moe.device_choices import DeviceChoices, choices_of
 from moe.experts import Experts
+from moe.initial_weights import draw_weights
 from moe.loss import cross_entropy_sum, token_cross_entropies
 from moe.matmul import linear
 from moe.norm import RmsNorm
@@ -55,9 +56,9 @@ class WeightGroups:
 class Embedding(nn.Module):
     """Token vectors [V, D], which are also the head's rows."""
 
-    def __init__(self, vocab_size: int, d_model: int, *, std: float, generator: torch.Generator) -> None:
+    def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, d_model).normal_(0.0, std, generator=generator))
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
 
     def forward(self, tokens_N: Tensor) -> Tensor:
         """Vectors [N, D] of tokens [N]."""
@@ -67,16 +68,10 @@ class Embedding(nn.Module):
 class SparseMlp(nn.Module):
     """A router and its experts."""
 
-    def __init__(self, config: ModelConfig, *, generator: torch.Generator) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = Router(config.d_model, config.n_experts, config.top_k, std=config.init_std, generator=generator)
-        residual_std = config.init_std / (2 * config.n_layers) ** 0.5
-        gate_up_EHD = torch.empty(config.n_experts, 2 * config.d_expert, config.d_model)
-        down_EDF = torch.empty(config.n_experts, config.d_model, config.d_expert)
-        self.experts = Experts(
-            gate_up_EHD.normal_(0.0, config.init_std, generator=generator),
-            down_EDF.normal_(0.0, residual_std, generator=generator),
-        )
+        self.gate = Router(config.d_model, config.n_experts, config.top_k)
+        self.experts = Experts(config.n_experts, config.d_model, config.d_expert)
 
     def forward(self, x_ND: Tensor, choices: DeviceChoices) -> tuple[Tensor, Routing]:
         """Mix the chosen experts' outputs for every token."""
@@ -87,12 +82,12 @@ class SparseMlp(nn.Module):
 class Layer(nn.Module):
     """Pre-norm attention and pre-norm experts, each added to an fp32 residual stream."""
 
-    def __init__(self, config: ModelConfig, *, generator: torch.Generator) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input_layernorm = RmsNorm(config.d_model, config.norm_eps)
-        self.self_attn = Attention(config, generator=generator)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = RmsNorm(config.d_model, config.norm_eps)
-        self.mlp = SparseMlp(config, generator=generator)
+        self.mlp = SparseMlp(config)
 
     def forward(
         self, x_ND: Tensor, tables: RotaryTables, mask: Tensor | None, choices: DeviceChoices
@@ -107,28 +102,21 @@ class Layer(nn.Module):
 class MoELanguageModel(nn.Module):
     """Qwen3-MoE: pre-norm RMSNorm, RoPE, q/k norm per head, SwiGLU experts, softmax top-k router, tied embedding.
 
-    | weights | initialised |
-    |---|---|
-    | ``embed_tokens`` (also the head), ``q_proj k_proj v_proj``, ``gate_up_proj``, router gates | N(0, init_std) |
-    | ``o_proj``, ``down_proj``, which write to the residual stream | N(0, init_std / sqrt(2 L)), as GPT-2 |
-    | norms | 1 |
-
-    All draws come from ``generator``, on the CPU in fp32, in the order of the parameters: a seed gives the same model
-    on every device and for every arm. Parameters have Qwen3-MoE's names, without its ``model.`` prefix.
+    ``seed`` decides the initial weights (``moe.initial_weights``), on every device and for every arm the same.
+    Parameters have Qwen3-MoE's names, without its ``model.`` prefix.
 
     ``choices`` say how it computes; None stands for those of the device that its tensors are on.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, generator: torch.Generator, choices: DeviceChoices | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, seed: int, choices: DeviceChoices | None = None) -> None:
         super().__init__()
         self.config = config
         self._choices = choices
-        self.embed_tokens = Embedding(config.vocab_size, config.d_model, std=config.init_std, generator=generator)
-        self.layers = nn.ModuleList(Layer(config, generator=generator) for _ in range(config.n_layers))
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = RmsNorm(config.d_model, config.norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)
+        draw_weights(self, seed=seed, std=config.init_std, n_layers=config.n_layers)
 
     def _choices_for(self, tokens_BT: Tensor) -> DeviceChoices:
         return self._choices or choices_of(tokens_BT)

@@ -24,10 +24,10 @@ class Routing(NamedTuple):
 class Router(nn.Module):
     """A linear gate in fp32 with softmax over all experts, the K best renormalised (Qwen3-MoE's router)."""
 
-    def __init__(self, d_model: int, n_experts: int, top_k: int, *, std: float, generator: torch.Generator) -> None:
+    def __init__(self, d_model: int, n_experts: int, top_k: int) -> None:
         super().__init__()
         self.top_k = top_k
-        self.weight = nn.Parameter(torch.empty(n_experts, d_model).normal_(0.0, std, generator=generator))
+        self.weight = nn.Parameter(torch.empty(n_experts, d_model))
 
     def forward(self, x_ND: Tensor) -> Routing:
         """Route tokens [N, D]."""

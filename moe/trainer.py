@@ -2,10 +2,9 @@
 
 | state | begins as | kept in a checkpoint |
 |---|---|---|
-| model | drawn from a generator seeded with ``seed`` | yes |
+| model | drawn as ``seed`` says, before the first step; nothing else is random | yes |
 | Muon, AdamW | empty momenta | yes |
 | scaler (fp16 only) | torch's default scale | yes |
-| generator | after the draws of the model | yes (nothing draws from torch's own) |
 | data position | window 0 of ``data.windows``, a pure function of seed and step | as ``step`` |
 | schedule position | a pure function of ``tokens_seen`` | as ``tokens_seen`` |
 | micro-batch parts, splits, skipped steps, times, peak memory, records | one part, zeros, empty | yes |
@@ -20,8 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from moe.accumulation import GradientAccumulation, MicroBatch
 from moe.checkpoint import read_state, write_state
@@ -53,9 +50,8 @@ _COUNTERS = ("step", "skipped_steps", "train_time_s", "counting_time_s", "exam_t
 class Trainer:
     """One model in training: at ``tokens_seen`` 0 when built, elsewhere after ``load``.
 
-    The data is ``data.windows`` for training and ``data.exam`` for scoring. Every random draw comes from
-    ``generator``, seeded with ``config.seed``. ``choices`` are the device's own unless others are given, which the
-    tests do to run a GPU's on a CPU.
+    The data is ``data.windows`` for training and ``data.exam`` for scoring. ``choices`` are the device's own unless
+    others are given, which the tests do to run a GPU's on a CPU.
 
     Raises:
         ConfigError: the config cannot be trained; the message names every problem.
@@ -68,10 +64,9 @@ class Trainer:
         self.data = data
         self.device = Device.resolve(config.device)
         self.precision = resolve_precision(config.precision, self.device)
-        self.generator = torch.Generator().manual_seed(config.seed)
         self.choices = choose(self.device, self.precision) if choices is None else choices
         set_arithmetic(self.device, deterministic=config.deterministic)
-        self.model = MoELanguageModel(config.model, generator=self.generator, choices=self.choices)
+        self.model = MoELanguageModel(config.model, seed=config.seed, choices=self.choices)
         self.model.to(self.device.torch_device)
         self.optimizers = build_optimizers(self.model.weight_groups(), config.optimizer, self.choices)
         self._tokens = (
@@ -328,7 +323,6 @@ class Trainer:
         self.optimizers.load_state_dict(state["optimizers"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        self.generator.set_state(state["generator"].cpu())
         self.accumulation.n_parts = state["micro_batch_parts"]
         self.accumulation.splits = state["micro_batch_splits"]
         for name in _COUNTERS:
@@ -341,7 +335,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "generator": self.generator.get_state(),
             "micro_batch_parts": self.accumulation.n_parts,
             "micro_batch_splits": self.accumulation.splits,
             "records": self.records,

@@ -1,9 +1,10 @@
 """Training windows: every arm cuts the same targets, each into windows of its own length.
 
-A seed draws a pool of disjoint blocks of S+1 tokens from the train split (S is the longest arm's ``seq_len``). A block
-has S targets; an arm with ``seq_len`` T cuts it into S/T windows, so that at full budget all arms have trained on the
-same targets equally often. Offset, pool and order come from the seed alone, and a batch is a pure function of seed and
-step: a resumed run needs nothing but its step number.
+A seed cuts the train split into disjoint blocks of S+1 tokens (S is the longest arm's ``seq_len``) and permutes them; a
+budget takes the first ones, so that what a smaller budget trains on, a larger one trains on too. A block has S targets;
+an arm with ``seq_len`` T cuts it into S/T windows, so that at full budget all arms have trained on the same targets
+equally often. Offset, pool and order come from the seed alone, and a batch is a pure function of seed and step: a
+resumed run needs nothing but its step number.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Windows:
         epochs = [pool] * whole
         if rest:
             generator = np.random.default_rng([seed, _POOL_STREAM, whole])
-            epochs.append(pool[np.sort(generator.choice(pool.size, size=rest, replace=False))])
+            epochs.append(pool[np.sort(generator.permutation(pool.size)[:rest])])
         return epochs
 
 
@@ -162,8 +163,8 @@ class WindowsOnDevice:
 def draw_pool(train: TokenFile, *, block_len: int, n_blocks: int, seed: int) -> npt.NDArray[np.int64]:
     """Starts, ascending, of up to ``n_blocks`` disjoint blocks of ``block_len`` + 1 tokens; the same for every arm.
 
-    The seed decides where the cutting begins and which blocks are drawn. Fewer come back only where the whole split
-    has fewer.
+    The seed decides where the cutting begins and in which order blocks are drawn: fewer blocks are a part of more.
+    Fewer than ``n_blocks`` come back only where the whole split has fewer.
     """
     size = block_len + 1
     available = train.n_tokens // size
@@ -173,11 +174,9 @@ def draw_pool(train: TokenFile, *, block_len: int, n_blocks: int, seed: int) -> 
             "choose a shorter seq_len or a larger corpus"
         )
     generator = np.random.default_rng([seed, _POOL_STREAM])
-    slack = train.n_tokens - min(n_blocks, available) * size
-    offset = int(generator.integers(0, min(slack, block_len), endpoint=True))
-    cut = (train.n_tokens - offset) // size
-    chosen = np.sort(generator.choice(cut, size=min(n_blocks, cut), replace=False))
-    return offset + chosen.astype(np.int64) * size
+    offset = int(generator.integers(0, min(train.n_tokens - size, block_len), endpoint=True))
+    drawn = generator.permutation((train.n_tokens - offset) // size)[:n_blocks]
+    return offset + np.sort(drawn).astype(np.int64) * size
 
 
 def _require_divisible(*, block_len: int, budget_tokens: int, batch: BatchConfig) -> None:

@@ -29,10 +29,11 @@ def _of_steps(space: Space) -> Iterator[str]:
     if len(set(steps.values())) > 1:
         listed = ", ".join(f"{name} {tokens}" for name, tokens in steps.items())
         yield f"arms differ in tokens per step ({listed}), so at equal tokens they differ in updates too"
-    for name, tokens in steps.items():
-        updates = space.budget_tokens // tokens
-        if updates < FEW_UPDATES:
-            yield f"{name} makes only {updates} updates in {space.budget_tokens} tokens"
+    for budget in space.budgets_tokens:
+        for name, tokens in steps.items():
+            updates = budget // tokens
+            if updates < FEW_UPDATES:
+                yield f"{name} makes only {updates} updates in {budget} tokens"
 
 
 def _of_seeds(space: Space) -> Iterator[str]:

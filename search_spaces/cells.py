@@ -83,10 +83,11 @@ def tidy(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def explored_arms(space: Space) -> tuple[tuple[str, Arrangement], ...]:
-    """Every (strategy, arrangement) with its own rate search: all arms, and those of the control."""
+def explored_arms(space: Space, budget_tokens: int) -> tuple[tuple[str, Arrangement], ...]:
+    """Every (strategy, arrangement) with a rate search at a budget: all arms, and at the largest the control's."""
     arms: list[tuple[str, Arrangement]] = [(strategy.name, "shuffled") for strategy in space.strategies]
-    return (*arms, *((name, "grouped") for name in _control_arms(space)))
+    grouped = _control_arms(space) if budget_tokens == space.budget_tokens else ()
+    return (*arms, *((name, "grouped") for name in grouped))
 
 
 def _control_arms(space: Space) -> list[str]:
@@ -105,7 +106,7 @@ def cell_at(
     arrangement: Arrangement = "shuffled",
     budget_tokens: int | None = None,
 ) -> Cell:
-    """The cell at this point of the space, with the space's budget unless another is given."""
+    """The cell at this point of the space, with the space's largest budget unless another is given."""
     point = Cell(
         cell_id=None,
         phase=phase,
@@ -127,7 +128,7 @@ def _identified(space: Space, identity: Identity | None, cell: Cell) -> Cell:
 
 
 def explore_cells(space: Space, identity: Identity | None) -> tuple[Cell, ...]:
-    """The cells that find each arm's rate, rates before arms, so that no arm waits for another to finish.
+    """The cells that find each arm's rate at each budget, rates before arms, so that no arm waits for another to end.
 
     With an optuna search, as many cells without a rate as it will suggest.
     """
@@ -137,10 +138,20 @@ def explore_cells(space: Space, identity: Identity | None) -> tuple[Cell, ...]:
     else:
         rates = [rate for lr in space.rates.lr for rate in rates_at(space, lr)]
     return tuple(
-        cell_at(space, identity, phase="explore", strategy=name, rate=rate, seed=seed, arrangement=arrangement)
+        cell_at(
+            space,
+            identity,
+            phase="explore",
+            strategy=name,
+            rate=rate,
+            seed=seed,
+            arrangement=arrangement,
+            budget_tokens=budget,
+        )
+        for budget in space.budgets_tokens
         for seed in _explore_seeds(space)
         for rate in rates
-        for name, arrangement in explored_arms(space)
+        for name, arrangement in explored_arms(space, budget)
     )
 
 
@@ -150,11 +161,21 @@ def explore_cells_at(
     *,
     strategy: str,
     rates: Iterable[Rate],
+    budget_tokens: int,
     arrangement: Arrangement = "shuffled",
 ) -> tuple[Cell, ...]:
     """One arm's explore cells at the given rates, on every explore seed: a widening, an extension, a suggestion."""
     return tuple(
-        cell_at(space, identity, phase="explore", strategy=strategy, rate=rate, seed=seed, arrangement=arrangement)
+        cell_at(
+            space,
+            identity,
+            phase="explore",
+            strategy=strategy,
+            rate=rate,
+            seed=seed,
+            arrangement=arrangement,
+            budget_tokens=budget_tokens,
+        )
         for rate in rates
         for seed in _explore_seeds(space)
     )
@@ -165,15 +186,28 @@ def _explore_seeds(space: Space) -> range:
 
 
 def confirm_cells(
-    space: Space, identity: Identity | None, chosen: Mapping[str, Rate] | None = None, total_seeds: int | None = None
+    space: Space,
+    identity: Identity | None,
+    chosen: Mapping[str, Rate] | None = None,
+    total_seeds: int | None = None,
+    budget_tokens: int | None = None,
 ) -> tuple[Cell, ...]:
     """Every arm on fresh seeds at its chosen rate; without a choice (yet), cells without a rate.
 
-    ``total_seeds`` is ``seeds.confirm`` unless given. Cells are ordered by seed, so that pairs finish together.
+    ``total_seeds`` is ``seeds.confirm`` unless given, the budget the largest. Every budget has the same seeds. Cells
+    are ordered by seed, so that pairs finish together.
     """
     rates = chosen or {}
     return tuple(
-        cell_at(space, identity, phase="confirm", strategy=arm.name, rate=rates.get(arm.name), seed=seed)
+        cell_at(
+            space,
+            identity,
+            phase="confirm",
+            strategy=arm.name,
+            rate=rates.get(arm.name),
+            seed=seed,
+            budget_tokens=budget_tokens,
+        )
         for seed in confirm_seeds(space.seeds.confirm if total_seeds is None else total_seeds)
         for arm in space.strategies
     )
@@ -212,7 +246,8 @@ def time_cells(
 
 def planned_cells(space: Space, identity: Identity | None = None) -> tuple[Cell, ...]:
     """What a sweep will run as far as it can be known before it starts: explore, confirm and control cells."""
-    return (*explore_cells(space, identity), *confirm_cells(space, identity), *control_cells(space, identity))
+    confirm = [cell for budget in space.budgets_tokens for cell in confirm_cells(space, identity, budget_tokens=budget)]
+    return (*explore_cells(space, identity), *confirm, *control_cells(space, identity))
 
 
 def _cell_id(space: Space, identity: Identity, cell: Cell) -> str:

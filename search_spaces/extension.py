@@ -40,11 +40,13 @@ def extended_space(
     adamw_lr: Sequence[float] = (),
     strategies: Sequence[Strategy | Mapping[str, Any]] = (),
     confirm_seeds: int | None = None,
+    budgets: Sequence[int] = (),
 ) -> Space:
-    """``space`` with more rates, more arms, or a larger total of confirm seeds; what it has already stays as it is.
+    """``space`` with more rates, arms or budgets, or a larger total of confirm seeds; what it has stays as it is.
 
-    A rate that the grid has already adds nothing. The exam and the blocks depend on the longest and the shortest
-    length and on the budget, so these are frozen: an arm that does not fit them is refused.
+    A rate or budget that the space has already adds nothing. A new largest budget has its rungs at
+    the same shares. The exam and the blocks depend on the longest and the shortest length, so these are frozen: an arm
+    that does not fit them is refused.
 
     Raises:
         SpaceErrors: every reason why the sweep cannot be extended so.
@@ -60,6 +62,7 @@ def extended_space(
     if space.rates.adamw_grid is not None:
         grid = space.rates.adamw_grid
         table["rates"]["adamw_grid"] = [*grid, *dict.fromkeys(r for r in adamw_lr if is_rate(r) and r not in grid)]
+    table |= _with_budgets(space, budgets)
     if confirm_seeds is not None:
         table["seeds"]["confirm"] = confirm_seeds
     try:
@@ -69,6 +72,14 @@ def extended_space(
     if problems:
         raise SpaceErrors(problems, source="the extension")
     return extended
+
+
+def _with_budgets(space: Space, added: Sequence[int]) -> dict[str, Any]:
+    """The keys of a space that more budgets change."""
+    budgets = sorted({*space.budgets_tokens, *added})
+    largest, before = budgets[-1], space.budget_tokens
+    rungs = [rung * largest // before if rung * largest % before == 0 else rung for rung in space.rungs_tokens]
+    return {"budget_tokens": largest, "budgets_tokens": budgets, "rungs_tokens": rungs}
 
 
 def frozen_differences(before: Space, after: Space) -> list[Problem]:
@@ -89,7 +100,7 @@ def frozen_differences(before: Space, after: Space) -> list[Problem]:
 def _not_reported_yet(general: Sequence[Problem], reported: Sequence[Problem]) -> list[Problem]:
     """The problems of the extended space that do not say again what those of the extension say."""
     keys = {problem.where.rpartition(".")[2] for problem in reported}
-    frozen = ("budget_tokens", "rungs_tokens", *(("seq_len",) if "seq_len" in keys else ()))
+    frozen = ("budget_tokens", "budgets_tokens", "rungs_tokens", *(("seq_len",) if "seq_len" in keys else ()))
     return [
         problem
         for problem in general
@@ -135,10 +146,11 @@ def _arm_problems(space: Space, arm: Mapping[str, Any]) -> Iterator[Problem]:
         yield problem_at(f"{where}.seq_len", seq_len, rule, remedy)
     if all(type(number) is int and number >= 1 for number in shape):
         step = prod(shape)
-        missed = [point for point in (*space.rungs_tokens, space.budget_tokens) if point % step]
+        points = [point for budget in space.budgets_tokens for point in (*space.rungs_at(budget), budget)]
+        missed = [point for point in points if point % step]
         if missed:
             nearest = ", ".join(f"{point}: {nearest_multiples(point, step)}" for point in missed)
-            rule = f"does not hit the sweep's frozen rungs and budget exactly (nearest to {nearest})"
+            rule = f"does not hit the sweep's frozen rungs and budgets exactly (nearest to {nearest})"
             remedy = f"choose a shape whose tokens per step divide {', '.join(map(str, missed))}"
             yield Problem(where=where, value=f"{step} tokens per step", rule=rule, remedy=remedy)
 

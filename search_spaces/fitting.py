@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import gcd, lcm
 
 from search_spaces.caveats import FEW_UPDATES
@@ -22,7 +23,7 @@ def fitted_space(space: Space, largest_micro_batches: Mapping[str, int]) -> Spac
     """``space`` with shapes that fill the memory as evenly as whole steps allow, and ``fitted`` set.
 
     ``largest_micro_batches`` says for each arm how many windows fit. All arms get the same tokens per step, one
-    that divides budget and rungs. Of those steps the one is taken at which the arm that fills its memory least
+    that divides budgets and rungs. Of those steps the one is taken at which the arm that fills its memory least
     fills it most; among equals the smallest, which leaves the most updates.
 
     Raises:
@@ -45,10 +46,11 @@ def fitted_space(space: Space, largest_micro_batches: Mapping[str, int]) -> Spac
 
 def _candidates(space: Space, largest: Mapping[str, int]) -> Iterator[_Candidate]:
     lengths = lcm(*(arm.seq_len for arm in space.strategies))
-    whole = gcd(space.budget_tokens, *space.rungs_tokens)
+    points = [(budget, *space.rungs_at(budget)) for budget in space.budgets_tokens]
+    whole = gcd(*chain.from_iterable(points))
     assert whole % lengths == 0, "the rules of a space make budget and rungs multiples of every length"
     steps = [lengths * factor for factor in divisors(whole // lengths)]
-    affordable = [step for step in steps if space.budget_tokens // step >= FEW_UPDATES] or steps[:1]
+    affordable = [step for step in steps if space.budgets_tokens[0] // step >= FEW_UPDATES] or steps[:1]
     for step in affordable:
         micro_batches = {
             arm.name: max(size for size in divisors(step // arm.seq_len) if size <= largest[arm.name])

@@ -10,8 +10,11 @@ from typing import Any
 from search_spaces.problems import Problem, did_you_mean, shortened
 from search_spaces.shorthand import SHORTHANDS
 
-# A space has one of these keys: setting one removes the others.
-_ALTERNATIVES = ("adamw_ratio", "adamw_fixed", "adamw_grid")
+# A space has one key of each of these groups: setting one removes the others.
+_ALTERNATIVES = {
+    "rates": ("adamw_ratio", "adamw_fixed", "adamw_grid"),
+    "": ("budget_tokens", "budgets_tokens"),
+}
 
 
 def apply_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
@@ -32,9 +35,11 @@ def _apply(table: dict[str, Any], override: str) -> Problem | None:
     except ValueError as error:
         rule = f"is not a TOML value ({error})"
         return Problem(where=f"--set {key}", value=shortened(text), rule=rule, remedy="quote it as TOML")
-    if path[0] == "rates" and path[-1] in _ALTERNATIVES and isinstance(table.get("rates"), dict):
-        for alternative in _ALTERNATIVES:
-            table["rates"].pop(alternative, None)
+    alternatives = _ALTERNATIVES.get(".".join(path[:-1]), ())
+    section = table.get(path[0]) if path[:-1] else table
+    if path[-1] in alternatives and isinstance(section, dict):
+        for alternative in alternatives:
+            section.pop(alternative, None)
     if path[0] == "strategies" and len(path) > 3:
         path = [path[0], ".".join(path[1:-1]), path[-1]]  # names of arms may have dots in them
     return _set(table, path, value)

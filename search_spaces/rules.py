@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from math import lcm, prod
 from typing import Any
 
-from search_spaces.problems import Problem, as_toml, did_you_mean, nearest_divisors, nearest_multiples, problem_at
-from search_spaces.sections import keep_counts
+from search_spaces.budget_rules import (
+    Problems,
+    budget_is_the_largest,
+    budget_is_whole,
+    budgets_increase,
+    keep_fits_rungs,
+    keep_never_grows,
+    rungs_are_whole,
+    rungs_below_budget,
+    rungs_increase,
+    smaller_budgets_are_whole,
+    smaller_budgets_outlast_warmup,
+)
+from search_spaces.problems import Problem, as_toml, did_you_mean, nearest_divisors, problem_at
 
-Problems = Iterator[Problem]
 Arm = Mapping[str, Any]
 Arms = Sequence[Arm]
 SHAPE = ("micro_batch_size", "seq_len", "grad_accum_steps")
@@ -51,6 +61,7 @@ def _derived(values: Mapping[str, Any]) -> dict[str, Any]:
             derived["n_rates"] = len(values["rates.lr"]) * len(values["rates.adamw_grid"] or (None,))
     if all(path in values for path in ("strategies", "fit_memory_gib", "fitted")):
         derived["needs_fitting"] = values["fit_memory_gib"] is not None and not values["fitted"]
+        derived["steps_tokens"] = [prod(arm[key] for key in SHAPE) for arm in values["strategies"] if _has_shape(arm)]
         derived["multiple"] = _common_multiple(values["strategies"], derived["needs_fitting"])
     return derived
 
@@ -65,65 +76,6 @@ def _common_multiple(arms: Arms, needs_fitting: bool) -> tuple[int, str]:
 
 def _has_shape(arm: Arm) -> bool:
     return all(key in arm for key in SHAPE)
-
-
-# Budget, rungs and early stopping
-
-
-def budget_is_whole(budget_tokens: int, multiple: tuple[int, str]) -> Problems:
-    """Every arm must hit the budget exactly."""
-    yield from _whole("budget_tokens", budget_tokens, multiple)
-
-
-def rungs_are_whole(rungs_tokens: Sequence[int], multiple: tuple[int, str]) -> Problems:
-    """Every arm must hit every rung exactly."""
-    for index, rung in enumerate(rungs_tokens):
-        yield from _whole(f"rungs_tokens[{index}]", rung, multiple)
-
-
-def _whole(where: str, tokens: int, multiple: tuple[int, str]) -> Problems:
-    number, of_what = multiple
-    if tokens % number:
-        rule = f"must be a multiple of {number}, the least common multiple of {of_what}"
-        yield problem_at(where, tokens, rule, f"choose {nearest_multiples(tokens, number)}")
-
-
-def rungs_below_budget(rungs_tokens: Sequence[int], budget_tokens: int) -> Problems:
-    """A rung is a point on the way."""
-    for index, rung in enumerate(rungs_tokens):
-        if rung >= budget_tokens:
-            rule = f"must lie below the budget ({budget_tokens} tokens)"
-            yield problem_at(
-                f"rungs_tokens[{index}]", rung, rule, f"choose a rung below {budget_tokens} or leave it out"
-            )
-
-
-def rungs_increase(rungs_tokens: Sequence[int]) -> Problems:
-    """Rungs are reached in order."""
-    if any(later <= earlier for earlier, later in pairwise(rungs_tokens)):
-        remedy = f"write {as_toml(sorted(set(rungs_tokens)))}"
-        yield problem_at("rungs_tokens", rungs_tokens, "must increase strictly", remedy)
-
-
-def keep_fits_rungs(kind: str, keep: Sequence[int | float], rungs_tokens: Sequence[int]) -> Problems:
-    """One entry of ``keep`` per rung, and none without early stopping."""
-    if kind == "none" and keep:
-        rule = 'has no meaning with early_stopping.kind="none"'
-        yield problem_at("early_stopping.keep", keep, rule, 'leave keep out or set kind = "asha"')
-    if kind == "asha" and not rungs_tokens:
-        rule = "must name at least one rung for early stopping to decide at"
-        yield problem_at("rungs_tokens", rungs_tokens, rule, 'add rungs or set early_stopping = "none"')
-    elif kind == "asha" and len(keep) != len(rungs_tokens):
-        rule = f"must have one entry per rung ({len(rungs_tokens)} in rungs_tokens)"
-        yield problem_at("early_stopping.keep", keep, rule, f"write {len(rungs_tokens)} counts or fractions")
-
-
-def keep_never_grows(keep: Sequence[int | float], n_rates: int) -> Problems:
-    """A later rung cannot keep more than an earlier one let through."""
-    counts = keep_counts(keep, n_rates)
-    if any(later > earlier for earlier, later in pairwise(counts)):
-        rule = f"must not increase (of {n_rates} it keeps {as_toml(counts)})"
-        yield problem_at("early_stopping.keep", keep, rule, "keep at a later rung at most as many as at the one before")
 
 
 # Arms
@@ -202,12 +154,15 @@ def gpu_table_names_arms(gpu_per_trial: object, arms: Arms) -> Problems:
             yield problem_at(where, None, "is missing from the table", "give every arm its share")
 
 
-def cells_are_bounded(arms: Arms, n_rates: int, explore: int, confirm: int, controls: bool) -> Problems:
+def cells_are_bounded(
+    arms: Arms, n_rates: int, explore: int, confirm: int, controls: bool, budgets_tokens: Sequence[int]
+) -> Problems:
     """A sweep keeps track of every cell."""
-    n_cells = len(arms) * (n_rates * explore + confirm) * (2 if controls else 1)
+    n_cells = len(arms) * (n_rates * explore + confirm) * (len(budgets_tokens) + (1 if controls else 0))
     if n_cells > MAX_CELLS:
-        rule = f"has about {n_cells} cells (arms x (rates x explore seeds + confirm seeds)), and may have {MAX_CELLS}"
-        yield problem_at("the space", None, rule, "leave out arms, rates or seeds")
+        counted = "arms x budgets x (rates x explore seeds + confirm seeds)"
+        rule = f"has about {n_cells} cells ({counted}), and may have {MAX_CELLS}"
+        yield problem_at("the space", None, rule, "leave out arms, budgets, rates or seeds")
 
 
 # Rates and search
@@ -354,6 +309,10 @@ _ADAMW = ("rates.adamw_ratio", "rates.adamw_fixed", "rates.adamw_grid", "ratio_i
 
 RULES: Sequence[tuple[Callable[..., Problems], tuple[str, ...]]] = (
     (budget_is_whole, ("budget_tokens", "multiple")),
+    (budgets_increase, ("budgets_tokens",)),
+    (budget_is_the_largest, ("budget_tokens", "budgets_tokens")),
+    (smaller_budgets_are_whole, ("budgets_tokens", "budget_tokens", "rungs_tokens", "multiple")),
+    (smaller_budgets_outlast_warmup, ("budgets_tokens", "budget_tokens", "steps_tokens")),
     (rungs_are_whole, ("rungs_tokens", "multiple")),
     (rungs_below_budget, ("rungs_tokens", "budget_tokens")),
     (rungs_increase, ("rungs_tokens",)),
@@ -365,7 +324,7 @@ RULES: Sequence[tuple[Callable[..., Problems], tuple[str, ...]]] = (
     (lengths_nest, ("strategies",)),
     (controls_have_a_subject, ("controls", "strategies")),
     (gpu_table_names_arms, ("resources.gpu_per_trial", "strategies")),
-    (cells_are_bounded, ("strategies", "n_rates", "seeds.explore", "seeds.confirm", "controls")),
+    (cells_are_bounded, ("strategies", "n_rates", "seeds.explore", "seeds.confirm", "controls", "budgets_tokens")),
     (grid_has_rates, ("search.kind", "rates.lr")),
     (rates_differ, ("rates.lr", "rates.adamw_grid")),
     (grid_has_a_ratio, ("search.kind", "rates.lr", "rates.max_widenings")),

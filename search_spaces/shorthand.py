@@ -18,10 +18,21 @@ def written_out(table: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(search, Mapping):
         bounds = _ends_of_grid(full.get("rates")) if search.get("kind") == "optuna" else {}
         full["search"] = {"kind": "grid", **bounds, **search}
+    full |= _budgets(full)
     if full.get("fit_memory_gib") is not None and full.get("fitted") is not True and isinstance(strategies, list):
         unknown = {"micro_batch_size": 1, "grad_accum_steps": 1}  # the planner will choose them
         full["strategies"] = [{**unknown, **arm} if isinstance(arm, Mapping) else arm for arm in strategies]
     return full
+
+
+def _budgets(table: Mapping[str, Any]) -> dict[str, Any]:
+    """One budget is a list of one; of several the largest is the one that the verdict is about."""
+    one, several = table.get("budget_tokens"), table.get("budgets_tokens")
+    if several is None and type(one) is int and one > 0:
+        return {"budgets_tokens": [one]}
+    if one is None and isinstance(several, list | tuple) and several and all(type(item) is int for item in several):
+        return {"budget_tokens": max(several)}
+    return {}
 
 
 def _is_short(key: str, value: object) -> bool:

@@ -19,13 +19,16 @@ from search_spaces.shorthand import written_out
 class Space(Section):
     """What one sweep asks. Build it with ``load_space``, ``parse_space`` or ``Space.from_resolved``.
 
-    ``budget_tokens`` is every cell's budget in target tokens; ``rungs_tokens`` are the points on the way at which
-    early stopping decides. With ``fit_memory_gib`` the planner chooses micro-batches that fill that memory; until
-    it has (``fitted``), the strategies' micro-batches mean nothing and cells have no ids.
+    ``budgets_tokens`` are the budgets in target tokens at which all arms are trained and judged, smallest first; the
+    verdict is about the last, ``budget_tokens``. ``rungs_tokens`` are the points on the way to that one at which early
+    stopping decides; smaller budgets have theirs at the same shares. With ``fit_memory_gib`` the planner chooses
+    micro-batches that fill that memory; until it has (``fitted``), the strategies' micro-batches mean nothing and cells
+    have no ids.
     """
 
     description: Text = ""
     budget_tokens: Count = Field(le=10**12)  # eleven days of a GPU at a million tokens per second
+    budgets_tokens: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = ()
     rungs_tokens: Annotated[tuple[Count, ...], Field(max_length=100)] = ()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     controls: Switch = False
@@ -56,6 +59,8 @@ class Space(Section):
             space = validate(table)
         except ValidationError as error:
             problems, n_more = field_problems(cls, table, error)
+            if "budgets_tokens" in table:  # from which budget_tokens follows: it is wrong, not missing
+                problems = [problem for problem in problems if problem.where != "budget_tokens" or problem.value]
             problems += broken_rules(sound_values(cls, table, error))
             raise SpaceErrors(_in_file_order(problems, n_more)) from error
         problems = broken_rules(sound_values(cls, space.model_dump()))
@@ -88,6 +93,15 @@ class Space(Section):
     def common_len(self) -> int:
         """The shortest arm's ``seq_len``, in tokens: the context that all arms have."""
         return min(strategy.seq_len for strategy in self.strategies)
+
+    def rungs_at(self, budget_tokens: int) -> tuple[int, ...]:
+        """The rungs of a cell of this budget: at the same shares of each of ``budgets_tokens``.
+
+        A cell with a budget of its own (equal time) is scored at those rungs of the largest budget that it reaches.
+        """
+        if budget_tokens in self.budgets_tokens:
+            return tuple(rung * budget_tokens // self.budget_tokens for rung in self.rungs_tokens)
+        return tuple(rung for rung in self.rungs_tokens if rung < budget_tokens)
 
     @property
     def needs_fitting(self) -> bool:

@@ -8,6 +8,7 @@ from moe.attention import Attention, document_mask
 from moe.config import ModelConfig
 from moe.device import Device
 from moe.device_choices import choices_for
+from moe.initial_weights import draw_weights
 from moe.norm import RmsNorm
 from moe.rotary import Rotary
 
@@ -19,7 +20,8 @@ def make_attention(n_kv_heads=4):
     config = ModelConfig(
         vocab_size=8, d_model=D, n_layers=1, n_heads=4, n_kv_heads=n_kv_heads, d_expert=8, n_experts=2, top_k=1
     )
-    attention = Attention(config, generator=torch.Generator().manual_seed(0))
+    attention = Attention(config)
+    draw_weights(attention, seed=0, std=config.init_std, n_layers=config.n_layers)
     with torch.no_grad():
         for norm in (attention.q_norm, attention.k_norm):
             norm.weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(2))

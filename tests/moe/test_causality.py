@@ -23,7 +23,7 @@ def make_model(d_model, d_expert, top_k=2):
         top_k=top_k,
         init_std=0.5,  # far from zero, so that a changed token changes where tokens are routed
     )
-    return MoELanguageModel(config, generator=torch.Generator().manual_seed(0))
+    return MoELanguageModel(config, seed=0)
 
 
 @pytest.mark.parametrize(("d_model", "d_expert"), [(16, 24), (64, 128), (32, 512)])

@@ -27,6 +27,12 @@ def blocked():
     return BlockedProducts(16, BufferPool())
 
 
+def experts_with(gate_up, down):
+    experts = Experts(E, D, F)
+    experts.load_state_dict({"gate_up_proj": gate_up, "down_proj": down})
+    return experts
+
+
 PRODUCTS = {"blocked": blocked, "expert by expert": ExpertByExpertProducts, "grouped": GroupedProducts}
 
 
@@ -210,7 +216,7 @@ def test_expert_by_expert_the_host_reads_once_for_forward_and_backward(monkeypat
 def test_pre_activations_reuse_the_memory_of_the_step_before():
     inputs, experts_NK, _ = make_inputs("spread")
     x_ND, weights_NK, gate_up, down = inputs
-    experts = Experts(gate_up, down)
+    experts = experts_with(gate_up, down)
     counts_E = torch.bincount(experts_NK.flatten(), minlength=E)
     experts(x_ND, weights_NK, experts_NK, counts_E, ON_CPU).sum().backward()
     (kept,) = experts._pool._free
@@ -222,7 +228,7 @@ def test_backward_after_the_memory_was_given_away_is_refused():
     """Two forward passes with one backward in between share no memory; a backward done twice would, so it raises."""
     inputs, experts_NK, _ = make_inputs("spread")
     x_ND, weights_NK, gate_up, down = inputs
-    experts = Experts(gate_up, down)
+    experts = experts_with(gate_up, down)
     counts_E = torch.bincount(experts_NK.flatten(), minlength=E)
     out = experts(x_ND, weights_NK, experts_NK, counts_E, ON_CPU).sum()
     out.backward(retain_graph=True)

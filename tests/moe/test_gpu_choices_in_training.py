@@ -113,7 +113,7 @@ def test_a_pass_of_an_exam_on_a_gpu_needs_less_memory_than_a_step_of_training(ma
     config = replace(config, batch=BatchConfig(micro_batch_size=32, seq_len=256))
     choices = choose(gpu, resolve_precision("auto", gpu))
     with FakeTensorMode(), torch.device("cpu"), torch.no_grad():
-        model = MoELanguageModel(config.model, generator=torch.Generator(), choices=choices)
+        model = MoELanguageModel(config.model, seed=0, choices=choices)
         optimizers = build_optimizers(model.weight_groups(), config.optimizer, choices)
         for param in model.parameters():
             param.grad = torch.empty_like(param)

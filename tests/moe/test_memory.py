@@ -32,7 +32,7 @@ def make_config(micro_batch_size, seq_len, grad_accum_steps=1, model=LAPTOP):
 
 
 def make_trainer_parts(config, precision):
-    model = MoELanguageModel(config.model, generator=torch.Generator().manual_seed(0))
+    model = MoELanguageModel(config.model, seed=0)
     return model, build_optimizers(model.weight_groups(), config.optimizer, choose(CPU, precision))
 
 
@@ -86,7 +86,7 @@ def test_prediction_is_within_ten_percent_of_what_the_allocator_hands_out(micro_
 
 def test_accumulation_adds_gradients_but_no_second_set_of_activations():
     once, often = (predict_peak_gib(make_config(8, 128, n), precision="fp32") for n in (1, 4))
-    model = MoELanguageModel(LAPTOP, generator=torch.Generator().manual_seed(0))
+    model = MoELanguageModel(LAPTOP, seed=0)
     gradients_gib = sum(parameter.numel() for parameter in model.parameters()) * 4 / GIB
     assert once < often < once + 1.05 * gradients_gib  # and a second micro-batch of tokens
 

@@ -16,7 +16,7 @@ B, T = 4, 24
 
 
 def make_model(config=CONFIG, seed=0):
-    return MoELanguageModel(config, generator=torch.Generator().manual_seed(seed))
+    return MoELanguageModel(config, seed=seed)
 
 
 @pytest.fixture
@@ -65,6 +65,18 @@ def test_a_seed_gives_the_same_model_and_another_seed_another():
     for (name, a), b, c in zip(first.named_parameters(), second.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c) == ("norm" in name)
+
+
+def test_what_two_models_have_in_common_starts_equal():
+    """Each parameter is drawn for itself: a shape that differs shifts no other draw."""
+    one = dict(make_model().named_parameters())
+    other = dict(make_model(replace(CONFIG, n_experts=6)).named_parameters())
+    for name, weight in one.items():
+        if "mlp" not in name:
+            assert torch.equal(weight, other[name]), name
+    name = "layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(one[name], one["layers.1.self_attn.q_proj.weight"])
+    assert not torch.equal(one[name], make_model(seed=1).get_parameter(name))
 
 
 def test_initialisation_has_the_documented_spreads():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from moe.initial_weights import draw_weights
 from moe.router import Router, load_balancing_loss
 
 N, D, E, K = 50, 16, 6, 2
@@ -10,7 +11,9 @@ N, D, E, K = 50, 16, 6, 2
 
 @pytest.fixture
 def router():
-    return Router(D, E, K, std=0.5, generator=torch.Generator().manual_seed(0))
+    router = Router(D, E, K)
+    draw_weights(router, seed=0, std=0.5, n_layers=1)
+    return router
 
 
 @pytest.fixture

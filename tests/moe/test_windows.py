@@ -75,8 +75,17 @@ def test_a_short_corpus_repeats_every_target_about_equally_often():
     loader = windows(train, LAPTOP, "balanced")
     _, times = np.unique(loader.target_positions(), return_counts=True)
     assert times.max() - times.min() <= 1
-    # 29 blocks of the corpus, 512 of the budget: 17 epochs and most of another.
-    assert times.max() == 18
+    # 28 blocks of the corpus, 512 of the budget: 18 epochs and a part of another.
+    assert times.max() == 19
+
+
+@pytest.mark.parametrize("n_train_tokens", [734_360, 200_000, 30_000], ids=["to spare", "two epochs", "many epochs"])
+def test_a_larger_budget_trains_on_the_targets_of_a_smaller_one_too(n_train_tokens):
+    train = token_file([n_train_tokens])
+    loaders = [windows(train, LAPTOP, "balanced", budget_tokens=budget) for budget in (131_072, 524_288)]
+    smaller, larger = (np.bincount(loader.target_positions(), minlength=n_train_tokens) for loader in loaders)
+    assert smaller.sum() == 131_072
+    assert (smaller <= larger).all()
 
 
 def test_targets_are_the_tokens_after_the_inputs(train):

@@ -70,8 +70,8 @@ def test_lists_have_a_length_that_can_be_compared(tiny_text: str) -> None:
 def test_the_whole_sweep_is_bounded_where_each_count_is_allowed(tiny_text: str) -> None:
     grid = [n / 1e4 for n in range(1, 101)]
     assert (
-        "the space has about 20006 cells (arms x (rates x explore seeds + confirm seeds)), and may have 10000; "
-        "leave out arms, rates or seeds"
+        "the space has about 20006 cells (arms x budgets x (rates x explore seeds + confirm seeds)), and may have 10000"
+        "; leave out arms, budgets, rates or seeds"
     ) in refusal(tiny_text, [f"rates.lr={grid}", "seeds.explore=100"])
     shape = ["model.d_model=65536", "model.n_heads=512", "model.d_expert=65536", "model.n_layers=2"]
     assert refusal(tiny_text, shape).endswith(

@@ -154,7 +154,8 @@ def test_a_ratio_leaves_no_binary_dust_in_adamws_rate(tiny_text: str) -> None:
 
 def test_controls_add_a_rate_search_and_confirm_cells_for_the_short_arms(tiny_text: str, identity: Identity) -> None:
     space = parse_space(tiny_text, ["controls=true"])
-    assert explored_arms(space) == (("large_batch", "shuffled"), ("long_seq", "shuffled"), ("large_batch", "grouped"))
+    arms = (("large_batch", "shuffled"), ("long_seq", "shuffled"), ("large_batch", "grouped"))
+    assert explored_arms(space, 4096) == arms
     grouped = [cell for cell in explore_cells(space, identity) if cell.arrangement == "grouped"]
     assert [(cell.phase, cell.strategy, cell.lr) for cell in grouped] == [
         ("explore", "large_batch", 0.01),
@@ -192,13 +193,14 @@ def test_an_optuna_search_plans_cells_whose_rates_are_open(tiny_text: str, ident
     cells = explore_cells(space, identity)
     assert len(cells) == 10
     assert {(cell.lr, cell.cell_id) for cell in cells} == {(None, None)}
-    (suggested,) = explore_cells_at(space, identity, strategy="long_seq", rates=rates_at(space, 0.0123))
+    rates = rates_at(space, 0.0123)
+    (suggested,) = explore_cells_at(space, identity, strategy="long_seq", rates=rates, budget_tokens=4096)
     assert suggested.cell_id is not None
     assert (suggested.lr, suggested.adamw_lr) == (0.0123, 0.00369)
 
 
 def test_a_cell_found_by_grid_by_widening_or_by_suggestion_is_one_cell(tiny: Space, identity: Identity) -> None:
-    again = explore_cells_at(tiny, identity, strategy="long_seq", rates=rates_at(tiny, 0.02))
+    again = explore_cells_at(tiny, identity, strategy="long_seq", rates=rates_at(tiny, 0.02), budget_tokens=4096)
     assert set(again) <= set(explore_cells(tiny, identity))
 
 

@@ -81,7 +81,7 @@ def test_every_reason_against_an_extension_is_given_at_once(tiny: Space) -> None
         "the exam's rows when it started; choose 8 <= seq_len <= 64 or start another sweep",
         "strategies.shorter.seq_len=4 is shorter than the shortest arm (8 tokens), by which the sweep fixed the exam's "
         "common context when it started; choose 8 <= seq_len <= 64 or start another sweep",
-        "strategies.uneven=192 tokens per step does not hit the sweep's frozen rungs and budget exactly (nearest to "
+        "strategies.uneven=192 tokens per step does not hit the sweep's frozen rungs and budgets exactly (nearest to "
         "1024: 960 or 1152, 2048: 1920 or 2112, 4096: 4032 or 4224); "
         "choose a shape whose tokens per step divide 1024, 2048, 4096",
         "strategies.empty.micro_batch_size=0 must be at least 1; choose a value >= 1",
