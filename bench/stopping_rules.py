@@ -61,10 +61,10 @@ def schedules(n_rates: int) -> Iterator[tuple[tuple[Fraction, ...], tuple[int, .
 
 def rules(budget: int, n_rates: int) -> Iterator[Rule]:
     """Every rule that is tried."""
-    yield Rule(kind="none", rungs=(), keep=(), run=_arm_fair((), ()))
+    yield Rule(kind="none", rungs=(), keep=(), run=_arm_fair((), (), budget))
     for rungs, counts in schedules(n_rates):
         at = _tokens(rungs, budget)
-        yield Rule(kind="arm-fair ASHA (ours)", rungs=rungs, keep=counts, run=_arm_fair(at, counts))
+        yield Rule(kind="arm-fair ASHA (ours)", rungs=rungs, keep=counts, run=_arm_fair(at, counts, budget))
         pooled = _halving(at, counts, n_rates)
         yield Rule(kind="successive halving, arms pooled", rungs=rungs, keep=counts, run=pooled)
         for (kind, constant), score in scoring.SCORES.items():
@@ -94,9 +94,9 @@ def _tokens(rungs: Sequence[Fraction], budget: int) -> tuple[int, ...]:
     return tuple(int(rung * budget) for rung in rungs)
 
 
-def _arm_fair(at: Sequence[int], counts: tuple[int, ...]) -> Run:
+def _arm_fair(at: Sequence[int], counts: tuple[int, ...], budget: int) -> Run:
     keep = EarlyStopping(kind="asha", keep=counts) if counts else EarlyStopping(kind="none")
-    rule = StoppingRule(rungs_tokens=tuple(at), keep=keep)
+    rule = StoppingRule(rungs_tokens={budget: tuple(at)}, keep=keep)
     return lambda curves, launch: replay(ArmFair(curves, launch.order, rule), curves, launch)
 
 

@@ -214,12 +214,20 @@ def confirm_cells(
 
 
 def control_cells(
-    space: Space, identity: Identity | None, chosen: Mapping[str, Rate] | None = None, total_seeds: int | None = None
+    space: Space,
+    identity: Identity | None,
+    chosen: Mapping[str, Rate] | None = None,
+    total_seeds: int | None = None,
+    budget_tokens: int | None = None,
 ) -> tuple[Cell, ...]:
     """The control on the confirm seeds: short arms with grouped windows, each at the rate that its own search chose."""
     short = _control_arms(space)
-    cells = [cell for cell in confirm_cells(space, None, chosen, total_seeds) if cell.strategy in short]
-    return tuple(_identified(space, identity, replace(cell, phase="control", arrangement="grouped")) for cell in cells)
+    cells = confirm_cells(space, None, chosen, total_seeds, budget_tokens)
+    return tuple(
+        _identified(space, identity, replace(cell, phase="control", arrangement="grouped"))
+        for cell in cells
+        if cell.strategy in short
+    )
 
 
 def time_cells(

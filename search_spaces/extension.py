@@ -53,6 +53,7 @@ def extended_space(
     """
     arms = [arm.model_dump() if isinstance(arm, Strategy) else dict(arm) for arm in strategies]
     problems = _option_problems(space, lr, adamw_lr, confirm_seeds)
+    problems += _budget_problems(space, budgets)
     problems += [problem for arm in arms for problem in _arm_problems(space, arm)]
     table = space.resolved()
     table["strategies"] = [*table["strategies"], *arms]
@@ -130,6 +131,14 @@ def _option_problems(space: Space, lr: Sequence[float], adamw_lr: Sequence[float
         remedy = f"choose more than {space.seeds.confirm}"
         problems.append(problem_at("--seeds", seeds, rule, remedy))
     return problems
+
+
+def _budget_problems(space: Space, budgets: Sequence[int]) -> Iterator[Problem]:
+    """What the views of the largest budget alone say against another largest one."""
+    largest = max(budgets, default=0)
+    if largest > space.budget_tokens and space.time_view:
+        rule = f"exceeds the budget ({space.budget_tokens}) of which this sweep's equal-time view was made"
+        yield problem_at("--budget", largest, rule, "start another sweep with that budget")
 
 
 def _arm_problems(space: Space, arm: Mapping[str, Any]) -> Iterator[Problem]:

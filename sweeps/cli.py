@@ -104,15 +104,19 @@ def extend(
         list[str] | None, typer.Option(metavar="NAME=BxT[xA]", help="One more arm, e.g. medium=16x128. Repeatable.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="A larger total of confirm seeds.")] = None,
+    budget: Annotated[
+        list[int] | None, typer.Option(metavar="TOKENS", help="One more budget for every arm. Repeatable.")
+    ] = None,
     runs_dir: RunsDir = "runs",
     allow_code_change: AllowCodeChange = False,
     exclusive: Exclusive = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add rates, arms or confirm seeds to a sweep and run what is new. What has an outcome never runs again."""
+    """Add rates, arms, budgets or confirm seeds to a sweep and run what is new. What has ended never runs again."""
     if is_job():
         rates = [*(("--lr", v) for v in lr or ()), *(("--adamw-lr", v) for v in adamw_lr or ())]
-        words = words_of(*rates, *(("--strategy", v) for v in strategy or ()), ("--seeds", seeds))
+        arms_and_budgets = [*(("--strategy", v) for v in strategy or ()), *(("--budget", v) for v in budget or ())]
+        words = words_of(*rates, *arms_and_budgets, ("--seeds", seeds))
         flags = flags_of(exclusive=exclusive, allow_code_change=allow_code_change)
         raise typer.Exit(run_there(["extend", name, *flags, *words], runs_dir, name))
     from sweeps.commands.extend import extend_plan, parse_strategy
@@ -121,7 +125,15 @@ def extend(
     arms = [parse_strategy(text) for text in strategy or ()]
 
     def more(ledger: Ledger, space: Space) -> Space:
-        return extend_plan(ledger, space, lr=lr or (), adamw_lr=adamw_lr or (), strategies=arms, confirm_seeds=seeds)
+        return extend_plan(
+            ledger,
+            space,
+            lr=lr or (),
+            adamw_lr=adamw_lr or (),
+            strategies=arms,
+            confirm_seeds=seeds,
+            budgets=budget or (),
+        )
 
     options = session_options(runs_dir, quiet=quiet, exclusive=exclusive, allow_code_change=allow_code_change)
     raise typer.Exit(resume_sweep(name, options, extend=more))

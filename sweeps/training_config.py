@@ -91,7 +91,7 @@ def train_config(space: Space, cell: Cell, *, vocab_size: int) -> TrainConfig:
         precision=space.precision,
         document_attention=space.model.document_attention,
         arrangement=cell.arrangement,
-        exam_at_tokens=(*(rung for rung in space.rungs_tokens if rung < budget), budget),
+        exam_at_tokens=(*space.rungs_at(budget), budget),
         report_every_tokens=_report_every(budget, batch.tokens_per_step),
         deterministic=space.resources.deterministic,
     )

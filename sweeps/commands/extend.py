@@ -1,4 +1,4 @@
-"""``sweeps extend``: more cells in the plan of a sweep, for new rates, arms or confirm seeds."""
+"""``sweeps extend``: more cells in the plan of a sweep, for new rates, arms, budgets or confirm seeds."""
 
 from __future__ import annotations
 
@@ -30,32 +30,46 @@ def extend_plan(
     adamw_lr: Sequence[float] = (),
     strategies: Sequence[Strategy] = (),
     confirm_seeds: int | None = None,
+    budgets: Sequence[int] = (),
 ) -> Space:
     """Write an extension of ``space`` with its explore cells to the plan; returns the extended space.
 
     Confirm cells follow from results. Raises SpaceErrors for what does not fit the frozen exam, blocks and budget,
     BadInputError where nothing is to be added.
     """
-    if not lr and not adamw_lr and not strategies and confirm_seeds is None:
-        raise BadInputError("nothing to extend by; give --lr, --adamw-lr, --strategy or --seeds")
-    extended = extended_space(space, lr=lr, adamw_lr=adamw_lr, strategies=strategies, confirm_seeds=confirm_seeds)
+    if not lr and not adamw_lr and not strategies and not budgets and confirm_seeds is None:
+        raise BadInputError("nothing to extend by; give --lr, --adamw-lr, --strategy, --budget or --seeds")
+    extended = extended_space(
+        space, lr=lr, adamw_lr=adamw_lr, strategies=strategies, confirm_seeds=confirm_seeds, budgets=budgets
+    )
     identity = identity_of(ledger.beginning())
     old_arms = {strategy.name for strategy in space.strategies}
     added: list[PlannedCell] = [
         PlannedCell(cell=cell, reason="extension", may_stop_early=False)
-        for name, arrangement in explored_arms(extended)
+        for budget in space.budgets_tokens
+        for name, arrangement in explored_arms(extended, budget)
         if name in old_arms
         for cell in explore_cells_at(
-            extended, identity, strategy=name, rates=_added_rates(extended, lr, adamw_lr), arrangement=arrangement
+            extended,
+            identity,
+            strategy=name,
+            rates=_added_rates(extended, lr, adamw_lr),
+            budget_tokens=budget,
+            arrangement=arrangement,
         )
     ]
-    fresh = [cell for cell in explore_cells(extended, identity) if cell.strategy not in old_arms]
+    fresh = [
+        cell
+        for cell in explore_cells(extended, identity)
+        if cell.strategy not in old_arms or cell.budget_tokens not in space.budgets_tokens
+    ]
     added += first_cells(extended, fresh)
     extension = {
         "lr": [float(rate) for rate in lr],
         "adamw_lr": [float(rate) for rate in adamw_lr],
         "strategies": [strategy.model_dump() for strategy in strategies],
         "confirm_seeds": confirm_seeds,
+        "budgets": list(budgets),
     }
     ledger.add_cells(added, because="extension", extension=extension)
     return extended

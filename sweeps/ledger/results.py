@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +77,8 @@ class SweepResults:
     sessions: tuple[Mapping[str, Any], ...] = ()
     findings: tuple[str, ...] = field(default=())
     """Reasons from outside the cells why no verdict can rest on them (a records file with unequal budgets)."""
+    seen_at: int | None = None
+    """The budget in tokens of which ``of`` gives cells; None stands for the largest."""
 
     @cached_property
     def space(self) -> Mapping[str, Any]:
@@ -85,12 +87,27 @@ class SweepResults:
         return space if isinstance(space, Mapping) else {}
 
     @cached_property
+    def budgets_tokens(self) -> tuple[int, ...]:
+        """The budgets at which the arms are compared, smallest first; empty without any cell."""
+        declared = self.space.get("budgets_tokens")
+        if declared:
+            return tuple(map(int, declared))
+        one = self.space.get("budget_tokens") or max((r.cell.budget_tokens for r in self.cells), default=0)
+        return (int(one),) if one else ()
+
+    @property
     def budget_tokens(self) -> int:
-        """The budget of explore and confirm cells."""
-        declared = self.space.get("budget_tokens")
-        if declared is not None:
-            return int(declared)
-        return max((result.cell.budget_tokens for result in self.cells), default=0)
+        """The budget of the explore and confirm cells that ``of`` gives."""
+        return self.seen_at or max(self.budgets_tokens, default=0)
+
+    def at(self, budget_tokens: int) -> SweepResults:
+        """Return the same results, seen at one of their budgets."""
+        return replace(self, seen_at=budget_tokens)
+
+    @property
+    def is_at_largest(self) -> bool:
+        """Whether the results are seen at the budget that the verdict is about."""
+        return self.budget_tokens == max(self.budgets_tokens, default=0)
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
@@ -109,13 +126,25 @@ class SweepResults:
     @cached_property
     def _index(self) -> Mapping[tuple[str, str, str], tuple[CellResult, ...]]:
         index: dict[tuple[str, str, str], list[CellResult]] = {}
-        for result in self.cells:
+        for result in self.seen:
             cell = result.cell
             index.setdefault((cell.phase, cell.strategy, cell.arrangement), []).append(result)
         return {key: tuple(found) for key, found in index.items()}
 
+    @cached_property
+    def seen(self) -> tuple[CellResult, ...]:
+        """The cells of the budget at which the results are seen; those of equal time belong to the largest."""
+        if len(self.budgets_tokens) < 2:
+            return self.cells
+        at, rest = self.budget_tokens, self.is_at_largest
+        return tuple(
+            result
+            for result in self.cells
+            if (rest if result.cell.phase == "time" else result.cell.budget_tokens == at)
+        )
+
     def of(self, phase: str, strategy: str, arrangement: str = "shuffled") -> tuple[CellResult, ...]:
-        """Return the cells of one phase, arm and window arrangement, in the order in which they were planned."""
+        """Return the seen cells of one phase, arm and window arrangement, in the order in which they were planned."""
         return self._index.get((phase, strategy, arrangement), ())
 
     def rule(self, section: str, key: str, default: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -59,15 +60,15 @@ def estimate(space: Space, data: TrainingData, packing: Packing, machines: Machi
 
 def expected_tokens(space: Space) -> dict[str, int]:
     """Tokens of training per arm: explore with early stopping, and every confirm and control cell."""
-    cells = planned_cells(space)
-    found = {}
-    for arm in space.strategies:
-        of_arm = [cell for cell in cells if cell.strategy == arm.name]
-        brackets = {(cell.arrangement, cell.seed) for cell in of_arm if cell.phase == "explore"}
-        explored = sum(cell.phase == "explore" for cell in of_arm)
-        per_bracket = explored // len(brackets)
-        judged = len(of_arm) - explored
-        found[arm.name] = len(brackets) * explore_tokens_per_arm(space, per_bracket) + judged * space.budget_tokens
+    found = dict.fromkeys((arm.name for arm in space.strategies), 0)
+    brackets: Counter[tuple[str, str, int, int]] = Counter()
+    for cell in planned_cells(space):
+        if cell.phase == "explore":
+            brackets[cell.strategy, cell.arrangement, cell.seed, cell.budget_tokens] += 1
+        else:
+            found[cell.strategy] += cell.budget_tokens
+    for (strategy, _, _, budget), n_cells in brackets.items():
+        found[strategy] += explore_tokens_per_arm(space, n_cells, budget)
     return found
 
 

@@ -68,7 +68,12 @@ def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, device: Device)
     from moe.precision import resolve_precision
 
     precision = resolve_precision(space.precision, device).name
-    one_step = {"strategies": (arm,), "budget_tokens": arm.tokens_per_step, "rungs_tokens": ()}
+    one_step = {
+        "strategies": (arm,),
+        "budget_tokens": arm.tokens_per_step,
+        "budgets_tokens": (arm.tokens_per_step,),
+        "rungs_tokens": (),
+    }
     shaped = space.model_copy(update=one_step)
     config = replace(train_config(shaped, any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len)
     return predict_peak_gib(config, precision=precision, device=device)

@@ -37,11 +37,11 @@ def forecast(
     done = sum(tokens_seen.values())
     left = {arm.name: 0.0 for arm in space.strategies}
     bracket = max(1, sum(entry.may_stop_early for entry in plan.cells) // len(plan.brackets or (1,)))
-    spared = explore_tokens_per_arm(space, bracket) / bracket
+    spared = explore_tokens_per_arm(space, bracket, space.budget_tokens) / bracket / space.budget_tokens
     for planned in plan.cells:
         if plan.progress(planned.cell_id).outcome is None:
             seen = tokens_seen.get(planned.cell_id, 0)
-            expected = spared if planned.may_stop_early else planned.cell.budget_tokens
+            expected = planned.cell.budget_tokens * (spared if planned.may_stop_early else 1)
             left[planned.cell.strategy] += max(0.0, expected - seen)
     for arm in space.strategies:
         left[arm.name] += _unplanned_confirm_tokens(space, plan, arm.name)
@@ -63,15 +63,16 @@ def forecast_from_records(space: Space, plan: Plan, newest: Mapping[str, Mapping
     return forecast(space, plan, seen, seconds, workers)
 
 
-def explore_tokens_per_arm(space: Space, cells: int) -> int:
-    """Tokens that ``cells`` explore cells of one arm train when early stopping keeps what it may keep."""
+def explore_tokens_per_arm(space: Space, cells: int, budget_tokens: int) -> int:
+    """Tokens that ``cells`` explore cells of one arm and budget train when early stopping keeps what it may keep."""
     if space.early_stopping.kind == "none":
-        return cells * space.budget_tokens
+        return cells * budget_tokens
     going_on = [cells, *space.early_stopping.keep_counts(cells)]
-    points = [0, *space.rungs_tokens, space.budget_tokens]
+    points = [0, *space.rungs_at(budget_tokens), budget_tokens]
     return sum(count * (end - start) for count, (start, end) in zip(going_on, pairwise(points), strict=True))
 
 
 def _unplanned_confirm_tokens(space: Space, plan: Plan, strategy: str) -> float:
-    planned = any(entry.cell.phase == "confirm" and entry.cell.strategy == strategy for entry in plan.cells)
-    return 0.0 if planned else float(space.seeds.confirm * space.budget_tokens)
+    of_arm = (entry.cell for entry in plan.cells if entry.cell.strategy == strategy)
+    planned = {cell.budget_tokens for cell in of_arm if cell.phase == "confirm"}
+    return float(space.seeds.confirm * sum(set(space.budgets_tokens) - planned))

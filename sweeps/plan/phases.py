@@ -1,7 +1,7 @@
 """What a sweep plans next, once the cells before it have ended: widened grids, confirm cells, controls.
 
-Pure: the ledger's results go in, cells to be added come out. An arm goes on to its confirm cells as soon as its own
-explore cells have ended, so that no worker waits for another arm.
+Pure: the ledger's results go in, cells to be added come out. At each budget an arm goes on to its confirm cells as soon
+as its own explore cells have ended, so that no worker waits for another arm.
 """
 
 from __future__ import annotations
@@ -52,26 +52,27 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
     widened = [entry for entry in planned if entry.reason == "widening"]
     cells: list[PlannedCell] = []
     reasons: list[str] = []
-    for strategy, arrangement in _searched(space, results):
-        explored = results.of("explore", strategy, arrangement)
+    for search in _searches(space, results):
+        seen = results.at(search.budget_tokens)
+        explored = seen.of("explore", search.strategy, search.arrangement)
         if any(result.outcome is None for result in explored):
             continue
-        n_suggested = sum(e.reason == "suggestion" and _is_of(e.cell, strategy, arrangement) for e in planned)
-        suggested = _suggestion(space, identity, strategy, arrangement, explored, n_suggested)
+        n_suggested = sum(entry.reason == "suggestion" and search.has(entry.cell) for entry in planned)
+        suggested = _suggestion(space, identity, search, explored, n_suggested)
         if suggested:
             cells += suggested
             continue
-        choice = choose(results, strategy, arrangement)
+        choice = choose(seen, search.strategy, search.arrangement)
         if choice is None:
             continue
-        times = len({entry.cell.rate for entry in widened if _is_of(entry.cell, strategy, arrangement)})
-        wider = _widening(space, identity, choice) if times < space.rates.max_widenings else ()
+        times = len({entry.cell.rate for entry in widened if search.has(entry.cell)})
+        wider = _widening(space, identity, search, choice) if times < space.rates.max_widenings else ()
         fresh = [entry for entry in wider if entry.cell_id not in known]
         if not fresh:  # nothing to widen by, or only rates whose cells failed, which say nothing
-            fresh = [entry for entry in _judging(space, identity, choice) if entry.cell_id not in known]
+            fresh = [entry for entry in _judging(space, identity, search, choice) if entry.cell_id not in known]
         if fresh:
             cells += fresh
-            reasons.append(_because(fresh, choice))
+            reasons.append(search.at_its_budget(_because(fresh, choice), space))
     timed = [] if cells else _time_cells(space, identity, results, known)
     if timed:
         cells += timed
@@ -79,13 +80,36 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
     return Added(cells=tuple(cells), because="; ".join(reasons), margin=_margin(space, results, cells))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """A search for one arm's best rate at one budget."""
+
+    budget_tokens: int
+    strategy: str
+    arrangement: Arrangement
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell is part of it, or judged at its outcome."""
+        place = (cell.budget_tokens, cell.strategy, cell.arrangement)
+        return place == (self.budget_tokens, self.strategy, self.arrangement)
+
+    def at_its_budget(self, sentence: str, space: Space) -> str:
+        """``sentence``, with the budget where there are several."""
+        return f"{sentence} (at {self.budget_tokens:,} tokens)" if len(space.budgets_tokens) > 1 else sentence
+
+
+def _searches(space: Space, results: SweepResults) -> list[_Search]:
+    """Every search of a sweep: those of the space, and those that an extension added."""
+    explored = [r.cell for r in results.cells if r.cell.phase == "explore"]
+    places = [
+        *((budget, *arm) for budget in space.budgets_tokens for arm in explored_arms(space, budget)),
+        *((cell.budget_tokens, cell.strategy, cell.arrangement) for cell in explored),
+    ]
+    return [_Search(budget_tokens=b, strategy=s, arrangement=a) for b, s, a in dict.fromkeys(places)]
+
+
 def _suggestion(
-    space: Space,
-    identity: Identity,
-    strategy: str,
-    arrangement: Arrangement,
-    explored: Sequence[CellResult],
-    n_suggested: int,
+    space: Space, identity: Identity, search: _Search, explored: Sequence[CellResult], n_suggested: int
 ) -> tuple[PlannedCell, ...]:
     """The next suggested rate of an arm on its explore seeds, while a search has trials left for it.
 
@@ -97,40 +121,39 @@ def _suggestion(
         return ()
     from sweeps.plan.search import suggest
 
-    rate = suggest(space, strategy, arrangement, explored)
-    cells = explore_cells_at(space, identity, strategy=strategy, rates=[rate], arrangement=arrangement)
+    rate = suggest(space, search.strategy, search.arrangement, explored, search.budget_tokens)
+    cells = _explored_at(space, identity, search, rate)
     stops = space.early_stopping.kind != "none"
     return tuple(PlannedCell(cell=cell, reason="suggestion", may_stop_early=stops) for cell in cells)
 
 
-def _searched(space: Space, results: SweepResults) -> list[tuple[str, Arrangement]]:
-    """Arms with a rate search of their own: those of the space, and those that an extension added."""
-    pairs = [(r.cell.strategy, r.cell.arrangement) for r in results.cells if r.cell.phase == "explore"]
-    return list(dict.fromkeys([*explored_arms(space), *pairs]))
+def _explored_at(space: Space, identity: Identity, search: _Search, rate: Rate) -> tuple[Cell, ...]:
+    """The explore cells of one rate."""
+    return explore_cells_at(
+        space,
+        identity,
+        strategy=search.strategy,
+        rates=[rate],
+        budget_tokens=search.budget_tokens,
+        arrangement=search.arrangement,
+    )
 
 
-def _is_of(cell: Cell, strategy: str, arrangement: str) -> bool:
-    return cell.strategy == strategy and cell.arrangement == arrangement
-
-
-def _widening(space: Space, identity: Identity, choice: Choice) -> Iterator[PlannedCell]:
+def _widening(space: Space, identity: Identity, search: _Search, choice: Choice) -> Iterator[PlannedCell]:
     """One rate beyond each edge at which the arm's best rate lies."""
     for edge in choice.edges:
         lr = edge.next_rate if edge.rate == "lr" else choice.lr
         adamw_lr = edge.next_rate if edge.rate == "adamw_lr" else _adamw_lr_at(choice, lr)
-        rates = [Rate(lr=lr, adamw_lr=adamw_lr)]
-        arrangement: Arrangement = "grouped" if choice.arrangement == "grouped" else "shuffled"
-        for cell in explore_cells_at(space, identity, strategy=choice.strategy, rates=rates, arrangement=arrangement):
+        for cell in _explored_at(space, identity, search, Rate(lr=lr, adamw_lr=adamw_lr)):
             yield PlannedCell(cell=cell, reason="widening", may_stop_early=False)
 
 
-def _judging(space: Space, identity: Identity, choice: Choice) -> Iterator[PlannedCell]:
+def _judging(space: Space, identity: Identity, search: _Search, choice: Choice) -> Iterator[PlannedCell]:
     """The cells on which the arm is judged at its chosen rate."""
     chosen = {choice.strategy: _rate_of(choice)}
-    is_control = choice.arrangement == "grouped"
-    reason: PlanReason = "control" if is_control else "confirm"
-    make = control_cells if is_control else confirm_cells
-    for cell in make(space, identity, chosen):
+    reason: PlanReason = "control" if search.arrangement == "grouped" else "confirm"
+    make = control_cells if search.arrangement == "grouped" else confirm_cells
+    for cell in make(space, identity, chosen, budget_tokens=search.budget_tokens):
         if cell.cell_id is not None:
             yield PlannedCell(cell=cell, reason=reason, may_stop_early=False)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from search_spaces import EarlyStopping
+from search_spaces import Cell, EarlyStopping
 from sweeps.ledger.results import CellResult
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.plan.early_stopping import Contender, Decision, Rung, decide, decide_in_turn, standing_in_turn
@@ -18,7 +18,7 @@ from sweeps.plan.early_stopping import Contender, Decision, Rung, decide, decide
 NO_STOPPING = EarlyStopping(kind="none")
 
 Waiting = Literal["wait", "finished"]
-Bracket = tuple[str, str, int]
+Bracket = tuple[int, str, str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,24 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """Early stopping of a space: rungs in tokens and what each keeps.
+    """Early stopping of a space: the rungs of each budget, all in tokens, and what each keeps.
 
     ``suggestions`` is the number of rates that a search will suggest to each arm, one after another.
     """
 
-    rungs_tokens: tuple[int, ...] = ()
+    rungs_tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     keep: EarlyStopping = NO_STOPPING
     suggestions: int = 0
 
-    def rungs(self, n_cells: int) -> tuple[Rung, ...]:
+    def rungs(self, budget_tokens: int, n_cells: int) -> tuple[Rung, ...]:
         """Rungs of a bracket of so many cells."""
         counts = self.keep.keep_counts(n_cells)
-        return tuple(Rung(tokens=tokens, keep=count) for tokens, count in zip(self.rungs_tokens, counts, strict=True))
+        points = self.rungs_tokens[budget_tokens]
+        return tuple(Rung(tokens=tokens, keep=count) for tokens, count in zip(points, counts, strict=True))
+
+    def rungs_of(self, cell: Cell) -> tuple[int, ...]:
+        """Points at which a cell that may stop early is ranked."""
+        return self.rungs_tokens.get(cell.budget_tokens, ())
 
 
 class Plan:
@@ -99,7 +104,7 @@ class Plan:
 
     @property
     def brackets(self) -> tuple[tuple[PlannedCell, ...], ...]:
-        """Cells that are ranked together: those of one arm, arrangement and seed that may be stopped early."""
+        """Cells that are ranked together: those of one budget, arm, arrangement and seed that may be stopped early."""
         return tuple(tuple(bracket) for bracket in tuple(self._brackets.values()))
 
     def planned(self, cell_id: str) -> PlannedCell:
@@ -122,7 +127,9 @@ class Plan:
             return progress.outcome
         if cell_id in self._running:
             return "running"
-        if self._cells[cell_id].may_stop_early and progress.tokens_seen in self._rule.rungs_tokens:
+        if self._cells[cell_id].may_stop_early and progress.tokens_seen in self._rule.rungs_of(
+            self._cells[cell_id].cell
+        ):
             return "waiting"
         return "queued"
 
@@ -144,10 +151,10 @@ class Plan:
         """Hand this cell out after all others: something around it failed, and may fail it again."""
         self._postponed[cell_id] = self._postponed.get(cell_id, 0) + 1
 
-    def open_groups(self) -> set[tuple[str, str, str]]:
-        """(phase, strategy, arrangement) of all cells without an outcome."""
+    def open_groups(self) -> set[tuple[int, str, str, str]]:
+        """(budget, phase, strategy, arrangement) of all cells without an outcome."""
         cells = (self._cells[cell_id].cell for cell_id in self._open)
-        return {(cell.phase, cell.strategy, cell.arrangement) for cell in cells}
+        return {(cell.budget_tokens, cell.phase, cell.strategy, cell.arrangement) for cell in cells}
 
     def dropped(self) -> list[Dropped]:
         """Cells without an outcome that early stopping ends now."""
@@ -161,8 +168,8 @@ class Plan:
     def next(self, strategies: Sequence[str] | None = None) -> Segment | Waiting:
         """The next segment of one of ``strategies`` (of any, without), or whether to wait or to stop asking.
 
-        Explore goes before confirm, and a cell further along before one that is not, so that started cells get finished
-        and a rung fills before the next bracket starts.
+        Smaller budgets go before larger ones, explore before confirm, and a cell further along before one that is not,
+        so that started cells get finished and a rung fills before the next bracket starts.
         """
         asked = [
             cell_id for cell_id in self._open if strategies is None or self._cells[cell_id].cell.strategy in strategies
@@ -178,7 +185,7 @@ class Plan:
         until = planned.cell.budget_tokens
         if planned.may_stop_early:
             progress = self._progress[planned.cell_id]
-            for tokens in self._rule.rungs_tokens:
+            for tokens in self._rule.rungs_of(planned.cell):
                 if tokens > progress.tokens_seen or tokens not in progress.exam_losses:
                     until = tokens
                     break
@@ -186,11 +193,11 @@ class Plan:
                     return None
         return Segment(planned=planned, until_tokens=until)
 
-    def _order(self, segment: Segment) -> tuple[int, int, int, int]:
-        phase_rank = 0 if segment.planned.cell.phase == "explore" else 1
-        cell_id = segment.planned.cell_id
+    def _order(self, segment: Segment) -> tuple[int, int, int, int, int]:
+        cell, cell_id = segment.planned.cell, segment.planned.cell_id
+        phase_rank = 0 if cell.phase == "explore" else 1
         postponed = self._postponed.get(cell_id, 0)
-        return postponed, phase_rank, -self._progress[cell_id].tokens_seen, self._place[cell_id]
+        return postponed, cell.budget_tokens, phase_rank, -self._progress[cell_id].tokens_seen, self._place[cell_id]
 
     def _decisions(self, bracket: Bracket) -> Mapping[tuple[str, int], Decision]:
         if bracket not in self._decided:
@@ -207,7 +214,7 @@ class Plan:
 
     def _rungs(self, bracket: Bracket) -> tuple[Rung, ...]:
         expected = self._rule.suggestions if self._is_suggested(bracket) else len(self._brackets[bracket])
-        return self._rule.rungs(expected)
+        return self._rule.rungs(bracket[0], expected)
 
     def _reason(self, cell_id: str, bracket: Bracket, tokens: int) -> str:
         rung = next(rung for rung in self._rungs(bracket) if rung.tokens == tokens)
@@ -232,7 +239,8 @@ class Plan:
 
 
 def _bracket(planned: PlannedCell) -> Bracket:
-    return planned.cell.strategy, planned.cell.arrangement, planned.cell.seed
+    cell = planned.cell
+    return cell.budget_tokens, cell.strategy, cell.arrangement, cell.seed
 
 
 def progress_of(result: CellResult) -> Progress:

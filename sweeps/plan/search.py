@@ -24,13 +24,15 @@ STARTUP_TRIALS: Final = 3
 """Suggestions drawn at random before the model of TPE is used: an arm has few trials in all."""
 
 
-def suggest(space: Space, strategy: str, arrangement: str, known: Sequence[CellResult]) -> Rate:
-    """The next rate of one arm after those in ``known`` (in order of suggestion, each with its outcome)."""
+def suggest(space: Space, strategy: str, arrangement: str, known: Sequence[CellResult], budget_tokens: int) -> Rate:
+    """The next rate of one arm at one budget after those ``known``, in order of suggestion, each with its outcome."""
     search = _search_of(space)
     import optuna
 
     sampler = optuna.samplers.TPESampler(
-        seed=_seed(search.seed, strategy, arrangement, len(known)), n_startup_trials=STARTUP_TRIALS, multivariate=True
+        seed=_seed(search.seed, budget_tokens, strategy, arrangement, len(known)),
+        n_startup_trials=STARTUP_TRIALS,
+        multivariate=True,
     )
     with _quiet():
         study = optuna.create_study(sampler=sampler)
@@ -43,17 +45,20 @@ def suggest(space: Space, strategy: str, arrangement: str, known: Sequence[CellR
 
 
 def write_study(ledger: Ledger, space: Space, results: SweepResults) -> None:
-    """Put a study per arm where optuna-dashboard opens it: ``sqlite:///.../optuna.db``. Made anew each time."""
+    """Put a study per arm and budget where optuna-dashboard opens it, in ``optuna.db``. Made anew each time."""
     search = _search_of(space)
     import optuna
 
     with TemporaryDirectory(prefix="moe-sweeps-") as folder, _quiet():
         path = Path(folder) / STUDY_FILE
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-        for strategy in space.strategies:
-            study = optuna.create_study(study_name=strategy.name, storage=storage, direction="minimize")
-            cells = [result for result in results.of("explore", strategy.name) if result.outcome is not None]
-            study.add_trials([_trial(search, number, result) for number, result in enumerate(cells)])
+        for budget in space.budgets_tokens:
+            for strategy in space.strategies:
+                name = strategy.name if budget == space.budget_tokens else f"{strategy.name} at {budget:,} tokens"
+                study = optuna.create_study(study_name=name, storage=storage, direction="minimize")
+                explored = results.at(budget).of("explore", strategy.name)
+                cells = [result for result in explored if result.outcome is not None]
+                study.add_trials([_trial(search, number, result) for number, result in enumerate(cells)])
         storage.engine.dispose()
         ledger.storage.write_bytes(STUDY_FILE, path.read_bytes())
 
@@ -108,8 +113,8 @@ def _within(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def _seed(seed: int, strategy: str, arrangement: str, number: int) -> int:
-    digest = hashlib.sha256(f"{seed} {strategy} {arrangement} {number}".encode()).digest()
+def _seed(*decided_by: object) -> int:
+    digest = hashlib.sha256(" ".join(map(str, decided_by)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
 

@@ -72,7 +72,7 @@ class Driver:
     stopping: bool = field(init=False, default=False)
     _world_error: WorldError | None = field(init=False, default=None)
     _group: tuple[str, ...] = field(init=False, default=())
-    _open_groups: set[tuple[str, str, str]] | None = field(init=False, default=None)
+    _open_groups: set[tuple[int, str, str, str]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Read from the ledger how far every cell is."""
@@ -366,7 +366,8 @@ def stopping_rule(space: Space) -> StoppingRule:
     if space.early_stopping.kind == "none":
         return StoppingRule()
     suggestions = space.search.trials_per_arm if isinstance(space.search, OptunaSearch) else 0
-    return StoppingRule(rungs_tokens=space.rungs_tokens, keep=space.early_stopping, suggestions=suggestions)
+    rungs = {budget: space.rungs_at(budget) for budget in space.budgets_tokens}
+    return StoppingRule(rungs_tokens=rungs, keep=space.early_stopping, suggestions=suggestions)
 
 
 def is_its_own_fault(attempts: Sequence[Mapping[str, Any]]) -> bool:

@@ -86,7 +86,7 @@ def edges(results: SweepResults) -> tuple[Edge, ...]:
     A sweep widens these arms (rule 7 of the method): by the grid's own ratio, one rate beyond the edge.
     """
     found: list[Edge] = []
-    searched = dict.fromkeys((r.cell.strategy, r.cell.arrangement) for r in results.cells if r.cell.phase == "explore")
+    searched = dict.fromkeys((r.cell.strategy, r.cell.arrangement) for r in results.seen if r.cell.phase == "explore")
     for strategy, arrangement in searched:
         if all(result.outcome is not None for result in results.of("explore", strategy, arrangement)):
             choice = choose(results, strategy, arrangement)

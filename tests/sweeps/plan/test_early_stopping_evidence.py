@@ -26,7 +26,7 @@ from search_spaces import load_space
 from sweeps.plan.queue import StoppingRule
 
 LAPTOP = load_space(preset="laptop")
-RULE = StoppingRule(rungs_tokens=LAPTOP.rungs_tokens, keep=LAPTOP.early_stopping)
+RULE = StoppingRule(rungs_tokens={LAPTOP.budget_tokens: LAPTOP.rungs_tokens}, keep=LAPTOP.early_stopping)
 
 
 def sweeps_of(curves: Sequence[Curve]) -> Iterator[list[Curve]]:
@@ -129,7 +129,7 @@ def test_where_curves_cross_before_the_decay_regret_stays_small(seed: int) -> No
 def test_a_loss_that_is_not_finite_ends_its_cell_and_ranks_last(seed: int) -> None:
     curves = simulated("random_nan", seed)
     assert any(curve.diverged_at for curve in curves)
-    rung = RULE.rungs_tokens[0]
+    rung = LAPTOP.rungs_tokens[0]
     for each in replays(curves, random=5):
         assert all(math.isfinite(curve.final) for curve in each.finished)
         for case, rivals in by_case(curves).items():

@@ -6,10 +6,12 @@ from search_spaces import Cell, EarlyStopping
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.plan.queue import Plan, Progress, Segment, StoppingRule
 
-RULE = StoppingRule(rungs_tokens=(100, 200), keep=EarlyStopping(kind="asha", keep=(2, 1)))
+RULE = StoppingRule(rungs_tokens={400: (100, 200), 1600: (400, 800)}, keep=EarlyStopping(kind="asha", keep=(2, 1)))
 
 
-def planned(name: str, *, phase: str = "explore", strategy: str = "balanced", stops: bool = True) -> PlannedCell:
+def planned(
+    name: str, *, phase: str = "explore", strategy: str = "balanced", stops: bool = True, budget: int = 400
+) -> PlannedCell:
     cell = Cell(
         cell_id=name,
         phase=phase,  # type: ignore[arg-type]
@@ -18,7 +20,7 @@ def planned(name: str, *, phase: str = "explore", strategy: str = "balanced", st
         adamw_lr=0.01,
         arrangement="shuffled",
         seed=1,
-        budget_tokens=400,
+        budget_tokens=budget,
     )
     return PlannedCell(cell=cell, reason="grid", may_stop_early=stops)
 
@@ -100,10 +102,23 @@ def test_a_cell_that_runs_is_not_dropped_under_its_worker() -> None:
 
 
 def test_the_reason_of_a_suggestion_that_is_dropped_counts_those_before_it() -> None:
-    rule = StoppingRule(rungs_tokens=(32,), keep=EarlyStopping(kind="asha", keep=(4,)), suggestions=12)
+    rule = StoppingRule(rungs_tokens={400: (32,)}, keep=EarlyStopping(kind="asha", keep=(4,)), suggestions=12)
     names = ("a", "b", "c")
     plan = Plan(rule, [replace(planned(name), reason="suggestion") for name in names])
     for name, loss in zip(names, (1.0, 3.0, 2.0), strict=True):
         plan.ended(name, at(32, t32=loss))
     reasons = {dropped.planned.cell_id: dropped.reason for dropped in plan.dropped()}
     assert reasons["c"] == "rank 2 of the 3 suggested so far in its arm at 32 tokens, 1 go on"
+
+
+def test_smaller_budgets_are_run_first_and_each_has_rungs_of_its_own() -> None:
+    plan = Plan(
+        RULE, [planned("large", budget=1600), planned("small"), planned("judged", phase="confirm", stops=False)]
+    )
+    assert taken(plan) == ("small", 100)
+    assert taken(plan) == ("judged", 400)
+    assert taken(plan) == ("large", 400)
+    plan.ended("large", at(400, t400=3.0))
+    plan.ended("small", at(100, t100=2.0))
+    assert len(plan.brackets) == 2, "cells of two budgets are never ranked together"
+    assert [taken(plan), taken(plan)] == [("small", 200), ("large", 800)]
