@@ -130,9 +130,9 @@ def excluded_words(confirmed: Confirmed) -> str:
 
 
 def _unfinished(results: SweepResults) -> Iterator[Blocker]:
-    waiting = sum(result.outcome is None for result in results.cells)
-    if waiting or not results.cells:
-        text = f"{waiting:,} of {written.plural(len(results.cells), 'cell')} have no outcome yet"
+    waiting = sum(result.outcome is None for result in results.seen)
+    if waiting or not results.seen:
+        text = f"{waiting:,} of {written.plural(len(results.seen), 'cell')} have no outcome yet"
         yield Blocker(outcome="withheld", text=text if waiting else "no cell is planned yet", resume="")
 
 

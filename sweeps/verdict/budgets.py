@@ -15,6 +15,7 @@ from sweeps.verdict.evidence import Evidence, winner
 from sweeps.verdict.leads import evidence_of
 from sweeps.verdict.rows import BudgetViews, PairDifference, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
 from sweeps.verdict.speeds import measured_speeds
+from sweeps.verdict.trend import Trend
 
 
 def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> tuple[RungView, ...]:
@@ -51,7 +52,13 @@ def schedule_label(results: SweepResults, tokens: float) -> str:
 
 
 def by_budget(
-    results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float, *, is_judged: bool
+    results: SweepResults,
+    confirmed: Confirmed,
+    seeds: tuple[int, ...],
+    alpha: float,
+    trend: Trend,
+    *,
+    is_judged: bool,
 ) -> BudgetViews:
     """Return the arms at equal tokens, in equal time and at equal updates; None for a view that was not measured.
 
@@ -63,7 +70,7 @@ def by_budget(
         evidence = evidence_of(results, confirmed.cells_on(seeds), own)
         tokens = TokensView(
             budget_tokens=results.budget_tokens,
-            to_target=tokens_to_target(results, confirmed, seeds),
+            to_target=_to_target(trend, confirmed.arms, confirmed.arms[int(evidence.best)]),
             **_view(confirmed.arms, evidence, alpha, is_judged=is_judged),
         )
     return BudgetViews(
@@ -73,35 +80,16 @@ def by_budget(
     )
 
 
-def tokens_to_target(
-    results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...]
-) -> tuple[TokensToTarget, ...] | None:
-    """Return per rival the share of its tokens at which the leading arm reaches the rival's loss, else None.
-
-    Decayed runs only: the leader's time cells, whose schedules ended at a smaller budget, give a second point of its
-    curve, and loss is taken as linear in the logarithm of tokens between the two. Below the smaller budget the share
-    is an upper bound.
-    """
-    own = confirmed.losses(seeds)
-    if own is None:
-        return None
-    means = dict(zip(confirmed.arms, own.mean(axis=0), strict=True))
-    leader = min(means, key=lambda arm: means[arm])
-    shorter = [r for r in _timed(results, confirmed, leader) if r.cell.budget_tokens < results.budget_tokens]
-    losses = [loss for r in shorter if (loss := test_loss(r)) is not None]
-    if not losses:
-        return None
-    small, full = shorter[0].cell.budget_tokens, results.budget_tokens
-    loss_small = sum(losses) / len(losses)
-    entries = []
-    for rival in confirmed.arms:
-        if rival == leader:
-            continue
-        bounded = means[rival] >= loss_small
-        slope = (loss_small - means[leader]) / math.log(full / small)
-        reached = small if bounded or slope <= 0 else full * math.exp(-(means[rival] - means[leader]) / slope)
-        entries.append(TokensToTarget(a=leader, b=rival, share=float(reached / full), is_upper_bound=bool(bounded)))
-    return tuple(entries)
+def _to_target(trend: Trend, arms: tuple[str, ...], lowest: str) -> tuple[TokensToTarget, ...] | None:
+    """Per rival the share of its tokens at which the leading arm reaches the rival's loss, from decayed cells only."""
+    found = [pair.leads[-1].tokens for rival in arms if (pair := trend.of(lowest, rival)) is not None]
+    return (
+        tuple(
+            TokensToTarget(a=entry.leader, b=entry.rival, share=entry.share, is_upper_bound=entry.is_upper_bound)
+            for entry in found
+        )
+        or None
+    )
 
 
 def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float, *, is_judged: bool) -> TimeView | None:

@@ -12,6 +12,7 @@ from sweeps.verdict.confirmed import Confirmed, Looks
 from sweeps.verdict.exclusions import BehindAtEdge
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.power import Needed
+from sweeps.verdict.trend import Trend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,7 @@ class Case:
     margin: Margin | None
     confirmed: Confirmed
     exam: ExamFacts
+    trend: Trend = field(default_factory=Trend)
     blockers: tuple[Blocker, ...] = ()
     behind: tuple[BehindAtEdge, ...] = ()
     command: str | None = None

@@ -101,7 +101,7 @@ def _tokens(found: Findings) -> Iterator[Check]:
         yield Check(rule=2, kept=False, value=counts, sentence=text)
     elif per_step:
         yield Check(rule=2, kept=True, value=f"{next(iter(per_step.values())):,}", sentence="tokens per step")
-    done = [r.tokens_seen for r in found.results.cells if r.cell.phase == "confirm" and r.outcome == "completed"]
+    done = [r.tokens_seen for r in found.results.seen if r.cell.phase == "confirm" and r.outcome == "completed"]
     if len(set(done)) > 1:
         span = f"{min(done):,} to {max(done):,}"
         text = f"finished confirm cells saw unequal numbers of tokens ({span})"
@@ -134,7 +134,7 @@ def _rates(found: Findings) -> Iterator[Check]:
 
 
 def _stopping(found: Findings) -> Iterator[Check]:
-    explored = [result for result in found.results.cells if result.cell.phase == "explore"]
+    explored = [result for result in found.results.seen if result.cell.phase == "explore"]
     stopped = sum(result.outcome == "stopped_early" for result in explored)
     if stopped:
         text = "explore cells stopped early, each ranked within its own arm"

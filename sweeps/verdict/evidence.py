@@ -68,6 +68,12 @@ class Evidence:
         return self.n_documents is None or self.n_documents < FEWEST_DOCUMENTS
 
     @property
+    def has_tests(self) -> bool:
+        """Whether there are seeds enough for an interval."""
+        paired = self.losses_SA is None or len(self.losses_SA) > 1
+        return paired and all(len(runs_S) > 1 for runs_S in self.runs or ())
+
+    @property
     def over_seeds_alone(self) -> Evidence:
         """The same losses without their documents: what holds on this exam."""
         return replace(self, documents_DA=None, weights_D=None)

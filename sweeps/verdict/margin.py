@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def margin_of(results: SweepResults) -> Margin | None:
     if declared is not None:
         return Margin(value=declared, source="stated in the space")
     found = estimate(results)
-    if results.fixed_margin is not None:
+    if results.fixed_margin is not None and results.is_at_largest:
         source = found.source if found and math.isclose(found.value, results.fixed_margin, rel_tol=1e-9) else None
         return Margin(
             value=results.fixed_margin, source=source or "as it was written down before the confirm cells ran"
@@ -74,7 +73,7 @@ def estimate(results: SweepResults) -> Margin | None:
 
     The slope of validation loss in the logarithm of tokens, at the chosen rate, of each of the two arms that are best
     by validation loss; the smaller one, at its lower 95% bound, times ln 1.05. It is measured between decayed cells at
-    the two largest budgets where there are such, else between the last two exams on the plateau of the schedule.
+    this budget and a smaller one where there are such, else between the last two exams on the plateau of the schedule.
     None too where that bound is not above zero: then no difference is shown to be negligible. Records without curves
     fall back on the exponent of Kaplan et al. 2020 applied to the lowest validation loss.
     """
@@ -137,13 +136,13 @@ def _plateau(results: SweepResults, result: CellResult) -> float | None:
 
 
 def _decayed(results: SweepResults, choice: Choice) -> _Slopes:
-    """Slopes between the best rates of the two largest budgets, by explore seed."""
-    finished = [r for r in results.of("explore", choice.strategy) if r.reached_budget]
-    by_budget = groupby(sorted(finished, key=_budget), key=_budget)
-    best = [(budget, _best_losses(cells)) for budget, cells in by_budget]
-    if len(best) < 2:
+    """Slopes between the best rates of this budget and of the next smaller one (of the smallest: the next larger)."""
+    budgets = results.budgets_tokens
+    if len(budgets) < 2:
         return _Slopes(arm=choice.strategy, own=(), spread=())
-    (small, early), (large, late) = best[-2:]
+    place = max(1, budgets.index(results.budget_tokens))
+    small, large = budgets[place - 1 : place + 1]
+    early, late = (_best_losses(results.at(budget).of("explore", choice.strategy)) for budget in (small, large))
     ratio = large / small
     overstated = (ratio**STEEPEST_EXPONENT - 1) / (STEEPEST_EXPONENT * math.log(ratio))
     shared = sorted(early.keys() & late.keys())
@@ -153,15 +152,11 @@ def _decayed(results: SweepResults, choice: Choice) -> _Slopes:
 
 def _best_losses(cells: Iterable[CellResult]) -> dict[int, float]:
     """Losses by seed at the rate of lowest mean, among rates with the most seeds."""
-    rates = [rate for rate in tried_rates(cells) if rate.losses]
+    rates = [rate for rate in tried_rates([result for result in cells if result.reached_budget]) if rate.losses]
     if not rates:
         return {}
     most = max(len(rate.losses) for rate in rates)
     return dict(min((r for r in rates if len(r.losses) == most), key=lambda rate: rate.mean or 0.0).losses)
-
-
-def _budget(result: CellResult) -> int:
-    return result.cell.budget_tokens
 
 
 def _secant(first: tuple[float, float], second: tuple[float, float]) -> float:

@@ -26,7 +26,7 @@ def pair_rows(
     arms = confirmed.arms
     means = dict(zip(arms, map(float, evidence.means_A), strict=True)) if evidence is not None else {}
     rows = {(a, b): _untested(a, b, means) for a, b in combinations(all_arms, 2)}
-    if evidence is None or not has_tests(evidence):
+    if evidence is None or not evidence.has_tests:
         return tuple(rows.values())
     places = list(combinations(range(len(arms)), 2))
     found = [evidence.pair(a, b) for a, b in places]
@@ -47,12 +47,6 @@ def pair_rows(
             )
         rows[arms[a], arms[b]] = row
     return tuple(rows.values())
-
-
-def has_tests(evidence: Evidence) -> bool:
-    """Whether there are seeds enough for an interval."""
-    paired = evidence.losses_SA is None or len(evidence.losses_SA) > 1
-    return paired and all(len(runs_S) > 1 for runs_S in evidence.runs or ())
 
 
 def _untested(a: str, b: str, means: Mapping[str, float]) -> PairResult:
@@ -94,7 +88,7 @@ def leads_of(
     means, best = evidence.means_A, int(evidence.best)
     found = [
         _lead(rival, evidence, best, place, alpha, optima.get(rival), draw_seed)
-        if has_tests(evidence)
+        if evidence.has_tests
         else Lead(rival=rival, lead=float(means[place] - means[best]), low=None, high=None, p_value=None)
         for place, rival in enumerate(confirmed.arms)
         if place != best

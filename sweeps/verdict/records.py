@@ -101,9 +101,10 @@ def results_of(
     found = tuple(_cell([lines[line] for line in own], budget) for own in cells.values())
     pairing = "unpaired" if unpaired else "by_seed"
     rules = {"alpha": alpha, "looks": 1, "pairing": pairing, **({} if margin is None else {"margin": margin})}
-    space = {"budget_tokens": budget, "verdict": rules, "schedule": _schedule(rows)}
+    budgets = _shared_budgets(rows) or [budget]
+    space = {"budget_tokens": budget, "budgets_tokens": budgets, "verdict": rules, "schedule": _schedule(rows)}
     beginning = {"space": space, "strategies": _shapes(rows), "exam": {"document_groups": _groups(rows, found)}}
-    findings = (*_unknown_tokens(found), *_unequal_tokens(found))
+    findings = (*_unknown_tokens(found), *(_unequal_tokens(found) if len(budgets) == 1 else ()))
     return SweepResults(name=name, beginning=beginning, cells=found, findings=findings)
 
 
@@ -113,7 +114,13 @@ def _lines_of_cells(lines: Mapping[int, Row]) -> dict[tuple[Any, ...], list[int]
     for line in sorted(lines, key=lambda line: _whole(lines[line].get("tokens_seen")) or 0):
         row = lines[line]
         point = (_text(row.get("strategy")), _number(row.get("lr")), _number(row.get("adamw_lr")))
-        key = (*point, _whole(row.get("seed")), _text(row.get("phase")), _arrangement(row))
+        key = (
+            *point,
+            _whole(row.get("seed")),
+            _text(row.get("phase")),
+            _arrangement(row),
+            _text(row.get("budget_tokens")),
+        )
         if not _is_short(row):
             found.setdefault(key, []).append(line)
     return dict(sorted(found.items(), key=lambda item: min(item[1])))
@@ -166,7 +173,7 @@ def _problems_of(row: Row) -> Iterator[str]:
 
 def _repeats(lines: Mapping[int, Row], cells: Mapping[tuple[Any, ...], Sequence[int]]) -> Iterator[str]:
     """Rows of one cell differ in their tokens, and the last one alone may have an outcome."""
-    for (strategy, lr, _, seed, phase, _), own in cells.items():
+    for (strategy, lr, _, seed, phase, *_), own in cells.items():
         cell = f"{strategy} at lr {'none' if lr is None else f'{lr:g}'}, seed {seed}, phase {phase}"
         ends = [line for line in own if _text(lines[line]["outcome"])]
         by_tokens: dict[int, list[int]] = {}
@@ -208,6 +215,18 @@ def _groups(rows: Sequence[Row], cells: Sequence[CellResult]) -> dict[str, str]:
 
 def _budget(row: Row) -> int:
     return _whole(row.get("budget_tokens")) or _whole(row["tokens_seen"]) or 0
+
+
+def _shared_budgets(rows: Sequence[Row]) -> list[int]:
+    """The budgets of a ladder, ascending: ``budget_tokens`` names several, and every arm has been judged at each."""
+    judged: dict[int, set[str]] = {}
+    for row in rows:
+        declared = _whole(row.get("budget_tokens"))
+        if declared and _text(row["phase"]) in ("explore", "confirm"):
+            arms = judged.setdefault(declared, set())
+            arms |= {_text(row["strategy"])} if _text(row["phase"]) == "confirm" else set()
+    every = {_text(row["strategy"]) for row in rows}
+    return sorted(judged) if len(judged) > 1 and all(arms == every for arms in judged.values()) else []
 
 
 def _arrangement(row: Row) -> str:

@@ -22,7 +22,14 @@ def compose(case: Case) -> str:
     sentences = {"wins": _wins, "tie": _tie, "undecided": _undecided}
     if case.outcome not in sentences:
         return f"{_no_verdict(case)}."
-    clauses = [*sentences[case.outcome](case), *_views(case), *_behind(case), *_excluded(case), *_scale(case.results)]
+    clauses = [
+        *sentences[case.outcome](case),
+        *_change(case),
+        *_views(case),
+        *_behind(case),
+        *_excluded(case),
+        *_scale(case.results),
+    ]
     return f"{'; '.join(clauses)}."
 
 
@@ -129,7 +136,7 @@ def _so_far(case: Case) -> Iterator[str]:
 def _lowest_explored(results: SweepResults) -> tuple[str, float] | None:
     losses = [
         (loss, result.cell.strategy)
-        for result in results.cells
+        for result in results.seen
         if result.cell.phase == "explore" and result.reached_budget and (loss := finite(result.val_loss)) is not None
     ]
     return (min(losses)[1], min(losses)[0]) if losses else None
@@ -161,6 +168,25 @@ def _rates(case: Case) -> Iterator[str]:
             continue
         text = f"{lead.rival} could plausibly gain up to {_nats(lead.gain_bound)} from a better rate"
         yield text if lead.gain_bound > lead.lead else f"{text}, which leaves too little of the lead to be certain"
+
+
+def _change(case: Case) -> Iterator[str]:
+    """How the best arm's leads went with the budget, in one clause."""
+    parts = []
+    for lead in case.leads:
+        pair = case.trend.of(case.best or "", lead.rival)
+        if pair is None:
+            continue
+        side = 1 if pair.a == case.best else -1
+        first, last = (written.signed(side * at.lead.mean) for at in (pair.leads[0], pair.leads[-1]))
+        tokens = written.count(pair.leads[0].budget_tokens)
+        shown = "not shown to change" if pair.change == "not_shown" else pair.change
+        rates = " at the chosen rates" if pair.at_chosen_rates and pair.change != "not_shown" else ""
+        parts.append(
+            f"over {lead.rival} from {first} at {tokens} tokens to {last} ({shown}{rates}, {_p(pair.p_adjusted)})"
+        )
+    if parts:
+        yield f"with the budget its lead went {written.listed(parts)}"
 
 
 def _views(case: Case) -> Iterator[str]:

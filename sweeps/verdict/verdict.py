@@ -15,6 +15,7 @@ from sweeps.verdict.findings import Check
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.rate_curve import Optimum
 from sweeps.verdict.rows import ArmResult, BudgetViews, ContextSplit, ControlSplit, PairResult, RungView, as_json
+from sweeps.verdict.trend import Trend
 
 SCHEMA = 1
 METRIC = "test_loss"
@@ -45,6 +46,7 @@ class Verdict:
     controls: tuple[ControlSplit, ...] | None
     by_rung: tuple[RungView, ...]
     by_budget: BudgetViews
+    trend: Trend
     checks: tuple[Check, ...]
     exam: ExamFacts
     pairing: str = "seeds"
@@ -98,5 +100,7 @@ class Verdict:
             "controls": as_json(self.controls),
             "by_rung": as_json(self.by_rung),
             "by_budget": as_json(self.by_budget),
+            "by_budget_tokens": as_json(self.trend.budgets) or None,
+            "trend": as_json(self.trend.pairs) or None,
             "caveats": list(self.caveats),
         }

@@ -15,7 +15,8 @@ from tests.integration.sweeping import Sweeps, decided, unfinished_checkpoints, 
 
 VERDICT_KEYS = {
     "schema", "sweep", "outcome", "winner", "statement", "metric", "alpha", "margin", "budget_tokens", "strategies",
-    "pairs", "seeds_needed", "looks", "context", "controls", "by_rung", "by_budget", "caveats",
+    "pairs", "seeds_needed", "looks", "context", "controls", "by_rung", "by_budget", "by_budget_tokens",
+    "trend", "caveats",
     "documents_needed", "exam", "excluded", "last_decided", "pairing", "tie_at_chosen_rates",
 }  # fmt: skip
 

@@ -40,7 +40,7 @@ def cell(
     windows = arrangement or ("grouped" if phase == "control" else "shuffled")
     return CellResult(
         cell=Cell(
-            cell_id=f"{phase}-{strategy}-{windows}-{lr:g}-{seed}",
+            cell_id=f"{phase}-{strategy}-{windows}-{lr:g}-{seed}" + (f"-{budget}" if budget != BUDGET else ""),
             phase=phase,  # type: ignore[arg-type]
             strategy=strategy,
             lr=lr,
@@ -69,6 +69,18 @@ def confirm(losses: Mapping[str, Sequence[float]] | None = None, lr: float = 0.0
         for arm, values in (losses or CLEAR_WIN).items()
         for place, loss in enumerate(values)
     ]
+
+
+def ladder(leads: Mapping[int, Mapping[str, Sequence[float]]], **space: Any) -> SweepResults:
+    """A sweep with confirm losses by budget and arm; at each budget explore finds them at its best rate, 0.02."""
+    cells = [
+        cell(arm, lr, 1, loss=loss - CURVES[arm][0.02] + sum(losses) / len(losses), budget=budget)
+        for budget, by_arm in leads.items()
+        for arm, losses in by_arm.items()
+        for lr, loss in CURVES[arm].items()
+    ]
+    cells += [found for budget, losses in leads.items() for found in confirm(losses, budget=budget)]
+    return sweep(cells, budget_tokens=max(leads), budgets_tokens=sorted(leads), **space)
 
 
 def sweep(cells: Sequence[CellResult], *, verdicts: Sequence[Mapping[str, Any]] = (), **space: Any) -> SweepResults:

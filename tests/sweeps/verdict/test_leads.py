@@ -260,7 +260,6 @@ def test_time_cells_at_a_rate_that_is_no_longer_judged_are_not_compared() -> Non
     verdict = judged([*better, *cells, *others, *timed({"large_batch": 600, "long_seq": 800}, 0.3)])
     assert verdict.outcome == "wins"
     assert verdict.by_budget.time is None
-    assert verdict.by_budget.tokens.to_target is None
 
 
 def test_no_view_names_a_winner_where_the_verdict_may_not() -> None:
@@ -272,15 +271,6 @@ def test_no_view_names_a_winner_where_the_verdict_may_not() -> None:
     assert not any("at equal time" in caveat for caveat in verdict.caveats)
     judged_views = judged(cells).by_budget
     assert [judged_views.tokens.winner, judged_views.time.winner] == ["large_batch", "balanced"]
-
-
-def test_tokens_to_target_come_from_decayed_runs_only() -> None:
-    assert judged(confirm()).by_budget.tokens.to_target is None
-    rows = judged([*alone(), *timed({"large_batch": 500}, 0.4)]).by_budget.tokens.to_target
-    shares = {row.b: (row.share, row.is_upper_bound) for row in rows}
-    # 0.4 nats over one doubling: a rival 0.2 behind is reached half a doubling earlier
-    assert shares["balanced"] == (pytest.approx(2**-0.5), False)
-    assert shares["long_seq"][0] == pytest.approx(0.5)
 
 
 def unequal_steps(cells: Sequence[CellResult]) -> SweepResults:

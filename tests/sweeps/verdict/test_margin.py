@@ -75,7 +75,7 @@ def test_decayed_cells_at_two_budgets_make_the_margin_corrected_for_their_secant
         for lr, loss in curve.items()
         for budget in (250, 1_000)
     ]
-    found = estimate(sweep(cells, verdict=AUTO))
+    found = estimate(sweep(cells, budgets_tokens=[250, 1_000], verdict=AUTO))
     assert found is not None
     # the secant over a factor of four, 0.6 / ln 4, overstates the slope by at most 1.4427
     assert found.value == pytest.approx(0.6 / math.log(4) / 1.4427 * math.log(1.05), rel=1e-4)

@@ -24,7 +24,7 @@ NOISY = {
 KEYS = [
     "schema", "sweep", "outcome", "winner", "statement", "metric", "alpha", "margin", "budget_tokens", "strategies",
     "pairs", "exam", "pairing", "tie_at_chosen_rates", "excluded", "last_decided", "seeds_needed", "documents_needed",
-    "looks", "context", "controls", "by_rung", "by_budget", "caveats",
+    "looks", "context", "controls", "by_rung", "by_budget", "by_budget_tokens", "trend", "caveats",
 ]  # fmt: skip
 STRATEGY_KEYS = [
     "name", "micro_batch_size", "seq_len", "grad_accum_steps", "tokens_per_step", "best_lr", "best_lr_at_edge", "seeds",
