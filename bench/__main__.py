@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("step", "loader", "engine", "verdict", "tracking", "sweep", "early_stopping")
+PARTS = ("step", "loader", "engine", "verdict", "budgets", "tracking", "sweep", "early_stopping")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np  # noqa: E402
 from bench import calibration  # noqa: E402
 from bench.calibration import ALPHA, CURVATURES, FAR, Setting  # noqa: E402
 from bench.results import write_json  # noqa: E402
+from bench.tables import table  # noqa: E402
 
 SEEDS = (3, 4, 5)
 LAPTOP_MARGIN = 3.2
@@ -125,16 +125,6 @@ def show(found: dict[str, Any]) -> None:
     table("Ties within 0.03 nats at laptop's noise, 5 seeds", found["ties"])
     table("An undecided sweep extended three times: rate of false wins", found["extensions"])
     table("Mean error at the chosen rate, in units of the noise", found["selection_bias"])
-
-
-def table(title: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Print rows of equal keys under their names."""
-    rows = list(rows)
-    cells = [[f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    widths = [max(len(key), *(len(line[i]) for line in cells)) for i, key in enumerate(rows[0])]
-    print(f"\n{title}")
-    for line in ([*rows[0]], *cells):
-        print("  ".join(f"{text:>{width}}" for text, width in zip(line, widths, strict=True)))
 
 
 if __name__ == "__main__":

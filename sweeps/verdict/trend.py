@@ -21,6 +21,7 @@ from sweeps.verdict.rows import Estimate, PairDifference
 from sweeps.verdict.statistics import Comparison, Floats, holm
 
 NOT_TESTED = "not_tested"
+NOT_SHOWN = "not_shown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +157,8 @@ def _at_budgets(judged: Sequence[Judgement], alpha: float) -> Iterator[AtBudget]
 
     All of them together claim a false win at rate ``alpha`` at most: the first true tie on the way down ends it.
     """
-    for place, each in enumerate(judged):
-        is_tested = all(above.winner is not None for above in judged[place + 1 :])
+    tested = reached([each.winner is not None for each in judged])
+    for each, is_tested in zip(judged, tested, strict=True):
         outcome = each.outcome if is_tested or not each.is_judged else NOT_TESTED
         yield AtBudget(
             budget_tokens=each.budget_tokens,
@@ -169,6 +170,11 @@ def _at_budgets(judged: Sequence[Judgement], alpha: float) -> Iterator[AtBudget]
             arms=tuple(_arm_at(each, place) for place in range(len(each.confirmed.arms))),
             pairs=tuple(_differences(each, alpha)),
         )
+
+
+def reached(wins: Sequence[bool]) -> list[bool]:
+    """Return which budgets a fixed sequence from the last downwards reaches: one follows while each above it wins."""
+    return [all(wins[place + 1 :]) for place in range(len(wins))]
 
 
 def _arm_at(each: Judgement, place: int) -> ArmAtBudget:
@@ -196,17 +202,13 @@ def _differences(each: Judgement, alpha: float) -> Iterator[PairDifference]:
 
 
 def _pair_trends(ladder: Ladder, judged: Sequence[Judgement], alpha: float, *, is_judged: bool) -> Iterator[PairTrend]:
-    means_A = ladder.losses_KSA[-1].mean(axis=0)
-    pairs = [(a, b) if means_A[a] <= means_A[b] else (b, a) for a, b in combinations(range(len(ladder.arms)), 2)]
-    slopes = [ladder.contrast(ladder.lead(a, b, ladder.slope())) for a, b in pairs]
-    adjusted = holm(np.asarray([float(slope.p_value) for slope in slopes]))
-    for (a, b), slope, p_adjusted in zip(pairs, slopes, adjusted, strict=True):
-        is_shown = is_judged and p_adjusted <= alpha
+    for change in changes(ladder):
+        a, b, slope = change.a, change.b, change.slope
         leads = tuple(_lead_at(ladder, a, b, place, alpha) for place in range(len(ladder.budgets_tokens)))
-        predictions = tuple(_predictions(ladder, a, b, alpha))
+        predicted = tuple(predictions(ladder, a, b, alpha))
         better = None
-        if len(predictions) > 1:
-            line, persistence = (abs(prediction.miss.mean) for prediction in predictions)
+        if len(predicted) > 1:
+            line, persistence = (abs(prediction.miss.mean) for prediction in predicted)
             better = line < persistence
         yield PairTrend(
             a=ladder.arms[a],
@@ -214,14 +216,42 @@ def _pair_trends(ladder: Ladder, judged: Sequence[Judgement], alpha: float, *, i
             leads=leads,
             per_doubling=_scaled(_estimate(slope, alpha), math.log(2)),
             p_value=float(slope.p_value) if is_judged else None,
-            p_adjusted=float(p_adjusted) if is_judged else None,
-            change=_direction(float(slope.deciding(alpha).mean)) if is_shown else "not_shown",
+            p_adjusted=change.p_adjusted if is_judged else None,
+            change=change.direction(alpha) if is_judged else NOT_SHOWN,
             at_chosen_rates=not _outlasts_better_rates(ladder, judged, a, b, alpha),
             advantage=_advantage(leads),
-            crossover=_crossover(ladder, a, b, alpha, may_extrapolate=bool(better)),
-            predictions=predictions,
+            crossover=crossover(ladder, a, b, alpha, may_extrapolate=bool(better)),
+            predictions=predicted,
             line_predicts_better=better,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """The slope of the lead of arm ``a``, ahead at the largest budget, over ``b`` (places in the ladder)."""
+
+    a: int
+    b: int
+    slope: Comparison
+    p_adjusted: float
+
+    def direction(self, alpha: float) -> str:
+        """``grows``, ``shrinks`` or ``not_shown``."""
+        if self.p_adjusted > alpha:
+            return NOT_SHOWN
+        return "grows" if float(self.slope.deciding(alpha).mean) > 0 else "shrinks"
+
+
+def changes(ladder: Ladder) -> list[Change]:
+    """Return the slope of every pair's lead in the logarithm of the budget, p-values by Holm over all pairs."""
+    means_A = ladder.losses_KSA[-1].mean(axis=0)
+    pairs = [(a, b) if means_A[a] <= means_A[b] else (b, a) for a, b in combinations(range(len(ladder.arms)), 2)]
+    slopes = [ladder.contrast(ladder.lead(a, b, ladder.slope())) for a, b in pairs]
+    adjusted = holm(np.asarray([float(slope.p_value) for slope in slopes]))
+    return [
+        Change(a=a, b=b, slope=slope, p_adjusted=float(p))
+        for (a, b), slope, p in zip(pairs, slopes, adjusted, strict=True)
+    ]
 
 
 def _estimate(comparison: Comparison, alpha: float) -> Estimate:
@@ -233,10 +263,6 @@ def _estimate(comparison: Comparison, alpha: float) -> Estimate:
 def _scaled(value: Estimate, factor: float) -> Estimate:
     low, high = (None if end is None else end * factor for end in (value.low, value.high))
     return Estimate(mean=value.mean * factor, low=low, high=high)
-
-
-def _direction(change: float) -> str:
-    return "grows" if change > 0 else "shrinks"
 
 
 def _lead_at(ladder: Ladder, a: int, b: int, place: int, alpha: float) -> LeadAtBudget:
@@ -280,10 +306,10 @@ def _advantage(leads: Sequence[LeadAtBudget]) -> str:
     """How the advantage in tokens goes from the smallest to the largest budget; a share of one is none."""
     first, last = leads[0].tokens, leads[-1].tokens
     if first.leader != last.leader:
-        return "not_shown"
+        return NOT_SHOWN
     if last.low is not None and last.low > first.high:
         return "shrinks"
-    return "grows" if first.low is not None and first.low > last.high else "not_shown"
+    return "grows" if first.low is not None and first.low > last.high else NOT_SHOWN
 
 
 def _outlasts_better_rates(ladder: Ladder, judged: Sequence[Judgement], a: int, b: int, alpha: float) -> bool:
@@ -300,8 +326,8 @@ def _outlasts_better_rates(ladder: Ladder, judged: Sequence[Judgement], a: int, 
     return bool((changes_R > gains_R).mean() >= 1 - alpha / 2)
 
 
-def _predictions(ladder: Ladder, a: int, b: int, alpha: float) -> Iterator[Prediction]:
-    """What the budgets below say of the largest, the line first; two of them make a line."""
+def predictions(ladder: Ladder, a: int, b: int, alpha: float) -> Iterator[Prediction]:
+    """Yield what the budgets below say of the largest, the line first; two of them make a line."""
     n_below = len(ladder.budgets_tokens) - 1
     observed_K = ladder.at(n_below)
     ways: dict[str, Floats] = {}
@@ -314,8 +340,8 @@ def _predictions(ladder: Ladder, a: int, b: int, alpha: float) -> Iterator[Predi
         yield Prediction(by=by, predicted=float(predicted), miss=miss)
 
 
-def _crossover(ladder: Ladder, a: int, b: int, alpha: float, *, may_extrapolate: bool) -> Crossover:
-    """Where the line's interval holds zero, at most one step of the ladder beyond its ends."""
+def crossover(ladder: Ladder, a: int, b: int, alpha: float, *, may_extrapolate: bool) -> Crossover:
+    """Return where the line's interval holds zero, at most one step of the ladder beyond its ends."""
     logs_K = ladder.log_budgets_K
     low, high = float(logs_K[0]), float(logs_K[-1])
     if may_extrapolate:
