@@ -88,6 +88,7 @@ def _read(ledger: Ledger) -> _Status:
         "created_s": results.beginning["created_s"],
         "running_at": None if holder is None else str(holder),
         "budget_tokens": space.budget_tokens,
+        "budgets_tokens": list(space.budgets_tokens),
         "rungs_tokens": list(space.rungs_tokens),
         "tokens_seen": sum(cell["tokens_seen"] for cell in cells),
         "seconds_left": None if holder is None else _seconds_left(space, plan, newest),

@@ -92,10 +92,10 @@ class Facts:
         return Counter(result.outcome or "unfinished" for result in self.results.cells)
 
     def cells(self, *phases: str, arm: str | None = None) -> list[CellResult]:
-        """Return the cells of the given phases (all when none is named), of one arm or of all."""
+        """Return the largest budget's cells of the given phases (all when none is named), of one arm or of all."""
         return [
             result
-            for result in self.results.cells
+            for result in self.results.seen
             if (not phases or result.cell.phase in phases) and (arm is None or result.cell.strategy == arm)
         ]
 

@@ -22,6 +22,7 @@ from sweeps.report.blocks import (
     Values,
     section,
 )
+from sweeps.report.budgets import budget_blocks
 from sweeps.report.facts import Facts
 from sweeps.report.opening import how_sure
 from sweeps.report.space_toml import as_toml
@@ -44,7 +45,7 @@ SPACE_FILE = "space.toml"
 def sections(facts: Facts, drawn: Collection[str]) -> list[Section]:
     """Return every section that has something to show, without the figures that are not in ``drawn``."""
     found = []
-    for make in (_arms, _checks, _why, _tuning, _training, _work, _cells, _origin, _commands):
+    for make in (_arms, _budgets, _checks, _why, _tuning, _training, _work, _cells, _origin, _commands):
         made = make(facts)
         blocks = tuple(block for block in made.blocks if not isinstance(block, Figure) or block.name in drawn)
         found += [replace(made, blocks=blocks)] if blocks else []
@@ -75,6 +76,11 @@ def _arms(facts: Facts) -> Section:
             text += " Adjusted p-values (Holm) are for statements about all pairs together."
         blocks += [Heading(text="Every pair" if len(pairs.rows) > 1 else "The pair"), Note(text=text), pairs]
     return section("arms", "The arms", blocks)
+
+
+def _budgets(facts: Facts) -> Section:
+    blocks = budget_blocks(facts)
+    return section("budgets", "How leads change with the budget", blocks)
 
 
 def _checks(facts: Facts) -> Section:

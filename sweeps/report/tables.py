@@ -83,7 +83,8 @@ def pair_table(facts: Facts) -> Table | None:
 
 def cell_table(facts: Facts) -> Table:
     """Return every cell with the numbers to sort by."""
-    rows = tuple(_cell_row(result) for result in facts.results.cells)
+    ordered = sorted(facts.results.cells, key=lambda result: -result.cell.budget_tokens)
+    rows = tuple(_cell_row(result) for result in ordered)
     return Table(header=(*CELL_NAMES, *CELL_NUMBERS, *CELL_NOTES), rows=rows, n_names=len(CELL_NAMES))
 
 

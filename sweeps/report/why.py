@@ -19,7 +19,7 @@ CONTROL_PARTS = {"lead": "lead", "diversity": "batch diversity", "length": "leng
 
 def why_blocks(facts: Facts) -> list[Block]:
     """Return what there is to say on reasons and limits, in the order in which it is read."""
-    makers = (_context, _controls, _to_target, _time, _updates, _sliding, _lengths)
+    makers = (_context, _controls, _time, _updates, _sliding, _lengths)
     return [block for make in makers for block in make(facts)]
 
 
@@ -76,20 +76,6 @@ def _controls(facts: Facts) -> Iterator[Block]:
     yield Bullets(items=tuple(written.sentence(diversity_sentence(entry), *names) for entry in entries))
     yield Figure(name="controls", titled=False)
     yield _lead_table(entries, CONTROL_PARTS)
-
-
-def _to_target(facts: Facts) -> Iterator[Block]:
-    view = facts.verdict.by_budget.tokens
-    if view is not None and view.to_target:
-        yield Heading(text="The lead in tokens")
-        yield Note(text="From runs whose schedules ended.")
-        yield Bullets(
-            items=tuple(
-                f"{entry.a} reaches the loss of {entry.b} with {'at most' if entry.is_upper_bound else 'about'} "
-                f"{written.share(entry.share)} of its tokens."
-                for entry in view.to_target
-            )
-        )
 
 
 def _time(facts: Facts) -> Iterator[Block]:

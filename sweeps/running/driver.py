@@ -23,6 +23,7 @@ from sweeps.plan.phases import next_cells
 from sweeps.plan.queue import Dropped, Plan, Segment, StoppingRule, progress_of
 from sweeps.running.faults import DeathLog, WorldFaults
 from sweeps.running.hangs import HangWatch
+from sweeps.running.milestones import Milestones
 from sweeps.running.ray_tune import Engine, Trainable, run_trials
 from sweeps.trial.trainable import SegmentJob, run_segment
 
@@ -82,6 +83,7 @@ class Driver:
         self._faults = WorldFaults(self._world)
         self._deaths = DeathLog()
         self._hangs = HangWatch(self._world, self._lease_of)
+        self._milestones = Milestones()
         self._pages = self.ledger.plan_pages()
         self.plan = Plan(stopping_rule(self.space), cells_of(self._pages))
         self._results = LedgerReader(self.ledger).results()
@@ -331,8 +333,9 @@ class Driver:
                 break
             self._add_planned(self.ledger.planned_cells())
         self._add_planned(added.cells)
-        if added.cells and added.because:
-            self.watcher.say(added.because)
+        for line in (added.because if added.cells else "", *self._milestones.reached(results)):
+            if line:
+                self.watcher.say(line)
 
     def _add_planned(self, cells: Sequence[PlannedCell]) -> None:
         fresh = [planned for planned in cells if planned.cell_id not in self._cells]

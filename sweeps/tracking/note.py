@@ -20,16 +20,18 @@ def experiment_description(results: SweepResults) -> str:
     arms = ", ".join(
         f"`{arm.name}` {arm.micro_batch_size} x {arm.seq_len} x {arm.grad_accum_steps}" for arm in results.arms
     )
+    budgets = written.listed([f"{budget:,}" for budget in results.budgets_tokens])
     question = (
         "Which batch shape does a Mixture-of-Experts language model learn best from, at an equal budget of "
-        f"{results.budget_tokens:,} tokens, and at which learning rate?"
+        f"{budgets} tokens, and at which learning rate?"
     )
     lines = [
         question,
         str(results.space.get("description") or "").strip(),
         f"Strategies (micro_batch_size x seq_len x grad_accum_steps): {arms}.",
         "Every nested run is one cell: a strategy, a learning rate, a seed. The step of every metric is `tokens_seen`. "
-        "Compare arms by `test_loss` of the runs whose `phase` is `confirm`, never by explore's `val_loss`.",
+        "Compare arms by `test_loss` of the runs whose `phase` is `confirm` and whose `budget_tokens` are equal, never "
+        "by explore's `val_loss`.",
     ]
     return "\n\n".join(line for line in lines if line)
 

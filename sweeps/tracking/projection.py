@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from sweeps import formatting as written
 from sweeps.report.plots.style import ARM_LIGHT
 from sweeps.tracking.note import experiment_description
 from sweeps.tracking.views import view_tags
@@ -183,12 +184,13 @@ def points_digest(points: list[Point]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run_name(cell: Cell, *, with_adamw: bool = False) -> str:
+def run_name(cell: Cell, *, with_adamw: bool = False, with_budget: bool = False) -> str:
     """Return a cell's name as people read it, ``balanced lr=0.02 seed=3 confirm``."""
     adamw = f" adamw_lr={cell.adamw_lr:g}" if with_adamw and cell.adamw_lr is not None else ""
     grouped = "" if cell.arrangement == "shuffled" else f" {cell.arrangement}"
     rate = "?" if cell.lr is None else f"{cell.lr:g}"
-    return f"{cell.strategy} lr={rate}{adamw} seed={cell.seed} {cell.phase}{grouped}"
+    budget = f" {written.short_count(cell.budget_tokens)} tokens" if with_budget else ""
+    return f"{cell.strategy} lr={rate}{adamw} seed={cell.seed} {cell.phase}{grouped}{budget}"
 
 
 def _rates_with_several_adamw(results: SweepResults) -> set[tuple[str, float | None]]:
@@ -209,6 +211,7 @@ def _desired_cell(result: CellResult, view: SweepView, with_adamw: set[tuple[str
         "strategy": cell.strategy,
         "seed": str(cell.seed),
         "lr": f"{cell.lr:g}",
+        "budget_tokens": str(cell.budget_tokens),
         "mlflow.runColor": ARM_LIGHT[view.results.arm_names.index(cell.strategy) % len(ARM_LIGHT)],
         **_source_tags(beginning),
     }
@@ -219,7 +222,11 @@ def _desired_cell(result: CellResult, view: SweepView, with_adamw: set[tuple[str
     if result.records and result.records[-1].get("precision"):
         tags["precision"] = str(result.records[-1]["precision"])
     return DesiredRun(
-        name=run_name(cell, with_adamw=(cell.strategy, cell.lr) in with_adamw),
+        name=run_name(
+            cell,
+            with_adamw=(cell.strategy, cell.lr) in with_adamw,
+            with_budget=len(view.results.budgets_tokens) > 1,
+        ),
         tags=tags,
         params=_cell_params(cell, view.results),
         status=_cell_status(result, view.states),
@@ -275,6 +282,7 @@ def _desired_parent(view: SweepView) -> DesiredRun:
     params = {
         "strategies": ", ".join(results.arm_names),
         "budget_tokens": str(results.budget_tokens),
+        **({"budgets_tokens": ", ".join(map(str, results.budgets_tokens))} if len(results.budgets_tokens) > 1 else {}),
         **{key: str(value) for key, value in _section(results, "model").items()},
     }
     ends = [end for end in map(_last_ms, results.cells) if end is not None]

@@ -22,6 +22,8 @@ from sweeps.verdict.statistics import Comparison, Floats, holm
 
 NOT_TESTED = "not_tested"
 NOT_SHOWN = "not_shown"
+LINE_POINTS = 13
+"""Points of the fitted line that are kept, for those who draw it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,8 @@ class Crossover:
     """Budgets at which the lead may be zero: where the interval of the fitted line holds zero (Fieller's set).
 
     ``ranges`` are in tokens; ``at`` is where the line itself crosses, None where it does not between the ends that were
-    searched. A set that reaches such an end is open there: nothing is known of its continuation.
+    searched. A set that reaches such an end is open there: nothing is known of its continuation. ``is_extrapolated``
+    says that a part of it lies beyond the budgets that were run.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -88,11 +91,7 @@ class Crossover:
     searched: tuple[int, int]
     is_open_below: bool
     is_open_above: bool
-
-    @property
-    def goes_beyond(self) -> bool:
-        """Whether budgets beyond those that were run were searched."""
-        return self.is_open_below or self.is_open_above
+    is_extrapolated: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +101,14 @@ class Prediction:
     by: str
     predicted: float
     miss: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinePoint:
+    """The fitted line's lead at a budget, with its interval."""
+
+    tokens: int
+    lead: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +130,7 @@ class PairTrend:
     change: str
     at_chosen_rates: bool
     advantage: str
+    line: tuple[LinePoint, ...]
     crossover: Crossover
     predictions: tuple[Prediction, ...]
     line_predicts_better: bool | None
@@ -220,6 +228,7 @@ def _pair_trends(ladder: Ladder, judged: Sequence[Judgement], alpha: float, *, i
             change=change.direction(alpha) if is_judged else NOT_SHOWN,
             at_chosen_rates=not _outlasts_better_rates(ladder, judged, a, b, alpha),
             advantage=_advantage(leads),
+            line=tuple(_line(ladder, a, b, alpha)),
             crossover=crossover(ladder, a, b, alpha, may_extrapolate=bool(better)),
             predictions=predicted,
             line_predicts_better=better,
@@ -340,6 +349,14 @@ def predictions(ladder: Ladder, a: int, b: int, alpha: float) -> Iterator[Predic
         yield Prediction(by=by, predicted=float(predicted), miss=miss)
 
 
+def _line(ladder: Ladder, a: int, b: int, alpha: float) -> Iterator[LinePoint]:
+    """Yield the fitted line from the smallest budget to the largest."""
+    first, last = ladder.log_budgets_K[[0, -1]]
+    for log_tokens in np.linspace(first, last, LINE_POINTS):
+        found = ladder.contrast(ladder.lead(a, b, ladder.line_at(log_tokens)))
+        yield LinePoint(tokens=_tokens(log_tokens), lead=_estimate(found, alpha))
+
+
 def crossover(ladder: Ladder, a: int, b: int, alpha: float, *, may_extrapolate: bool) -> Crossover:
     """Return where the line's interval holds zero, at most one step of the ladder beyond its ends."""
     logs_K = ladder.log_budgets_K
@@ -351,6 +368,7 @@ def crossover(ladder: Ladder, a: int, b: int, alpha: float, *, may_extrapolate: 
     means_X, is_zero_X = line.tests["seeds"].mean, line.p_value > alpha
     slope = float(means_X[-1] - means_X[0]) / (high - low)
     crosses = means_X[0] * means_X[-1] <= 0 and slope != 0
+    is_beyond_X = (logs_X < logs_K[0]) | (logs_X > logs_K[-1])
     edges = np.flatnonzero(np.diff(np.concatenate(([False], is_zero_X, [False])).astype(np.int8)))
     return Crossover(
         ranges=tuple((_tokens(logs_X[start]), _tokens(logs_X[end - 1])) for start, end in edges.reshape(-1, 2)),
@@ -358,6 +376,7 @@ def crossover(ladder: Ladder, a: int, b: int, alpha: float, *, may_extrapolate: 
         searched=(_tokens(low), _tokens(high)),
         is_open_below=bool(is_zero_X[0]),
         is_open_above=bool(is_zero_X[-1]),
+        is_extrapolated=bool((is_zero_X & is_beyond_X).any()),
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from sweeps.report.facts import Facts
-from sweeps.report.plots import answer, leads, schedule, training
+from sweeps.report.plots import answer, budgets, leads, schedule, training
 from sweeps.report.plots.style import Tips, drawing, inline_svg, png_bytes, svg_text
 from sweeps.report.why import context_splits
 
@@ -69,6 +69,18 @@ PLOTS = (
         draw=answer.draw_confirm,
         height_in=lambda facts: 1.0 + 0.5 * max(2, len(facts.arms), len(facts.drawn_pairs)),
         panels=lambda facts: 2 if facts.pairs else 1,
+    ),
+    Plot(
+        name="budgets",
+        title="Leads against the budget",
+        note="Each mark is a lead in test loss between cells whose schedules ended at that budget, paired by seed, "
+        "with its {confidence} interval over {over}. The line is fitted in the logarithm of tokens, the band is its "
+        "interval. Crosses are what the smaller budgets predicted for the largest: × by a line, + as the last of them.",
+        available=budgets.has_trend,
+        draw=budgets.draw_trend,
+        height_in=lambda _: 2.9,
+        panels=lambda facts: len(budgets.drawn_trends(facts)),
+        layout="thirds",
     ),
     Plot(
         name="rates",

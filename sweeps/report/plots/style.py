@@ -10,7 +10,7 @@ import io
 import itertools
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +199,9 @@ def row_name(axes: Axes, row: float, text: str, *, above: float = 0.22) -> None:
     )  # fmt: skip
 
 
-def log_ticks(axes: Axes, values: Sequence[float], *, limit: int = 6) -> None:
+def log_ticks(
+    axes: Axes, values: Sequence[float], *, limit: int = 6, text: Callable[[float], str] = "{:.4g}".format
+) -> None:
     """Make the x axis logarithmic with a tick at ``values`` (thinned to ``limit``) and nowhere else."""
     from matplotlib.ticker import NullLocator
 
@@ -207,5 +209,5 @@ def log_ticks(axes: Axes, values: Sequence[float], *, limit: int = 6) -> None:
     if len(ticks) > limit:
         ticks = [ticks[round(i * (len(ticks) - 1) / (limit - 1))] for i in range(limit)]
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
+    axes.set_xticks(ticks, [text(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -26,7 +26,9 @@ from sweeps.report.plots.style import (
     svg_text,
 )
 from sweeps.report.plots.training import MAX_CURVES_PER_ARM, MAX_POINTS_PER_CURVE, smoothed, thin_curve, thinned
+from sweeps.verdict.decision import decide
 from sweeps.verdict.rows import ControlSplit, Estimate
+from tests.sweeps.planted_sweep import ladder
 from tests.sweeps.report_data import changed, judged, results
 
 
@@ -52,7 +54,23 @@ def pictures(facts: Facts) -> dict[str, Picture]:
 
 
 def test_a_finished_sweep_has_every_picture(pictures: dict[str, Picture]) -> None:
-    assert list(pictures) == [plot.name for plot in PLOTS]
+    assert list(pictures) == [plot.name for plot in PLOTS if plot.name != "budgets"]  # it has one budget
+
+
+def test_leads_are_drawn_against_the_budget_where_there_are_several() -> None:
+    means = {"large_batch": 4.0, "balanced": 4.2, "long_seq": 4.5}
+    by_budget = {
+        budget: {arm: [mean + above + 0.01 * seed for seed in range(3)] for arm, mean in means.items()}
+        for budget, above in ((250, 1.0), (1_000, 0.5), (4_000, 0.0))
+    }
+    found = ladder(by_budget)
+    facts = Facts(found, decide(found))
+    picture = next(picture for picture in draw_all(facts) if picture.name == "budgets")
+    assert len(picture.panels) == 3, "a panel a pair"
+    panel = picture.panels[0]
+    for text in ("large_batch over balanced", "250", "1k", "4k", "budget (tokens)"):
+        assert text in panel
+    assert "predicted, line through the smaller budgets: +0.2" in panel
 
 
 def test_files_are_a_png_and_a_well_formed_svg(pictures: dict[str, Picture]) -> None:

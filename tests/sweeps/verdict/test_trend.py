@@ -173,6 +173,7 @@ def test_no_crossover_is_sought_beyond_the_data_unless_the_line_predicted_better
     assert straight.line_predicts_better
     assert straight.crossover.searched == (62, 16_000)
     assert straight.crossover.at == pytest.approx(16_000, rel=0.2)
+    assert straight.crossover.is_extrapolated
     bent = pair(leads(balanced=(0.4, 0.1, 0.1), long_seq=(0.5, 0.5, 0.5)))
     assert not bent.line_predicts_better
     assert bent.crossover.searched == (250, 4_000)
