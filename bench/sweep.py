@@ -48,7 +48,11 @@ def plain_loop(space: Space, data: TrainingData) -> dict[str, Any]:
                 losses.setdefault(cell.strategy, {})[cell.lr or 0.0] = report.val_loss
     wall_s = time.perf_counter() - started_s
     best = {arm: min(found, key=lambda lr: found[lr]) for arm, found in losses.items()}
-    return {"wall_s": round(wall_s, 1), "tokens": space.budget_tokens * len(explore_cells(space, None)), "rates": best}
+    return {
+        "wall_s": round(wall_s, 1),
+        "tokens": sum(cell.budget_tokens for cell in explore_cells(space, None)),
+        "rates": best,
+    }
 
 
 def stretches(results: SweepResults) -> list[tuple[float, float]]:
@@ -106,7 +110,7 @@ def main() -> None:
     """Run both in turn and write the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change laptop, as in sweeps run")
-    overrides = [*parser.parse_args().overrides, "rates.max_widenings=0", "seeds.confirm=1"]
+    overrides = ["budget_tokens=524288", *parser.parse_args().overrides, "rates.max_widenings=0", "seeds.confirm=1"]
     space = load_space(preset="laptop", overrides=overrides)
     material = load_training_data(space)
     with tempfile.TemporaryDirectory() as folder:

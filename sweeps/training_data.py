@@ -102,7 +102,7 @@ def load_training_data(
     tokens = _TokenRequest(
         corpus=corpus_config(space),
         tokenizer=tokenizer_config(space),
-        train_tokens=POOL_BUDGETS * space.budget_tokens,
+        train_tokens=POOL_BUDGETS * (space.budget_tokens if beginning is None else beginning["space"]["budget_tokens"]),
         held_out_tokens=held_out_tokens,
         progress=_Progress(on_progress),
         commits=None if beginning is None else HubCommits.of(beginning.get("corpus_facts", {})),

@@ -29,7 +29,7 @@ from sweeps.verdict.decision import decide
 from sweeps.verdict.records_table import COLUMNS, key_of
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.ending_trainer import EndingTrainer, whole_job
-from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
+from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, ladder, sweep
 from tests.test_walls import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +159,9 @@ def test_every_key_of_a_verdict_is_explained() -> None:
         replace(everything, cells=(*spoilt, cell("balanced", 0.03, 1, outcome=None)), earlier_verdicts=(verdict,))
     ).as_dict()
     verdict |= {key: again[key] for key in ("excluded", "last_decided")}
+    several = decide(ladder({250: CLEAR_WIN, 500: CLEAR_WIN, BUDGET: CLEAR_WIN})).as_dict()
+    verdict |= {key: several[key] for key in ("by_budget_tokens", "trend")}
+    verdict["by_budget"]["tokens"] = several["by_budget"]["tokens"]
     parts = [verdict["context"], verdict["controls"], verdict["by_rung"], *verdict["by_budget"].values()]
     assert all(parts), "the planted sweep has every optional part of a verdict"
     assert_explains("Verdicts", set(paths_in(verdict)))

@@ -12,7 +12,7 @@ from sweeps.cluster.connection import cluster_address, is_job_address
 from sweeps.cluster.machines import Machines
 from sweeps.errors import BadInputError
 from sweeps.formatting import duration as spoken
-from sweeps.formatting import plural, with_shown_commands
+from sweeps.formatting import listed, plural, with_shown_commands
 from sweeps.packing.duration import Duration, estimate, expected_tokens
 from sweeps.packing.memory import fit_arms, predicted_peaks
 from sweeps.packing.shares import MAX_TRIALS_PER_GPU, Packing, pack, require_runnable
@@ -61,6 +61,7 @@ class SweepPlan:
     cells: tuple[Cell, ...]
     arms: tuple[ArmPlan, ...]
     budget_tokens: int
+    budgets_tokens: tuple[int, ...]
     epochs: float | None
     tokens_per_active_parameter: float
     tokens_full_grid: int
@@ -77,7 +78,7 @@ class SweepPlan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        keys = ("cell_id", "phase", "strategy", "lr", "adamw_lr", "arrangement", "seed")
+        keys = ("cell_id", "phase", "strategy", "lr", "adamw_lr", "arrangement", "seed", "budget_tokens")
         return {
             **asdict(self),
             "cells": [{key: getattr(cell, key) for key in keys} for cell in self.cells],
@@ -138,9 +139,10 @@ def make_plan(
             for arm in space.strategies
         ),
         budget_tokens=space.budget_tokens,
+        budgets_tokens=space.budgets_tokens,
         epochs=None if audit is None else float(_finding_of_epochs(audit)["value"]),
         tokens_per_active_parameter=space.budget_tokens / active_parameters(model_config(space, vocab_size=vocab_size)),
-        tokens_full_grid=space.budget_tokens * len(cells),
+        tokens_full_grid=sum(cell.budget_tokens for cell in cells),
         tokens_expected=sum(expected.values()),
         workers=packing.workers,
         most_at_once=packing.most_at_once(cells),
@@ -218,10 +220,12 @@ def render(plan: SweepPlan) -> Group:
             *(("none" if arm.gpu_fraction is None else f"{arm.gpu_fraction:.3g}",) if on_gpus else ()),
         )
     phases = {phase: sum(cell.phase == phase for cell in plan.cells) for phase in ("explore", "confirm", "control")}
+    budgets = listed([f"{budget:,}" for budget in plan.budgets_tokens])
+    each = "each cell" if len(plan.budgets_tokens) == 1 else "each of the largest cells"
     lines = [
         ", ".join(f"{count} {phase} cells" for phase, count in phases.items() if count)
-        + f" of {plan.budget_tokens:,} tokens; {_at_once(plan)}",
-        f"each cell: {_epochs_of(plan)}{plan.tokens_per_active_parameter:.3g} tokens per active parameter",
+        + f" of {budgets} tokens; {_at_once(plan)}",
+        f"{each}: {_epochs_of(plan)}{plan.tokens_per_active_parameter:.3g} tokens per active parameter",
         f"{plan.tokens_full_grid:,} tokens without early stopping, about {plan.tokens_expected:,} with it",
     ]
     if plan.hours is not None:

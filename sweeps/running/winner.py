@@ -78,7 +78,7 @@ def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, 
             f"the weights of cell {result.cell.cell_id} were not kept; --set keep=all keeps those of every cell"
         )
     space = as_trained(space_of(results.beginning), ledger)
-    data = load_training_data(space, beginning=results.beginning)
+    data = load_training_data(space, beginning=ledger.beginning())
     config = train_config(space, result.cell, vocab_size=data.tokens.vocab_size)
     trainer = data.trainer(config)
     folder.load_newest(trainer.load)

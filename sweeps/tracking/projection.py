@@ -281,8 +281,7 @@ def _desired_parent(view: SweepView) -> DesiredRun:
         tags["winner"] = verdict.winner or "none"
     params = {
         "strategies": ", ".join(results.arm_names),
-        "budget_tokens": str(results.budget_tokens),
-        **({"budgets_tokens": ", ".join(map(str, results.budgets_tokens))} if len(results.budgets_tokens) > 1 else {}),
+        "budget_tokens": ", ".join(map(str, results.budgets_tokens)),
         **{key: str(value) for key, value in _section(results, "model").items()},
     }
     ends = [end for end in map(_last_ms, results.cells) if end is not None]

@@ -189,6 +189,7 @@ _MEASURES: tuple[Callable[[Findings], Iterator[Check]], ...] = (
     conditions.memory,
     conditions.time,
     conditions.scale,
+    conditions.budgets,
     conditions.audit,
     conditions.exam,
     _margin,

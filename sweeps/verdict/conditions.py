@@ -133,6 +133,22 @@ def scale(found: Findings) -> Iterator[Check]:
     yield Check(rule=11, kept=False, value=f"{ratio:.3g}", sentence=text)
 
 
+def budgets(found: Findings) -> Iterator[Check]:
+    """At how many budgets the arms were judged, and whether the winner's leads shrink as they grow."""
+    tokens = [written.count(at.budget_tokens) for at in found.trend.budgets]
+    if tokens:
+        text = "budgets at which every arm was judged at its own best rate, smaller ones in a fixed sequence"
+        yield Check(rule=14, kept=True, value=written.listed(tokens), sentence=text)
+    for pair in found.trend.pairs:
+        if pair.a == found.winner and pair.change == "shrinks":
+            per_doubling = f"{abs(pair.per_doubling.mean):.4f} nats per doubling"
+            text = (
+                f"{pair.a}'s lead over {pair.b} shrinks with the budget, by {per_doubling}: it may not last beyond "
+                f"{tokens[-1]} tokens"
+            )
+            yield Check(rule=14, kept=False, value=per_doubling, sentence=text)
+
+
 def audit(found: Findings) -> Iterator[Check]:
     """What the corpus audit found before the sweep began."""
     audit = found.results.beginning.get("audit")

@@ -84,6 +84,7 @@ def decide(results: SweepResults) -> Verdict:
         context_used=context_used(results, confirmed, seeds, looks.alpha),
         controls=split,
         by_budget=budgets,
+        trend=trend,
         winner=made.winner,
         leading=made.best,
         next_seed=next_seed,

@@ -11,6 +11,7 @@ from sweeps.verdict.case import ExamFacts
 from sweeps.verdict.confirmed import Confirmed, Looks
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.rows import BudgetViews, ContextSplit, ContextUse, ControlSplit
+from sweeps.verdict.trend import Trend
 
 RULES = {
     1: "No leak",
@@ -26,6 +27,7 @@ RULES = {
     11: "Why, and how far",
     12: "Load balancing is the same for every arm",
     13: "Everything is written down",
+    14: "The budget is an axis",
 }
 
 
@@ -58,6 +60,7 @@ class Findings:
     context_used: ContextUse | None
     controls: Sequence[ControlSplit] | None
     by_budget: BudgetViews
+    trend: Trend
     winner: str | None
     leading: str | None
     next_seed: Mapping[str, float]

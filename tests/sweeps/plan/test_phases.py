@@ -25,7 +25,9 @@ ARMS = ("large_batch", "balanced", "long_seq")
 
 
 def space_with(*overrides: str) -> Space:
-    return load_space(preset="laptop", overrides=["early_stopping=none", "rungs_tokens=[]", *overrides])
+    return load_space(
+        preset="laptop", overrides=["budget_tokens=524288", "early_stopping=none", "rungs_tokens=[]", *overrides]
+    )
 
 
 def ended(cell: Cell, loss: float | None, *, outcome: str = "completed", train_time_s: float = 10.0) -> CellResult:
