@@ -30,8 +30,7 @@ from sweeps.commands.exit_codes import exit_code_of
 from sweeps.commands.job import flags_of, is_job, run_there, words_of
 
 if TYPE_CHECKING:
-    from search_spaces import Space
-    from sweeps.ledger.sweep_folder import Ledger
+    pass
 
 app = typer.Typer(
     help="Which batch shape does a Mixture-of-Experts language model learn best from, and how sure is the answer?",
@@ -119,23 +118,18 @@ def extend(
         words = words_of(*rates, *arms_and_budgets, ("--seeds", seeds))
         flags = flags_of(exclusive=exclusive, allow_code_change=allow_code_change)
         raise typer.Exit(run_there(["extend", name, *flags, *words], runs_dir, name))
-    from sweeps.commands.extend import extend_plan, parse_strategy
+    from sweeps.commands.extend import extension
     from sweeps.running.session import resume as resume_sweep
 
-    arms = [parse_strategy(text) for text in strategy or ()]
-
-    def more(ledger: Ledger, space: Space) -> Space:
-        return extend_plan(
-            ledger,
-            space,
-            lr=lr or (),
-            adamw_lr=adamw_lr or (),
-            strategies=arms,
-            confirm_seeds=seeds,
-            budgets=budget or (),
-        )
-
     options = session_options(runs_dir, quiet=quiet, exclusive=exclusive, allow_code_change=allow_code_change)
+    more = extension(
+        options.say,
+        lr=lr or (),
+        adamw_lr=adamw_lr or (),
+        strategies=strategy or (),
+        confirm_seeds=seeds,
+        budgets=budget or (),
+    )
     raise typer.Exit(resume_sweep(name, options, extend=more))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from search_spaces import (
     Rate,
@@ -16,10 +16,42 @@ from search_spaces import (
     extended_space,
     rates_at,
 )
+from search_spaces.cells import confirm_seeds
 from sweeps.errors import BadInputError
+from sweeps.formatting import plural
+from sweeps.ledger.reading import LedgerReader
+from sweeps.ledger.results import SweepResults
 from sweeps.ledger.space import identity_of
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.plan.phases import first_cells
+from sweeps.verdict.confirmed import DECIDED, FEWEST_SEEDS
+
+
+def extension(
+    say: Callable[[str], None],
+    *,
+    lr: Sequence[float],
+    adamw_lr: Sequence[float],
+    strategies: Sequence[str],
+    confirm_seeds: int | None,
+    budgets: Sequence[int],
+) -> Callable[[Ledger, Space], Space]:
+    """What extends a sweep once it is held: ``extend_plan`` with these options, and what a user must know before.
+
+    Raises BadInputError or SpaceErrors for a strategy's text that is none.
+    """
+    arms = [parse_strategy(text) for text in strategies]
+
+    def extend(ledger: Ledger, space: Space) -> Space:
+        extended = extend_plan(
+            ledger, space, lr=lr, adamw_lr=adamw_lr, strategies=arms, confirm_seeds=confirm_seeds, budgets=budgets
+        )
+        note = look_note(LedgerReader(ledger).results(), extended)
+        if note is not None:
+            say(f"note: {note}")
+        return extended
+
+    return extend
 
 
 def extend_plan(
@@ -73,6 +105,24 @@ def extend_plan(
     }
     ledger.add_cells(added, because="extension", extension=extension)
     return extended
+
+
+def look_note(results: SweepResults, extended: Space) -> str | None:
+    """What a user must know before anything is spent: an extension that has too few fresh seeds cannot decide again."""
+    decided = [verdict for verdict in results.earlier_verdicts if verdict.get("outcome") in DECIDED]
+    if len(decided) < int(results.rule("verdict", "looks", 1)):
+        return None
+    seen = {seed for verdict in decided for arm in verdict["strategies"] for seed in arm["seeds"]}
+    planned = confirm_seeds(extended.seeds.confirm)
+    fresh = len(set(planned) - seen)
+    if fresh >= FEWEST_SEEDS:
+        return None
+    total = len(planned) - fresh + FEWEST_SEEDS
+    return (
+        f"this sweep was decided on {plural(len(seen), 'seed')}, and another decision needs {FEWEST_SEEDS} that it has "
+        f"not seen, of which there are {fresh}: what comes next will be exploratory, and the verdict so far stays the "
+        f"last decided one; --seeds {total} would decide again"
+    )
 
 
 def _added_rates(space: Space, lr: Sequence[float], adamw_lr: Sequence[float]) -> list[Rate]:

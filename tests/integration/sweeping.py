@@ -211,6 +211,7 @@ def decided(runs_uri: str, name: str) -> dict[str, Any]:
     measured = ("tokens_per_s", "peak_mem_allocated_gib")
     arms = [{key: arm[key] for key in arm if key not in measured} for arm in verdict["strategies"]]
     kept = ("outcome", "winner", "statement", "margin", "pairs", "seeds_needed", "by_rung", "controls", "context")
+    kept += ("by_budget_tokens", "trend")
     return {"strategies": arms, **{key: verdict[key] for key in kept}}
 
 

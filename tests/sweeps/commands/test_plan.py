@@ -140,8 +140,9 @@ def test_every_presets_plan_states_updates_epochs_and_tokens_per_active_paramete
     assert {arm.updates * arm.tokens_per_step for arm in plan.arms} == {chosen.budget_tokens}
     said_of_a_cell = f"{plan.tokens_per_active_parameter:.3g} tokens per active parameter"
     most = f"{8 * chosen.budget_tokens / 1e6:.3g} M tokens"
-    assert f"each cell: 0.5 epochs of at most 4 ({most}), {said_of_a_cell}" in shown(plan)
-    assert f"each cell: {said_of_a_cell}" in shown(replace(plan, epochs=None, audit=None)), "without the corpus"
+    each = "each cell" if len(chosen.budgets_tokens) == 1 else "each of the largest cells"
+    assert f"{each}: 0.5 epochs of at most 4 ({most}), {said_of_a_cell}" in shown(plan)
+    assert f"{each}: {said_of_a_cell}" in shown(replace(plan, epochs=None, audit=None)), "without the corpus"
     for arm in plan.arms:
         assert f" {arm.updates:,} " in shown(plan)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from search_spaces import load_space
+from sweeps.commands.extend import look_note
 from sweeps.ledger.results import SweepResults
 from sweeps.verdict.decision import decide
 from sweeps.verdict.records import decide_records
@@ -255,3 +258,17 @@ def test_records_whose_arms_do_not_share_their_budgets_are_no_ladder() -> None:
     assert found.outcome == "withheld"
     assert "finished cells did not see equal tokens" in found.statement
     assert found.trend.pairs == ()
+
+
+def test_an_extension_without_fresh_seeds_is_said_to_decide_nothing_before_anything_is_spent() -> None:
+    results = leads(balanced=(0.3, 0.2), long_seq=(0.5, 0.6))
+    decided = replace(results, earlier_verdicts=(decide(results).as_dict(),))
+    space = load_space(preset="laptop")
+    note = look_note(decided, space)
+    assert note is not None
+    assert "decided on 5 seeds" in note
+    assert note.endswith("--seeds 8 would decide again")
+    assert look_note(results, space) is None, "nothing was decided yet"
+    assert look_note(decided, load_space(preset="laptop", overrides=["seeds.confirm=8"])) is None
+    planned = replace(decided, beginning={"space": {**decided.space, "verdict": {"looks": 2}}})
+    assert look_note(planned, space) is None, "a second look was planned"
