@@ -29,9 +29,12 @@ def budget_blocks(facts: Facts) -> list[Block]:
     ]
     if trend.pairs:
         blocks += [
-            Bullets(items=tuple(sentence for pair in trend.pairs for sentence in _sentences(pair, facts))),
+            Bullets(items=tuple(sentence for pair in trend.pairs for sentence in _sentences(pair))),
             Figure(name="budgets"),
             _lead_table(facts),
+            Heading(text="What the smaller budgets predicted"),
+            Note(text="The lead at the largest budget by a line through the smaller ones, and as at the last of them."),
+            _prediction_table(facts),
         ]
     rates = [at for at in trend.budgets if any(arm.best_lr for arm in at.arms)]
     if rates:
@@ -46,7 +49,7 @@ def _outcome_row(at: AtBudget) -> tuple[str, ...]:
     return written.count(at.budget_tokens), outcome, at.leading or written.ABSENT, str(at.seeds)
 
 
-def _sentences(pair: PairTrend, facts: Facts) -> Iterator[str]:
+def _sentences(pair: PairTrend) -> Iterator[str]:
     per_doubling = estimate_text(pair.per_doubling)
     p_value = "" if pair.p_adjusted is None else f", p adjusted {written.p_value(pair.p_adjusted)}"
     text = f"The lead of {pair.a} over {pair.b} changes by {per_doubling} nats per doubling of the budget{p_value}"
@@ -58,14 +61,6 @@ def _sentences(pair: PairTrend, facts: Facts) -> Iterator[str]:
     zero = _zero(pair.crossover)
     if zero:
         yield f"{pair.a} over {pair.b}: {zero}."
-    if pair.predictions:
-        ways = {"line": "a line", "persistence": "the last of them"}
-        said = [f"{ways[entry.by]} {written.signed(entry.predicted)}" for entry in pair.predictions]
-        misses = [estimate_text(entry.miss) for entry in pair.predictions]
-        yield (
-            f"For {written.count(facts.budget_tokens)} tokens the smaller budgets predicted {written.listed(said)}; "
-            f"it is {written.signed(pair.leads[-1].lead.mean)}, off by {written.listed(misses)}."
-        )
 
 
 def _in_tokens(pair: PairTrend) -> str:
@@ -104,6 +99,23 @@ def _lead_table(facts: Facts) -> Table:
         for at in pair.leads
     ]
     return Table(header=("lead of", "over", "tokens", "nats", "in tokens"), rows=tuple(rows), n_names=2, wide_only=(4,))
+
+
+def _prediction_table(facts: Facts) -> Table:
+    ways = {"line": "line", "persistence": "as at the last"}
+    rows = [
+        (
+            pair.a,
+            pair.b,
+            ways[entry.by],
+            written.signed(entry.predicted),
+            written.signed(pair.leads[-1].lead.mean),
+            estimate_text(entry.miss),
+        )
+        for pair in facts.verdict.trend.pairs
+        for entry in pair.predictions
+    ]
+    return Table(header=("lead of", "over", "by", "predicted", "found", "off by"), rows=tuple(rows), n_names=3)
 
 
 def _share(found: TokenShare) -> str:

@@ -87,12 +87,11 @@ def estimate(results: SweepResults) -> Margin | None:
             slope = min(_lower_bounds(found))
             if slope <= 0:
                 return None
-            text = "the lower 95% bound of" if any(len(slopes.spread) > 1 for slopes in found) else "without a bound,"
+            has_bound = any(len(slopes.spread) > 1 for slopes in found)
             arms = written.listed([slopes.arm for slopes in found])
-            source = (
-                f"the loss that 5% more tokens would buy, by {text} the slope of validation loss {where} "
-                f"(the smaller of {arms})"
-            )
+            slope_of = "the lower 95% bound of the slope" if has_bound else "the slope"
+            which = f"the smaller of {arms}" + ("" if has_bound else ", one explore seed, no bound")
+            source = f"the loss that 5% more tokens would buy, by {slope_of} of validation loss {where} ({which})"
             return Margin(value=slope * math.log(MORE_TOKENS), source=source)
     return _published(results, [choice.val_loss for choice in best_two])
 
