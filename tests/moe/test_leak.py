@@ -56,7 +56,8 @@ def test_a_held_out_document_repeated_in_train_is_refused_and_named(rows, tmp_pa
         assert finding.level == "refuse"
         assert f"({planted['id']})" in finding.message
         assert "(the copy)" in finding.message
-        assert "take one of the two out" in finding.remedy
+        assert finding.remedy.startswith(f"remove one of each pair (full list: {tmp_path / 'cache'}")
+        assert "--set corpus.duplicates=group" in finding.remedy
     assert found(result, "near_duplicate", f"{split}/train").value == 1.0
 
 
@@ -97,9 +98,18 @@ def test_every_document_with_a_run_too_long_is_named(rows, tmp_path):
     planted = [of_split(rows, "test", number) for number in (0, 2, 4)]
     for number, row in enumerate(planted):
         of_split(rows, "train", number)["text"] += " " + row["text"]
-    message = found(audited(tmp_path, rows), "common_run_tokens", "test/train").message
-    assert all(f"({row['id']})" in message for row in planted)
-    assert not any(f"({of_split(rows, 'test', number)['id']})" in message for number in (1, 3))
+    result = audited(tmp_path, rows)
+    message = found(result, "common_run_tokens", "test/train").message
+    assert message.startswith("train and test share text: ")
+    assert message.endswith("(limit 128), and 2 more documents share too much")
+    result.write_list(tmp_path)
+    lines = (tmp_path / "shared_text.tsv").read_text().splitlines()
+    assert lines[0] == "document\tsplit\talso_in\tother_split\tamount"
+    for number, row in enumerate(planted):
+        pairs = [line for line in lines if f"({row['id']})" in line]
+        assert len(pairs) == 2  # a run of tokens, and all of its text
+        assert all(f"(train-{number})\ttrain\t" in line for line in pairs)
+    assert len(lines) == 7
 
 
 def test_documents_of_the_two_held_out_splits_are_compared_too(rows, tmp_path):
