@@ -1,7 +1,7 @@
 """Text that several documents of a corpus share, found before any of it is held out.
 
-A document is a row of fingerprints: hashes of 64 bytes, chosen by winnowing (Schleimer et al. 2003), which takes at
-least one of every 32 that follow each other, and the same ones wherever the same text stands. Sorted, they tell what
+A document is a row of fingerprints: hashes of 40 bytes, chosen by winnowing (Schleimer et al. 2003), which takes at
+least one of every 24 that follow each other, and the same ones wherever the same text stands. Sorted, they tell what
 stands in several documents in ``n log n``: no two documents are compared. Bytes and not tokens are looked at, so that
 the splits of a corpus are the same for every tokenizer.
 """
@@ -12,25 +12,28 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from moe.corpus import Document
+from moe.corpus import CorpusConfig, Document
 from moe.errors import CorpusError
 from moe.run_overlap import Hashes, run_hashes
 
-FINGERPRINT_BYTES = 64
-WINDOW = 32
+FINGERPRINT_BYTES = 40  # about the 16 tokens that the audit's shingles have
+WINDOW = 24
 # Of a document's fingerprints. More than half stand elsewhere: a copy, as for Pomikalek 2011 ("onion").
 DROPPED_ABOVE = 0.5
-TRAINS_ABOVE = 0.2  # from here on the audit has a caveat about near-duplicates
-FEWEST_BYTES_PER_TOKEN = 2  # of a trained vocabulary; of tables of digits fewer
+# The audit, which looks at one document of train at a time and refuses a half, must not come to another opinion...
+TRAINS_ABOVE = 0.3
+# ...and knows a small document (below about a kilobyte) by a few shingles only.
+SURE_FROM_FINGERPRINTS = 64
+FEWEST_BYTES_PER_TOKEN = 1.5  # of a trained vocabulary, in program text full of signs
 COPIED_TEXT_LIST = "copied_text.tsv"
-MAX_BYTES = 2**29  # takes 1.5 GB of memory while fingerprints are sorted
+MAX_BYTES = 2**29  # of text; the search takes some seven bytes of memory for each
 _CHUNK_BYTES = 2**18
-Ids = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int64] | npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
 
@@ -124,20 +127,34 @@ class _Repeats(NamedTuple):
     cuts: dict[int, list[tuple[int, int]]]
 
 
-def find_copies(documents: Iterable[Document], *, drop: bool, passage_bytes: int) -> Copies:
+def copies_identity(corpus: CorpusConfig) -> dict[str, Any]:
+    """All that decides what ``find_copies`` finds in given documents; nothing where it is not asked."""
+    if corpus.duplicates == "refuse":
+        return {}
+    thresholds = [DROPPED_ABOVE, TRAINS_ABOVE, SURE_FROM_FINGERPRINTS, _passage_bytes(corpus)]
+    return {"copies": [corpus.duplicates, FINGERPRINT_BYTES, WINDOW, *thresholds]}
+
+
+def _passage_bytes(corpus: CorpusConfig) -> int:
+    return round(FEWEST_BYTES_PER_TOKEN * corpus.max_common_run_tokens)
+
+
+def find_copies(documents: Iterable[Document], corpus: CorpusConfig) -> Copies:
     """Looks for text that stands in several documents (of several groups, where they have any).
 
-    A document with a copied passage of ``passage_bytes``, or a fifth of whose text is copied, stays in train with all
-    of its group. With ``drop``, copies go before that: of documents that are mostly copied the longest is kept, and
-    from all others the passages are cut that stand in a longer one.
+    A document with a copied passage that may come to ``max_common_run_tokens``, or a third of whose text is copied,
+    stays in train with all of its group. Where ``duplicates`` says "drop", copies go before that: of documents that are
+    mostly copied the longest is kept, and from all others the passages are cut that stand in a longer one.
 
     Raises:
         CorpusError: there is more text than can be looked through.
     """
     prints = _fingerprints(documents)
     # A copied passage begins and ends with this many bytes or fewer outside its first and last fingerprint.
-    shortest = passage_bytes - 2 * (WINDOW - 1)
-    repeats = _repeats(prints, shortest) if drop else _Repeats(np.ones_like(prints.ids, dtype=np.bool_), {}, {}, {})
+    shortest = _passage_bytes(corpus) - 2 * (WINDOW - 1)
+    repeats = _Repeats(np.ones_like(prints.ids, dtype=np.bool_), {}, {}, {})
+    if corpus.duplicates == "drop":
+        _find_repeats(prints, shortest, repeats)
     shared = _shared(prints.only(repeats.left), shortest)
     units = prints.units[list(shared)]
     in_train = np.isin(prints.units, units) | (prints.counts == 0)  # nothing can be said of less than a fingerprint
@@ -156,8 +173,8 @@ def find_copies(documents: Iterable[Document], *, drop: bool, passage_bytes: int
     )
 
 
-def _repeats(prints: _Fingerprints, shortest: int) -> _Repeats:
-    found = _Repeats(np.ones_like(prints.ids, dtype=np.bool_), {}, {}, {})
+def _find_repeats(prints: _Fingerprints, shortest: int, found: _Repeats) -> None:
+    """Fills ``found`` from the longest document to the shortest."""
     owners = np.full(int(prints.ids.max(initial=-1)) + 1, -1, dtype=np.int64)
     bounds = np.searchsorted(prints.documents, np.arange(prints.sizes.size + 1))
     for number in np.argsort(-prints.counts, kind="stable").tolist():
@@ -183,13 +200,13 @@ def _repeats(prints: _Fingerprints, shortest: int) -> _Repeats:
             # Number of the cut at or before each fingerprint; whether it reaches that far.
             at = np.searchsorted(starts, positions, side="right") - 1
             found.left[mine] = (at < 0) | (positions >= ends[at])
-    return found
 
 
 def _shared(prints: _Fingerprints, shortest: int) -> dict[int, CopiedText]:
     """The documents whose text stands in another one (in another group), by number."""
     copied, others = _elsewhere(prints)
     share = np.bincount(prints.documents, copied, minlength=prints.sizes.size) / np.maximum(1, prints.counts)
+    most = TRAINS_ABOVE * np.minimum(1.0, prints.counts / SURE_FROM_FINGERPRINTS)
     firsts, lengths = _stretches(copied, prints.positions, prints.documents)
     longest, also_in = np.zeros_like(prints.sizes), np.zeros_like(prints.sizes)
     order = np.argsort(lengths, kind="stable")  # of several values for one place the last one stays
@@ -199,7 +216,7 @@ def _shared(prints: _Fingerprints, shortest: int) -> dict[int, CopiedText]:
         number: CopiedText(
             prints.names[number], "in train", float(share[number]), int(longest[number]), prints.names[also_in[number]]
         )
-        for number in np.flatnonzero((longest >= shortest) | (share > TRAINS_ABOVE)).tolist()
+        for number in np.flatnonzero((longest >= shortest) | (share > most)).tolist()
     }
 
 
@@ -250,13 +267,15 @@ def _fingerprints(documents: Iterable[Document]) -> _Fingerprints:
                 "copies by other means and set corpus.duplicates=refuse"
             )
         where, which = _chosen(np.frombuffer(content, dtype=np.uint8))
-        positions.append(where)
+        positions.append(where.astype(np.int32))
         hashes.append(which)
     counts = [where.size for where in positions]
+    together = np.concatenate([*hashes, np.empty(0, np.uint64)])
+    hashes.clear()
     return _Fingerprints(
-        ids=np.unique(np.concatenate([*hashes, np.empty(0, np.uint64)]), return_inverse=True)[1],
-        positions=np.concatenate([*positions, np.empty(0, np.int64)]),
-        documents=np.repeat(np.arange(len(names)), counts),
+        ids=np.unique(together, return_inverse=True)[1].astype(np.int32),
+        positions=np.concatenate([*positions, np.empty(0, np.int32)]),
+        documents=np.repeat(np.arange(len(names), dtype=np.int32), counts),
         names=names,
         units=np.asarray(units, dtype=np.int64),
         sizes=np.asarray(sizes, dtype=np.int64),

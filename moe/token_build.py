@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from moe.copied_text import FEWEST_BYTES_PER_TOKEN, Copies, find_copies
+from moe.copied_text import Copies, find_copies
 from moe.corpus import SPLITS, CorpusConfig, CorpusSource, Document, SplitAssigner, SplitName
 from moe.errors import CorpusError
 from moe.tokenizer import TextTokenizer, TokenizerConfig, make_tokenizer
@@ -104,11 +104,7 @@ def _find_copies(source: CorpusSource, corpus: CorpusConfig, on_progress: OnProg
     if corpus.duplicates == "refuse":
         return None
     on_progress(Progress(stage="look for copied text"))
-    return find_copies(
-        (document for document in source.documents() if document.text),
-        drop=corpus.duplicates == "drop",
-        passage_bytes=FEWEST_BYTES_PER_TOKEN * corpus.max_common_run_tokens,
-    )
+    return find_copies((document for document in source.documents() if document.text), corpus)
 
 
 def _placed(source: CorpusSource, corpus: CorpusConfig, copies: Copies | None) -> Iterator[Placed]:

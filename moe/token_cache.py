@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moe.copied_text import COPIED_TEXT_LIST
+from moe.copied_text import COPIED_TEXT_LIST, copies_identity
 from moe.corpus import SPLITS, CorpusConfig, CorpusSource, SplitName
 from moe.corpus_sources import open_corpus
 from moe.errors import CorpusError
@@ -270,10 +270,9 @@ def _request(
 ) -> dict[str, Any]:
     """What decides the cache's content, and nothing else: neither where files lie nor which rules the audit has."""
     groups = {} if corpus.group_column is None else {"document_groups": True}
-    copies = {"duplicates": corpus.duplicates, "max_common_run_tokens": corpus.max_common_run_tokens}
     return {
         **groups,
-        **({} if corpus.duplicates == "refuse" else copies),
+        **copies_identity(corpus),
         "schema": SCHEMA,
         "source": source.identity,
         "shares": None if source.bounded else [corpus.validation_share, corpus.test_share],
