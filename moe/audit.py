@@ -186,8 +186,8 @@ def _common_run(
     message = f"no run of {run_len} tokens stands in both {held_out.split} and {other.split}"
     if shared:
         worst = next(iter(shared.values()))
-        message = f"{other.split} and {held_out.split} share text: {length:,} tokens of {worst.document} also stand in "
-        message += f"{worst.also_in} (limit {limit})"
+        shares = f"{other.split} and {held_out.split} share {'copied ' if too_long else ''}text"
+        message = f"{shares}: {length:,} tokens of {worst.document} also stand in {worst.also_in} (limit {limit})"
         message += f", and {len(shared) - 1} more documents share too much" if len(shared) > 1 else ""
     finding = _finding(
         "common_run_tokens",

@@ -129,7 +129,7 @@ def test_a_run_that_is_too_long_is_refused_where_a_shorter_one_of_another_place_
     finding, shared = _common_run(splits["test"], splits["train"], run_len=64, limit=128, remedy="")
     assert finding.level == "refuse"
     assert finding.value == 190
-    assert finding.message == "train and test share text: 190 tokens of test-7 also stand in train-4 (limit 128)"
+    assert finding.message == "train and test share copied text: 190 tokens of test-7 also stand in train-4 (limit 128)"
     assert [row.document for row in shared] == ["test-7"]
     finding, shared = _common_run(splits["test"], splits["train"], run_len=64, limit=191, remedy="")
     assert (finding.level, shared) == ("ok", [])
