@@ -6,9 +6,11 @@ Every finding has a rule, a value, a threshold and a level: ``ok``, ``warn`` (a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -31,8 +33,7 @@ OVERLAP_WARN_FRACTION = 0.25
 # Two documents that share a fifth of their 16-token shingles have a source in common; at half they are one text.
 NEAR_DUPLICATE_WARN = 0.2
 NEAR_DUPLICATE_REFUSE = 0.5
-MOST_NAMED = 5
-_SEPARATE = "take one of the two out, or keep related documents in one split with corpus.group_column"
+SHARED_TEXT_LIST = "shared_text.tsv"
 # Beyond this share of straddling windows an arm is rather trained on joined documents than on long ones.
 STRADDLE_WARN = 0.5
 
@@ -53,11 +54,22 @@ class Finding:
     remedy: str
 
 
+class SharedText(NamedTuple):
+    """A held-out document and one of another split that has too much of its text."""
+
+    document: str
+    split: str
+    also_in: str
+    other_split: str
+    amount: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """All findings, in a fixed order."""
+    """All findings, in a fixed order; ``shared`` lists every document that breaks a rule about common text."""
 
     findings: tuple[Finding, ...]
+    shared: tuple[SharedText, ...] = ()
 
     @property
     def refusals(self) -> tuple[Finding, ...]:
@@ -70,8 +82,16 @@ class Audit:
         return tuple(finding for finding in self.findings if finding.level == "warn")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain dict, for ``sweep.json``."""
-        return asdict(self)
+        """Plain dict, for ``sweep.json``: every finding."""
+        return {"findings": [asdict(finding) for finding in self.findings]}
+
+    def write_list(self, folder: Path) -> None:
+        """Write ``shared`` to the file that remedies name (``SHARED_TEXT_LIST``)."""
+        rows = [SharedText._fields, *self.shared]
+        text = "".join("\t".join(" ".join(value.split()) for value in row) + "\n" for row in rows)
+        unfinished = folder / f"{SHARED_TEXT_LIST}.{os.getpid()}"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / SHARED_TEXT_LIST)
 
 
 def audit(tokenized: TokenizedCorpus, exam: Exam, *, arms: Mapping[str, BatchConfig], budget_tokens: int) -> Audit:
@@ -79,24 +99,39 @@ def audit(tokenized: TokenizedCorpus, exam: Exam, *, arms: Mapping[str, BatchCon
     config, splits = tokenized.corpus, tokenized.splits
     factor = SINGLE_BYTES_FACTOR if tokenized.bytes_per_token < SINGLE_BYTES_BELOW else 1
     run_len, limit = factor * OVERLAP_RUN_TOKENS, factor * config.max_common_run_tokens
+    separate = _separate(tokenized)
     findings = [
-        _overlap(rows, splits["train"], run_len=run_len, limit=config.max_overlap_share)
+        _overlap(rows, splits["train"], run_len=run_len, limit=config.max_overlap_share, remedy=separate)
         for rows in (exam.validation, exam.test)
     ]
+    shared: list[SharedText] = []
     pairs: tuple[tuple[SplitName, SplitName], ...] = (
         ("validation", "train"),
         ("test", "train"),
         ("test", "validation"),
     )
     for held_out, other in pairs:
-        findings.append(_common_run(splits[held_out], splits[other], run_len=run_len, limit=limit))
-        findings.append(_near_duplicate(splits[held_out], splits[other], shingle_tokens=factor * SHINGLE_TOKENS))
+        common = _common_run(splits[held_out], splits[other], run_len=run_len, limit=limit, remedy=separate)
+        near = _near_duplicate(splits[held_out], splits[other], shingle_tokens=factor * SHINGLE_TOKENS, remedy=separate)
+        findings += [common[0], near[0]]
+        shared += [*common[1], *near[1]]
     findings.append(_packing(exam))
     for name, arm in arms.items():
         findings.append(_straddling(name, arm, splits["train"], exam.block_len))
         findings.append(_lengths(name, arm, tokenized))
     findings.append(_epochs(splits["train"], exam.block_len, budget_tokens, config))
-    return Audit(findings=tuple(findings))
+    return Audit(findings=tuple(findings), shared=tuple(shared))
+
+
+def _separate(tokenized: TokenizedCorpus) -> str:
+    """What can be done about text that stands in two splits."""
+    config = tokenized.corpus
+    remedy = f"remove one of each pair (full list: {tokenized.folder / SHARED_TEXT_LIST})"
+    if config.kind != "files":
+        return f"{remedy}, or keep related documents in one split with corpus.group_column"
+    if config.duplicates == "refuse":
+        return f"{remedy}, keep them in one split (--set corpus.duplicates=group), or keep one of them (=drop)"
+    return f"{remedy}, or let no column split them (--set corpus.split_column=none)" if config.split_column else remedy
 
 
 def _level(value: float, *, warn: float, refuse: float) -> Level:
@@ -117,7 +152,7 @@ def _finding(
     )
 
 
-def _overlap(rows: ExamRows, train: TokenFile, *, run_len: int, limit: float) -> Finding:
+def _overlap(rows: ExamRows, train: TokenFile, *, run_len: int, limit: float, remedy: str) -> Finding:
     inside_a_row = np.zeros(rows.tokens_RS.shape, dtype=np.bool_)
     inside_a_row[:, : max(0, rows.block_len + 2 - run_len)] = True
     # The same ids hash the same whatever their dtype.
@@ -131,47 +166,48 @@ def _overlap(rows: ExamRows, train: TokenFile, *, run_len: int, limit: float) ->
         message += f", most of them in {worst}"
     level = _level(share, warn=limit * OVERLAP_WARN_FRACTION, refuse=limit)
     message += f" (limit {limit:.2%})"
-    return _finding("overlap_share", rows.split, share, limit, level, message, remedy=_SEPARATE)
+    return _finding("overlap_share", rows.split, share, limit, level, message, remedy=remedy)
 
 
-def _common_run(held_out: TokenFile, other: TokenFile, *, run_len: int, limit: int) -> Finding:
+def _common_run(
+    held_out: TokenFile, other: TokenFile, *, run_len: int, limit: int, remedy: str
+) -> tuple[Finding, list[SharedText]]:
     runs = common_runs(held_out, other, at_least=run_len)
     # Together these runs cover all that is shared, but each may be understated: one that is too long is asked for.
     too_long = common_runs(held_out, other, at_least=limit) if sum(run.length for run in runs) >= limit else []
-    longest = max([*too_long, *runs], key=lambda run: run.length, default=None)
-    length = longest.length if longest else 0
-    message = f"no run of {run_len} tokens stands in both {held_out.split} and {other.split}"
-    if longest:
+    shared: dict[str, SharedText] = {}
+    for run in [*too_long, *runs][: max(1, len(too_long))]:
         # A run may begin with the separator of the document before: its middle says whose it is.
-        name = _name_at(held_out, longest.start + length // 2)
-        other_name = _name_at(other, longest.other_start + length // 2)
-        message = f"a run of {length} tokens stands in both {held_out.split} ({name}) and {other.split} ({other_name})"
-        refused = {_name_at(held_out, run.start + run.length // 2) for run in too_long}
-        message += _others_named(refused - {name})
-    return _finding(
+        name = _name_at(held_out, run.start + run.length // 2)
+        also_in = _name_at(other, run.other_start + run.length // 2)
+        found = SharedText(name, held_out.split, also_in, other.split, f"{run.length:,} tokens in a row")
+        shared.setdefault(name, found)
+    length = max((run.length for run in (*too_long, *runs)), default=0)
+    message = f"no run of {run_len} tokens stands in both {held_out.split} and {other.split}"
+    if shared:
+        worst = next(iter(shared.values()))
+        shares = f"{other.split} and {held_out.split} share {'copied ' if too_long else ''}text"
+        message = f"{shares}: {length:,} tokens of {worst.document} also stand in {worst.also_in} (limit {limit})"
+        message += f", and {len(shared) - 1} more documents share too much" if len(shared) > 1 else ""
+    finding = _finding(
         "common_run_tokens",
         f"{held_out.split}/{other.split}",
         length,
         limit,
         "refuse" if too_long else "ok",
-        f"{message}; {limit} and more are refused",
-        remedy=f"{_SEPARATE}, or accept shared boilerplate of that length with corpus.max_common_run_tokens",
+        message,
+        remedy=f"{remedy}, or accept shared boilerplate of that length with corpus.max_common_run_tokens",
     )
+    return finding, list(shared.values()) if too_long else []
 
 
 def _name_at(file: TokenFile, position: int) -> str:
     return file.document_names[int(file.documents_of(np.asarray(position)))]
 
 
-def _others_named(names: set[str]) -> str:
-    if not names:
-        return ""
-    shown = sorted(names)[:MOST_NAMED]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return f", runs that are too long also in {', '.join(shown)}{more}"
-
-
-def _near_duplicate(held_out: TokenFile, other: TokenFile, *, shingle_tokens: int) -> Finding:
+def _near_duplicate(
+    held_out: TokenFile, other: TokenFile, *, shingle_tokens: int, remedy: str
+) -> tuple[Finding, list[SharedText]]:
     pairs = near_duplicates(held_out, other, shingle_tokens=shingle_tokens)
     value = pairs[0].containment if pairs else 0.0
     level = _level(value, warn=NEAR_DUPLICATE_WARN, refuse=NEAR_DUPLICATE_REFUSE)
@@ -184,16 +220,25 @@ def _near_duplicate(held_out: TokenFile, other: TokenFile, *, shingle_tokens: in
             f"{other.split}{more}; above {NEAR_DUPLICATE_REFUSE:.0%} is refused"
         )
     subject = f"{held_out.split}/{other.split}"
-    return _finding("near_duplicate", subject, value, NEAR_DUPLICATE_REFUSE, level, message, remedy=_SEPARATE)
+    shared = [
+        SharedText(pair.name, held_out.split, pair.other_name, other.split, f"{pair.containment:.0%} of its text")
+        for pair in pairs
+        if pair.containment > NEAR_DUPLICATE_REFUSE
+    ]
+    return _finding("near_duplicate", subject, value, NEAR_DUPLICATE_REFUSE, level, message, remedy=remedy), shared
 
 
 def _packing(exam: Exam) -> Finding:
-    kind = "rows are packed from joined documents" if exam.packed else "every row is of one document"
-    message = (
-        f"{kind}: {exam.single_documents} test documents are longer than {exam.block_len} tokens and hold "
-        f"{exam.single_document_share:.0%} of the test tokens (single documents need {MIN_SINGLE_DOCUMENTS} of them "
-        f"with {MIN_SINGLE_DOCUMENT_SHARE:.0%}, and as much of the validation tokens)"
-    )
+    long = f"{exam.single_documents} test documents exceed {exam.block_len} tokens"
+    message = f"every row of the exam is of one document: {long}"
+    if exam.packed and exam.single_documents < MIN_SINGLE_DOCUMENTS:
+        needed = f"{MIN_SINGLE_DOCUMENTS} are needed for one document per row"
+        message = f"exam rows join several documents: only {long}, and {needed}"
+    elif exam.packed:
+        message = (
+            f"exam rows join several documents: {long} and hold {exam.single_document_share:.0%} of the test tokens; "
+            f"{MIN_SINGLE_DOCUMENT_SHARE:.0%} of these and of the validation tokens are needed for one document per row"
+        )
     level: Level = "warn" if exam.packed else "ok"
     remedy = "hold more and longer documents out, or choose a shorter longest seq_len"
     return _finding("exam_rows", "test", exam.single_documents, MIN_SINGLE_DOCUMENTS, level, message, remedy=remedy)

@@ -32,7 +32,9 @@ class CorpusConfig:
     """Which text is trained on, how it is split, and how much leak and repetition is accepted.
 
     ``split_column="auto"`` uses a column named ``split`` when its values name splits; None always assigns documents
-    by share. ``group_column`` names a column whose equal values stay in one split (author, site, book). ``split`` is
+    by share. ``group_column`` names a column whose equal values stay in one split (author, site, book); ``"folder"``
+    is that of a file. ``duplicates`` decides about text that files share: ``"refuse"`` leaves it to the audit,
+    ``"group"`` keeps all documents that share any in train, ``"drop"`` takes out all but one copy first. ``split`` is
     the hub's own name of the rows to read. ``max_overlap_share`` is the largest share of 64-token runs of the exam
     that may also stand in train, ``max_common_run_tokens`` the length from which one common run is refused,
     ``max_epochs`` how often the budget may repeat the corpus (Muennighoff et al. 2023, arXiv 2305.16264: up to four
@@ -44,6 +46,7 @@ class CorpusConfig:
     text_column: str = "text"
     split_column: str | None = "auto"
     group_column: str | None = None
+    duplicates: Literal["refuse", "group", "drop"] = "refuse"
     dataset: str | None = None
     name: str | None = None
     split: str = "train"
@@ -67,6 +70,8 @@ def _problems(config: CorpusConfig) -> list[str]:
         problems.append('corpus kind "files" has no paths; give at least one file, directory or glob')
     if config.kind == "hub" and not config.dataset:
         problems.append('corpus kind "hub" has no dataset; give its id, for example HuggingFaceTB/smollm-corpus')
+    if config.kind != "files" and config.duplicates != "refuse":
+        problems.append(f'duplicates="{config.duplicates}" looks through files; leave it out with kind "{config.kind}"')
     for name in ("validation_share", "test_share"):
         share = getattr(config, name)
         if not 0.0 < share < 0.5:
@@ -96,8 +101,8 @@ class CorpusSource:
 
     ``identity`` is JSON-able, decides the content and holds no absolute path. ``total_bytes`` (of files as they lie
     on disk) is None where nobody knows it before reading. ``bounded`` says that the whole corpus is small and is
-    always read to its end, whatever the budget. ``resolved`` fills while documents are read, with what the source
-    learned of itself (the hub's commit).
+    always read to its end, whatever the budget. ``left_out`` names files that are no text. ``resolved`` fills while
+    documents are read, with what the source learned of itself (the hub's commit).
     """
 
     identity: dict[str, Any]
@@ -105,6 +110,7 @@ class CorpusSource:
     documents: Callable[[], Iterator[Document]]
     total_bytes: int | None
     bounded: bool = False
+    left_out: tuple[str, ...] = ()
     resolved: dict[str, Any] = field(default_factory=dict)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from moe.corpus import CorpusConfig, CorpusSource, Document
 from moe.corpus_rows import RowReader, quiet_builders
-from moe.errors import CorpusError
+from moe.errors import CorpusAway, CorpusError
 
 PROBE_TIMEOUT_S = 3.0
 # The client's timeout bounds connecting and reading each; a name server that is silent is bounded by this alone.
@@ -56,10 +56,10 @@ def require_hub(id_: str, *, kind: Literal["dataset", "tokenizer"], revision: st
     """The commit that ``revision`` (or the newest one) of a repository is at, if the hub answers within seconds.
 
     Raises:
-        CorpusError: one line with the id, the reason and the ways out, in under ten seconds.
+        CorpusAway: one line with the id, the reason and the ways out, in under ten seconds.
     """
     if offline():
-        raise CorpusError(
+        raise CorpusAway(
             f"{kind} {id_} is not in the local cache and HF_HUB_OFFLINE forbids to fetch it; unset it, or {WAYS_OUT}"
         )
     answer: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def require_hub(id_: str, *, kind: Literal["dataset", "tokenizer"], revision: st
     if "commit" in answer:
         return str(answer["commit"])
     reason = answer.get("reason", f"the hub did not answer within {PROBE_DEADLINE_S:.0f} s")
-    raise CorpusError(f"{kind} {id_} cannot be had: {reason}; fix that, or {WAYS_OUT}")
+    raise CorpusAway(f"{kind} {id_} cannot be had: {reason}; fix that, or {WAYS_OUT}")
 
 
 def offline() -> bool:
@@ -120,7 +120,7 @@ def _documents(config: CorpusConfig, resolved: dict[str, Any]) -> Iterator[Docum
         raise
     except (ValueError, OSError, EOFError) as error:
         if offline() and isinstance(error, ConnectionError | FileNotFoundError):
-            raise CorpusError(
+            raise CorpusAway(
                 f"dataset {place} is not in the local cache and HF_HUB_OFFLINE forbids to fetch it; unset it, "
                 f"or {WAYS_OUT}"
             ) from error

@@ -19,6 +19,10 @@ class CorpusError(MoeError):
     """A corpus or tokenizer that is missing, unreadable, changed or unfit for the question."""
 
 
+class CorpusAway(CorpusError):  # noqa: N818 - where it is, not what is wrong with it
+    """A corpus or tokenizer that this machine does not have and another one may: no such folder, no network."""
+
+
 class CheckpointError(MoeError):
     """A checkpoint that is damaged, or that belongs to another configuration."""
 

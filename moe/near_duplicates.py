@@ -18,6 +18,9 @@ from moe.token_file import TokenFile
 SHINGLE_TOKENS = 16
 SAMPLED_ONE_IN = 8
 _KEPT_BELOW = np.uint64(2**64 // SAMPLED_ONE_IN)
+# A header that thousands of documents share would make the work grow with their square: a shingle counts for the first
+# documents that have it. Documents that are mostly alike share most of these.
+MOST_DOCUMENTS_OF_A_SHINGLE = 64
 _CHUNK_TOKENS = 2**16
 Ids = npt.NDArray[np.int64]
 
@@ -38,8 +41,10 @@ def near_duplicates(
     hashes, documents = _distinct(*_sampled(held_out, 0, held_out.n_tokens, shingle_tokens))
     sizes = np.bincount(documents, minlength=held_out.n_documents)
     shared: dict[tuple[int, int], int] = {}
+    times_met = np.zeros(hashes.size, dtype=np.int64)
     for first, last in _chunks_of_documents(other):
-        for pair, count in _shared_shingles(hashes, documents, *_sampled(other, first, last, shingle_tokens)).items():
+        sampled = _sampled(other, first, last, shingle_tokens)
+        for pair, count in _shared_shingles(hashes, documents, *sampled, times_met).items():
             shared[pair] = shared.get(pair, 0) + count
     closest: dict[int, tuple[int, int]] = {}
     for (document, other_document), count in sorted(shared.items()):
@@ -87,11 +92,16 @@ def _distinct(hashes: Hashes, documents: Ids) -> tuple[Hashes, Ids]:
 
 
 def _shared_shingles(
-    hashes: Hashes, documents: Ids, others: Hashes, other_documents: Ids
+    hashes: Hashes, documents: Ids, others: Hashes, other_documents: Ids, times_met: Ids
 ) -> dict[tuple[int, int], int]:
+    """How many shingles each pair of documents shares; counts in ``times_met`` in how many others each one stood."""
     others, other_documents = _distinct(others, other_documents)
     low = np.searchsorted(hashes, others, side="left")
     counts = np.searchsorted(hashes, others, side="right") - low
+    low, counts, other_documents = (values[counts > 0] for values in (low, counts, other_documents))
+    earlier = times_met[low] + np.arange(low.size) - np.searchsorted(low, low, side="left")
+    np.add.at(times_met, low, 1)
+    counts = np.where(earlier < MOST_DOCUMENTS_OF_A_SHINGLE, counts, 0)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     pairs = np.stack([documents[np.repeat(low, counts) + within], np.repeat(other_documents, counts)], axis=1)
     found, times = np.unique(pairs, axis=0, return_counts=True)

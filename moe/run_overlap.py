@@ -33,7 +33,7 @@ class CommonRun:
     length: int
 
 
-def run_hashes(tokens: Tokens, run_len: int) -> Hashes:
+def run_hashes(tokens: Tokens | npt.NDArray[np.uint8], run_len: int) -> Hashes:
     """uint64 hash of the run of ``run_len`` tokens that begins at each position; run_len - 1 fewer."""
     hashes = _mixed(tokens.astype(np.uint64) + np.uint64(1))
     width = 1
@@ -80,12 +80,18 @@ class RunIndex:
     def found_in(self, other: Tokens) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
         """Which positions of the searched text begin a run that stands in ``other``, and where there (else -1)."""
         where = np.full(self._tokens.size, -1, dtype=np.int64)
+        known = np.zeros(self.n_runs, dtype=np.bool_)
         for first, hashes in _hashes_by_chunk(other, self.run_len):
             candidates = np.flatnonzero(self._filter[self._short(hashes)])
             low = np.searchsorted(self._sorted, hashes[candidates], side="left")
-            high = np.searchsorted(self._sorted, hashes[candidates], side="right")
-            counts = high - low
-            # Entries low..high of the index, for every candidate that has any, as one flat list.
+            hits = np.flatnonzero(self._sorted[np.minimum(low, self.n_runs - 1)] == hashes[candidates])
+            # A run that thousands of documents share is looked at once, or the work would grow with their square.
+            low, fresh = np.unique(low[hits], return_index=True)
+            new = ~known[low]
+            low, candidates = low[new], candidates[hits[fresh[new]]]
+            known[low] = True
+            counts = np.searchsorted(self._sorted, self._sorted[low], side="right") - low
+            # All entries of the index that equal each candidate, as one flat list.
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             where[self._positions[np.repeat(low, counts) + within]] = np.repeat(first + candidates, counts)
         return where >= 0, where

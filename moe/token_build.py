@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from moe.copied_text import Copies, find_copies
 from moe.corpus import SPLITS, CorpusConfig, CorpusSource, Document, SplitAssigner, SplitName
 from moe.errors import CorpusError
 from moe.tokenizer import TextTokenizer, TokenizerConfig, make_tokenizer
@@ -27,6 +28,7 @@ BPE_TRAINING_BYTES = 16 * 2**20
 MIN_HELD_OUT_DOCUMENTS = 64
 # Texts tokenized at once: large enough to keep all threads busy, small enough to report progress.
 BATCH_BYTES = 4 * 2**20
+LEFT_OUT_LIST = "left_out.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ def build(
     Raises:
         CorpusError: a split stays without a document.
     """
-    placed = _placed(source, corpus)
+    copies = _find_copies(source, corpus, on_progress)
+    placed = _placed(source, corpus, copies)
     # The first document comes before the tokenizer in any case: a corpus that cannot be had should be what is said.
     on_progress(Progress(stage="read"))
     held = _held(placed, train_bytes=BPE_TRAINING_BYTES if tokenizer.kind == "bpe" else 1)
@@ -72,7 +75,11 @@ def build(
         writer = _Writer(folder, files, made, limits=limits, total_bytes=source.total_bytes, on_progress=on_progress)
         exhausted = writer.write_all(_chained(held, placed))
     writer.write_document_tables(with_groups=corpus.group_column is not None)
-    _require_every_split(writer, source)
+    _require_every_split(writer, source, corpus)
+    if copies is not None:
+        copies.write_list(folder)
+    if source.left_out:
+        (folder / LEFT_OUT_LIST).write_text("\n".join(source.left_out) + "\n", encoding="utf-8")
     return {
         "corpus_fingerprint": writer.fingerprint(),
         "tokenizer_fingerprint": made.fingerprint,
@@ -85,16 +92,37 @@ def build(
             "documents": {split: len(writer.names[split]) for split in SPLITS},
             "tokens": dict(writer.n_tokens),
             **source.resolved,
+            **({"left_out": len(source.left_out)} if source.left_out else {}),
+            **({} if copies is None else {"copied_text": copies.counts}),
             **({} if made.commit is None else {"tokenizer_revision": made.commit}),
         },
     }
 
 
-def _placed(source: CorpusSource, corpus: CorpusConfig) -> Iterator[Placed]:
-    assigner = SplitAssigner(validation_share=corpus.validation_share, test_share=corpus.test_share)
-    for document in source.documents():
-        if document.text:
-            yield assigner.assign(document), document
+def _find_copies(source: CorpusSource, corpus: CorpusConfig, on_progress: OnProgress) -> Copies | None:
+    """What documents share, where the corpus asks for it: all of it is read once more."""
+    if corpus.duplicates == "refuse":
+        return None
+    on_progress(Progress(stage="look for copied text"))
+    return find_copies((document for document in source.documents() if document.text), corpus)
+
+
+def _placed(source: CorpusSource, corpus: CorpusConfig, copies: Copies | None) -> Iterator[Placed]:
+    documents = (document for document in source.documents() if document.text)
+    shares = {"validation_share": corpus.validation_share, "test_share": corpus.test_share}
+    if copies is None:
+        assigner = SplitAssigner(**shares)
+        yield from ((assigner.assign(document), document) for document in documents)
+        return
+    # Shares are of all text: the less of it may be held out, the more of that is.
+    more = 1 / max(copies.free_share, sum(shares.values()))
+    assigner = SplitAssigner(**{name: more * share for name, share in shares.items()})
+    for number, document in enumerate(documents):
+        if number in copies.dropped:
+            continue
+        split = document.split or ("train" if number in copies.in_train else None)
+        left = replace(document, text=copies.without_copies(number, document.text), split=split)
+        yield assigner.assign(left), left
 
 
 def _held(placed: Iterator[Placed], *, train_bytes: int) -> list[Placed]:
@@ -116,13 +144,16 @@ def _chained(held: list[Placed], rest: Iterator[Placed]) -> Iterator[Placed]:
     yield from rest
 
 
-def _require_every_split(writer: _Writer, source: CorpusSource) -> None:
+def _require_every_split(writer: _Writer, source: CorpusSource, corpus: CorpusConfig) -> None:
     empty = [split for split in SPLITS if not writer.names[split]]
     if empty:
         n_documents = sum(len(names) for names in writer.names.values())
+        remedy = "give more documents, larger validation_share and test_share, or a split column"
+        if corpus.duplicates == "group":
+            remedy = f"{remedy}; or, where nearly all documents share text, write corpus.duplicates=drop"
         raise CorpusError(
             f"{source.description} has {n_documents} documents and none for {' and '.join(empty)}; every split needs "
-            "at least one: give more documents, larger validation_share and test_share, or a split column"
+            f"at least one: {remedy}"
         )
 
 

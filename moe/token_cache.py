@@ -20,10 +20,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from moe.copied_text import COPIED_TEXT_LIST, copies_identity
 from moe.corpus import SPLITS, CorpusConfig, CorpusSource, SplitName
 from moe.corpus_sources import open_corpus
 from moe.errors import CorpusError
-from moe.token_build import OnProgress, Progress, build
+from moe.token_build import LEFT_OUT_LIST, OnProgress, Progress, build
 from moe.token_file import TokenFile, file_digest
 from moe.tokenizer import TokenizerConfig, tokenizer_identity
 
@@ -56,6 +57,21 @@ class TokenizedCorpus:
     def tokenizer_dir(self) -> Path:
         """A directory that ``AutoTokenizer`` loads."""
         return self.folder / TOKENIZER_FOLDER
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out and how copied text was dealt with before splitting, one sentence each."""
+        notes: list[str] = []
+        left_out = self.facts.get("left_out")
+        if left_out:
+            files = "1 file is" if left_out == 1 else f"{left_out:,} files are"
+            notes.append(f"{files} no text (UTF-8 without NUL) and left out (full list: {self.folder / LEFT_OUT_LIST})")
+        copied = self.facts.get("copied_text")
+        if copied is not None and any(copied.values()):
+            done = (("dropped", "{} dropped"), ("cut", "{} cut"), ("in_train", "{} kept in train"))
+            counts = ", ".join(words.format(f"{copied[key]:,}") for key, words in done if copied[key])
+            notes.append(f"documents that share text: {counts} (full list: {self.folder / COPIED_TEXT_LIST})")
+        return tuple(notes)
 
     @property
     def bytes_per_token(self) -> float:
@@ -256,6 +272,7 @@ def _request(
     groups = {} if corpus.group_column is None else {"document_groups": True}
     return {
         **groups,
+        **copies_identity(corpus),
         "schema": SCHEMA,
         "source": source.identity,
         "shares": None if source.bounded else [corpus.validation_share, corpus.test_share],

@@ -64,6 +64,8 @@ def _splits(space: Space, facts: CorpusFacts) -> Iterator[Problem]:
             rule = f"needs {rows * row} tokens, and the {split} split has {tokens}"
             fewer = f"choose rows_{split} <= {tokens // row}, " if tokens >= row else ""
             remedy = f"{fewer}raise corpus.{split}_share or choose a larger corpus"
+            if space.corpus.duplicates == "group":  # what shares text is not held out
+                remedy += ', or drop copies instead: corpus.duplicates = "drop"'
             yield problem_at(f"exam.rows_{split}", rows, rule, remedy)
 
 

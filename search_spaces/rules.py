@@ -274,6 +274,13 @@ def corpus_is_named(kind: str, paths: Sequence[str], dataset: str | None) -> Pro
     yield from _out_of_place("corpus", kind, given, "embedded")
 
 
+def copies_are_looked_for_in_files(kind: str, duplicates: str) -> Problems:
+    """All documents are read before any is held out: a data set of the hub has no end, the embedded corpus no copy."""
+    if kind != "files" and duplicates != "refuse":
+        rule = f"has no meaning for a corpus of kind {kind!r}: copies are looked for in files"
+        yield problem_at("corpus.duplicates", duplicates, rule, 'leave it out or write corpus = "files:FOLDER"')
+
+
 def tokenizer_is_named(kind: str, vocab_size: int | None, path: str | None, repository: str | None) -> Problems:
     """A tokenizer is trained to a size, or found by a path or an id."""
     given = {"bpe": ("vocab_size", vocab_size), "directory": ("path", path), "hub": ("id", repository)}
@@ -337,6 +344,7 @@ RULES: Sequence[tuple[Callable[..., Problems], tuple[str, ...]]] = (
     (model_fits_a_device, ("model.d_model", "model.n_layers", "model.n_experts", "model.d_expert")),
     (shares_fit_budget, ("schedule.warmup_share", "schedule.decay_share")),
     (corpus_is_named, ("corpus.kind", "corpus.paths", "corpus.dataset")),
+    (copies_are_looked_for_in_files, ("corpus.kind", "corpus.duplicates")),
     (tokenizer_is_named, ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.path", "tokenizer.id")),
     (fitting_is_requested, ("fit_memory_gib", "fitted")),
 )

@@ -163,9 +163,12 @@ class Corpus(Section):
     """The text. In TOML a table, or shorthand: ``"embedded"``, ``"files:GLOB"``, ``"hub:ID"``, ``"hub:OWNER/ID/NAME"``.
 
     ``split_column`` is ``"auto"`` (a column named ``split``, when its values are names of splits), ``"none"`` or the
-    name of a column. ``longer_windows`` decides about an arm whose windows are longer than any document: ``"refuse"``
-    it, or ``"warn"`` and pack documents into them. The three limits are the audit's: the share of the exam's 64-token
-    runs that may also occur in train, the longest common run, and how often the budget may repeat the corpus.
+    name of a column. ``group_column`` keeps rows of one value in one split; ``"folder"`` is that of a file.
+    ``duplicates`` decides about text that stands in several files: ``"refuse"`` it (beyond the audit's limits),
+    ``"group"`` all documents that share any in train, or ``"drop"`` all but one copy first. ``longer_windows`` decides
+    about an arm whose windows are longer than any document: ``"refuse"`` it, or ``"warn"`` and pack documents into
+    them. The three limits are the audit's: the share of the exam's 64-token runs that may also occur in train, the
+    longest common run, and how often the budget may repeat the corpus.
     """
 
     kind: Literal["embedded", "files", "hub"]
@@ -173,6 +176,7 @@ class Corpus(Section):
     text_column: Word = "text"
     split_column: Word = "auto"
     group_column: Word | None = None
+    duplicates: Literal["refuse", "group", "drop"] = "refuse"
     dataset: Word | None = None
     name: Word | None = None
     split: Word = "train"

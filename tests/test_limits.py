@@ -143,6 +143,7 @@ def refused_config(**changes: object) -> Callable[[], object]:
         ("corpus.max_overlap_share=1.1", lambda: CorpusConfig(max_overlap_share=1.1)),
         ("corpus.max_common_run_tokens=63", lambda: CorpusConfig(max_common_run_tokens=63)),
         ("corpus.max_epochs=0.0", lambda: CorpusConfig(max_epochs=0.0)),
+        ("corpus.duplicates=drop", lambda: CorpusConfig(duplicates="drop")),
         ("corpus=files", lambda: CorpusConfig(kind="files")),
         ("corpus=hub", lambda: CorpusConfig(kind="hub")),
         ("tokenizer=bpe:256", lambda: TokenizerConfig(vocab_size=256)),

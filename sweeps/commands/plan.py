@@ -261,19 +261,22 @@ def _from_corpus(
     space: Space, warnings: list[str], *, may_lack: bool
 ) -> tuple[TrainingData | None, dict[str, Any] | None]:
     """Training data and audit; None, with a warning, for a corpus that cannot be read here and ``may_lack``."""
-    from moe.errors import CorpusError
+    from moe.errors import CorpusAway, CorpusError
     from sweeps.running.begin import audit_table
     from sweeps.training_data import corpus_facts, load_training_data
 
     try:
         data = load_training_data(space)
     except CorpusError as error:
+        if not isinstance(error, CorpusAway):
+            raise BadInputError(str(error)) from error
         if not may_lack:
             raise BadInputError(
                 f"{error} (`sweeps plan --assume-gpu-gib GIB` plans for another machine without the corpus)"
             ) from error
         warnings.append(f"planned without the corpus (no cell ids, no audit): {error}")
         return None, None
+    warnings += data.tokens.notes
     warnings += corpus_warnings(space, corpus_facts(data.tokens))
     return data, audit_table(space, data)
 

@@ -61,11 +61,10 @@ def audit_table(space: Space, data: TrainingData) -> dict[str, Any]:
     from moe.audit import audit
 
     found = audit(data.tokens, data.exam, arms=batch_configs(space), budget_tokens=space.budget_tokens)
-    problems = [
-        Problem(where="corpus", value=refusal.rule, rule=refusal.message, remedy=refusal.remedy)
-        for refusal in found.refusals
-    ]
+    problems = [Problem(where="corpus:", rule=refusal.message, remedy=refusal.remedy) for refusal in found.refusals]
     if problems:
+        if found.shared:
+            found.write_list(data.tokens.folder)
         raise SpaceErrors(problems, source="the corpus")
     table: dict[str, Any] = found.as_dict()
     return table

@@ -86,7 +86,8 @@ def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> i
         machines = found.declaring(space.resources.declared_gpus)
         space = in_resolved_precision(space, machines)
         space, notes = fit_arms(space, machines.device, vocab_size=vocab_size)
-        for note in (*notes, *space.warnings(), *corpus_warnings(space, corpus_facts(data.tokens))):
+        found_later = (*data.tokens.notes, *corpus_warnings(space, corpus_facts(data.tokens)))
+        for note in (*notes, *space.warnings(), *found_later):
             options.say(f"note: {note}")
         require_room(ledger, space, vocab_size=vocab_size)
         audit = audit_table(space, data)

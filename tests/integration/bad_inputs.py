@@ -248,11 +248,36 @@ BAD_INPUTS = {
     ),
     "corpus binary": Row(
         words="run --space space.toml --set corpus=files:binary.txt",
-        says=("binary.txt is not UTF-8 at byte 128; convert it (`iconv -t utf-8`) or leave it out",),
+        says=("binary.txt is no text (byte 0 is NUL); convert it to UTF-8 (`iconv -t utf-8`) or leave it out",),
     ),
-    "corpus of no known kind": Row(
-        words="run --space space.toml --set corpus=files:paper.pdf",
-        says=("paper.pdf is of no known kind; known are .txt",),
+    "corpus of pictures": Row(
+        words="run --space space.toml --set corpus=files:pictures",
+        says=("pictures matches 2 files and none is text (UTF-8 without NUL); convert them to UTF-8",),
+    ),
+    "corpus grouped by a column that texts lack": Row(
+        words="run --space space.toml --set corpus=files:one.txt --set corpus.group_column=author",
+        says=("group_column='author' names a column of tables", 'write "folder" to group texts by their folder'),
+    ),
+    "corpus of copies": Row(
+        words="run --space space.toml --set corpus=files:copies.jsonl",
+        says=(
+            "corpus: train and test share copied text: ",
+            "tokens of copies.jsonl row 5 also stand in copies.jsonl row ",
+            "(limit 512), and 3 more documents share too much; remove one of each pair (full list: ",
+            "shared_text.tsv), keep them in one split (--set corpus.duplicates=group), or keep one of them (=drop)",
+        ),
+    ),
+    "corpus of copies that a column separates": Row(
+        words="plan --space space.toml --set corpus=files:copies.jsonl --set corpus.duplicates=group",
+        says=("share copied text", "or let no column split them (--set corpus.split_column=none)"),
+    ),
+    "copies in a data set of the hub": Row(
+        words="run --space space.toml --set corpus=hub:a/b --set corpus.duplicates=drop",
+        says=("corpus.duplicates=\"drop\" has no meaning for a corpus of kind 'hub': copies are looked for in files",),
+    ),
+    "copies dealt with in no known way": Row(
+        words="run --space space.toml --set corpus.duplicates=grop",
+        says=("corpus.duplicates=\"grop\" must be one of refuse, group, drop; did you mean 'group'?",),
     ),
     "corpus without text": Row(
         words="run --space space.toml --set corpus=files:body.jsonl",
@@ -269,7 +294,7 @@ BAD_INPUTS = {
         words="run --space space.toml --set corpus=files:fake.parquet", says=("fake.parquet cannot be read as parquet",)
     ),
     "corpus missing in a plan": Row(
-        words="plan --space space.toml --set corpus=files:nowhere.txt --assume-gpu-gib 24",
+        words="plan --space space.toml --set corpus=files:/nowhere/*.txt --assume-gpu-gib 24",
         code=0,
         says=("warning: planned without the corpus (no cell ids, no audit)", "matches no file"),
     ),
@@ -308,11 +333,19 @@ BAD_INPUTS = {
     ),
     # what a run would refuse, a plan refuses too
     "corpus missing in a plan for this machine": Row(
-        words="plan --space space.toml --set corpus=files:nowhere.txt",
+        words="plan --space space.toml --set corpus=files:/nowhere/a.txt",
         says=(
-            "nowhere.txt matches no file; give a path",
+            "nowhere/a.txt matches no file; give a path",
             "`sweeps plan --assume-gpu-gib GIB` plans for another machine",
         ),
+    ),
+    "corpus of an empty folder": Row(
+        words="plan --space space.toml --set corpus=files:folder --assume-gpu-gib 24",
+        says=("folder matches no file; give a path, a directory or a glob that does",),
+    ),
+    "corpus misspelt in a plan for another machine": Row(
+        words="plan --space space.toml --set corpus=files:onne.txt --assume-gpu-gib 24",
+        says=("onne.txt matches no file; give a path",),
     ),
     "threads that no machine has": Row(
         words="plan --space space.toml --set resources.threads_per_trial=1000 --json",

@@ -50,7 +50,7 @@ def begin_and_damage(folder: Path, corpus: Path, token_cache: Path) -> None:
 
 def write_wrong_files(folder: Path) -> None:
     """Write files and folders that each are wrong in the way that their name tells."""
-    for name in ("folder", "full", "damaged-tokenizer"):
+    for name in ("folder", "full", "damaged-tokenizer", "pictures"):
         (folder / name).mkdir()
     texts = {
         "file": "",
@@ -64,8 +64,11 @@ def write_wrong_files(folder: Path) -> None:
         "keys.toml": "".join(f"key_{number} = 1\n" for number in range(3_000)),
         "empty.txt": "",
         "one.txt": "to be or not to be " * 100,
-        "paper.pdf": "%PDF",
         "body.jsonl": '{"body": "a"}\n',
+        "copies.jsonl": "".join(
+            json.dumps({"split": split, "text": f"{'a copied line. ' * 60}{split}"}) + "\n"
+            for split in ("train", "validation", "test") * 4
+        ),
         "numbers.jsonl": '{"text": 3}\n',
         "half.jsonl": '{"text": "a"\n{{{\n',
         "fake.parquet": "PAR1 or not",
@@ -82,5 +85,5 @@ def write_wrong_files(folder: Path) -> None:
         (folder / name).write_text(text)
     os.mkfifo(folder / "pipe")
     (folder / "link").symlink_to("nowhere.toml")
-    for name in ("binary.txt", "binary.csv", "latin.toml"):
+    for name in ("binary.txt", "binary.csv", "latin.toml", "pictures/a.png", "pictures/b.png"):
         (folder / name).write_bytes(bytes(range(256)))

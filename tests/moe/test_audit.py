@@ -94,7 +94,8 @@ def test_packed_rows_are_a_caveat_that_says_which_documents_were_long_enough():
     finding = found(audited([500] * 40, test=[300] * 30), "exam_rows", "test")
     assert finding.level == "warn"
     assert finding.value == 30
-    assert "rows are packed from joined documents: 30 test documents are longer than 128 tokens" in finding.message
+    only = "only 30 test documents exceed 128 tokens, and 50 are needed for one document per row"
+    assert finding.message == f"exam rows join several documents: {only}"
 
 
 def test_a_share_of_overlap_above_the_limit_is_refused_and_below_it_a_caveat():
@@ -125,12 +126,13 @@ def test_a_run_that_is_too_long_is_refused_where_a_shorter_one_of_another_place_
     start = int(splits["test"].document_starts[7])
     splits["train"].tokens[1010:1137] = splits["test"].tokens[start + 10 : start + 137]
     splits["train"].tokens[2011:2201] = splits["test"].tokens[start + 11 : start + 201]
-    finding = _common_run(splits["test"], splits["train"], run_len=64, limit=128)
+    finding, shared = _common_run(splits["test"], splits["train"], run_len=64, limit=128, remedy="")
     assert finding.level == "refuse"
     assert finding.value == 190
-    assert "(test-7)" in finding.message
-    assert "(train-4)" in finding.message
-    assert _common_run(splits["test"], splits["train"], run_len=64, limit=191).level == "ok"
+    assert finding.message == "train and test share copied text: 190 tokens of test-7 also stand in train-4 (limit 128)"
+    assert [row.document for row in shared] == ["test-7"]
+    finding, shared = _common_run(splits["test"], splits["train"], run_len=64, limit=191, remedy="")
+    assert (finding.level, shared) == ("ok", [])
 
 
 def test_a_train_split_without_a_whole_block_is_refused_with_the_length_that_fits():

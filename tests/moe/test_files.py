@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe.corpus_sources import open_corpus
-from moe.errors import CorpusError
+from moe.errors import CorpusAway, CorpusError
 from tests.moe.synthetic_corpora import files_corpus, write_jsonl
 
 ROWS = [{"text": "first text"}, {"text": "second text"}]
@@ -68,13 +69,69 @@ def test_a_text_file_is_one_document_under_its_name(tmp_path):
     ]
 
 
-def test_a_directory_is_searched_through_and_other_files_in_it_are_left_out(tmp_path):
+def test_a_directory_is_searched_through_for_whatever_is_text_and_the_rest_is_counted(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
-    (tmp_path / "deep" / "er" / "a.txt").write_text("deep")
+    (tmp_path / "deep" / "er" / "a.py").write_text("deep")
+    for name in ("a.rst", "b.tex", "Makefile"):
+        (tmp_path / name).write_text(name)
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "deep" / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    (tmp_path / "nul.txt").write_bytes(b"a\0b")
+    (tmp_path / "log.gz").write_bytes(gzip.compress(b"compressed text"))
     (tmp_path / "empty.jsonl").touch()
     write_lines(tmp_path / "b.jsonl")
-    assert texts(read(tmp_path)) == ["first text", "second text", "deep"]
+    assert texts(read(tmp_path)) == ["Makefile", "a.rst", "first text", "second text", "b.tex", "deep"]
+    left_out = ("deep/latin.txt", "log.gz", "nul.txt", "picture.png")
+    assert open_corpus(files_corpus(tmp_path)).left_out == left_out
+    assert open_corpus(files_corpus(tmp_path / "*.rst", tmp_path / "*.tex", tmp_path)).left_out == left_out
+
+
+def test_hidden_files_and_folders_are_not_searched(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("[core]")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    (tmp_path / "a.txt").write_text("seen")
+    assert texts(read(tmp_path)) == ["seen"]
+    assert texts(read(tmp_path / ".hidden.txt")) == ["hidden"]
+
+
+def test_json_found_in_a_folder_is_a_table_where_its_rows_hold_text(tmp_path):
+    write_array(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text('{"indent": 4}')
+    (tmp_path / "c.json").write_text("[1, 2]")
+    (tmp_path / "d.json").write_text("{{ template }}")
+    (tmp_path / "e.json.gz").write_bytes(gzip.compress(b'{"indent": 4}'))
+    write_lines(tmp_path / "f.json")
+    rows = ["first text", "second text"]
+    assert texts(read(tmp_path)) == [*rows, '{"indent": 4}', "[1, 2]", "{{ template }}", *rows]
+    # A pattern that names the kind asks for tables.
+    with pytest.raises(CorpusError, match=r"b\.json row 0 has no column 'text', only indent"):
+        read(tmp_path / "*.json")
+
+
+def test_files_are_grouped_by_their_folder(tmp_path):
+    for name in ("top.txt", "a/one.py", "a/two.py", "a/b/three.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    write_jsonl(tmp_path / "a" / "rows.jsonl", [{"text": "row"}])
+    write_jsonl(tmp_path / "a" / "rows2.jsonl", [{"text": "row", "folder": "its own"}])
+    found = {document.name: document.group for document in read(tmp_path, group_column="folder")}
+    assert found == {
+        "a/b/three.py": "a/b",
+        "a/one.py": "a",
+        "a/rows.jsonl row 0": "a",
+        "a/rows2.jsonl row 0": "its own",
+        "a/two.py": "a",
+        "top.txt": ".",
+    }
+
+
+def test_another_column_to_group_texts_by_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(CorpusError) as error:
+        read(tmp_path, group_column="author")
+    assert "group_column='author' names a column of tables, and every file found is one text" in str(error.value)
+    assert 'write "folder"' in str(error.value)
 
 
 def test_globs_match_and_a_file_matched_twice_is_read_once(tmp_path):
@@ -141,17 +198,46 @@ def test_a_text_column_of_numbers_is_refused(tmp_path):
 
 
 def test_every_path_that_cannot_be_used_is_named_at_once(tmp_path):
-    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    for name in ("a.pdf", "b.bin", "c.bin"):
+        (tmp_path / name).write_bytes(b"%PDF \0")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    names = ("nothing-*.txt", "a.pdf", "*.bin", "empty", "link", "pipe")
     with pytest.raises(CorpusError) as error:
-        open_corpus(files_corpus(tmp_path / "nothing-*.txt", tmp_path / "a.pdf"))
-    assert "nothing-*.txt matches no file" in str(error.value)
-    assert "a.pdf is of no known kind; known are .txt, .md, .jsonl" in str(error.value)
+        open_corpus(files_corpus(*(tmp_path / name for name in names)))
+    said = str(error.value)
+    for name in ("nothing-*.txt", "empty", "link", "pipe"):
+        assert f"{name} matches no file; give a path, a directory or a glob that does" in said
+    assert "a.pdf is no text (byte 5 is NUL); convert it to UTF-8 (`iconv -t utf-8`) or leave it out" in said
+    assert "*.bin matches 2 files and none is text (UTF-8 without NUL); convert them" in said
 
 
 def test_a_file_that_is_not_utf8_is_named_with_the_byte(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(CorpusError, match=r"latin\.txt is not UTF-8 at byte 3; convert it"):
+    with pytest.raises(CorpusError, match=r"latin\.txt is no text \(byte 3 is not UTF-8\); convert it"):
         read(tmp_path / "latin.txt")
+
+
+def test_a_corpus_may_be_on_another_machine_only_where_its_folder_is_not_here(tmp_path):
+    (tmp_path / "here").mkdir()
+    with pytest.raises(CorpusAway, match=r"away/\*\.txt matches no file"):
+        open_corpus(files_corpus(tmp_path / "away" / "*.txt"))
+    for patterns in (("here/*.txt",), ("here",), ("typo.txt",), ("away/*.txt", "here")):
+        with pytest.raises(CorpusError, match="matches no file") as error:
+            open_corpus(files_corpus(*(tmp_path / pattern for pattern in patterns)))
+        assert not isinstance(error.value, CorpusAway)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def forbidden(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(CorpusError, match=r"a\.txt cannot be read \(Permission denied\); allow it, or leave it out$"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cut.jsonl", "cut.parquet", "cut.jsonl.xz"])

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+import moe.near_duplicates as near_duplicates_module
 from moe.audit import audit
 from moe.config import BatchConfig
 from moe.corpus import CorpusConfig
@@ -13,7 +14,7 @@ from moe.near_duplicates import near_duplicates
 from moe.run_overlap import RunIndex, common_runs, run_hashes
 from moe.token_cache import prepare
 from moe.tokenizer import TokenizerConfig
-from tests.moe.synthetic_corpora import rows_with_splits, token_file, tokenized_rows
+from tests.moe.synthetic_corpora import prose, rows_with_splits, token_file, tokenized_rows
 
 BPE = TokenizerConfig(vocab_size=400)
 ARMS = {"short": BatchConfig(micro_batch_size=4, seq_len=32), "long": BatchConfig(micro_batch_size=1, seq_len=128)}
@@ -56,7 +57,8 @@ def test_a_held_out_document_repeated_in_train_is_refused_and_named(rows, tmp_pa
         assert finding.level == "refuse"
         assert f"({planted['id']})" in finding.message
         assert "(the copy)" in finding.message
-        assert "take one of the two out" in finding.remedy
+        assert finding.remedy.startswith(f"remove one of each pair (full list: {tmp_path / 'cache'}")
+        assert "--set corpus.duplicates=group" in finding.remedy
     assert found(result, "near_duplicate", f"{split}/train").value == 1.0
 
 
@@ -97,9 +99,18 @@ def test_every_document_with_a_run_too_long_is_named(rows, tmp_path):
     planted = [of_split(rows, "test", number) for number in (0, 2, 4)]
     for number, row in enumerate(planted):
         of_split(rows, "train", number)["text"] += " " + row["text"]
-    message = found(audited(tmp_path, rows), "common_run_tokens", "test/train").message
-    assert all(f"({row['id']})" in message for row in planted)
-    assert not any(f"({of_split(rows, 'test', number)['id']})" in message for number in (1, 3))
+    result = audited(tmp_path, rows)
+    message = found(result, "common_run_tokens", "test/train").message
+    assert message.startswith("train and test share copied text: ")
+    assert message.endswith("(limit 128), and 2 more documents share too much")
+    result.write_list(tmp_path)
+    lines = (tmp_path / "shared_text.tsv").read_text().splitlines()
+    assert lines[0] == "document\tsplit\talso_in\tother_split\tamount"
+    for number, row in enumerate(planted):
+        pairs = [line for line in lines if f"({row['id']})" in line]
+        assert len(pairs) == 2  # a run of tokens, and all of its text
+        assert all(f"(train-{number})\ttrain\t" in line for line in pairs)
+    assert len(lines) == 7
 
 
 def test_documents_of_the_two_held_out_splits_are_compared_too(rows, tmp_path):
@@ -129,6 +140,87 @@ def test_without_a_split_column_a_repeated_document_never_stands_in_two_splits(r
     copies = [{"id": f"copy-{row['id']}", "text": row["text"]} for row in rows]
     result = audited(tmp_path, rows + copies, validation_share=0.25, test_share=0.25)
     assert result.refusals == ()
+
+
+LICENCE = prose(120, 4_321)  # above 128 tokens
+
+
+@pytest.fixture(scope="module")
+def found_texts(tmp_path_factory):
+    """A folder as people have it: every third file begins with one licence, others are copies of each other."""
+    folder = tmp_path_factory.mktemp("found") / "texts"
+    for i in range(90):
+        text = prose(150, i)
+        if i % 3 == 0:
+            text = f"{LICENCE} {text}"
+        if i % 10 == 9:
+            text = prose(150, i - 4) + " and a few more words"
+        (folder / f"part{i % 4}").mkdir(parents=True, exist_ok=True)
+        (folder / f"part{i % 4}" / f"{i}.rst").write_text(text)
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+@pytest.mark.parametrize("duplicates", ["refuse", "group", "drop"])
+def test_found_text_that_is_refused_passes_when_copies_are_grouped_or_dropped(found_texts, duplicates):
+    shares = {"validation_share": 0.1, "test_share": 0.1}
+    corpus = CorpusConfig(kind="files", paths=(str(found_texts),), duplicates=duplicates, **shares)
+    tokens = prepare(corpus, BPE, cache_dir=found_texts.parent / "cache", train_tokens_needed=1)
+    exam = build_exam(tokens, block_len=128, common_len=32, rows_validation=4, rows_test=4)
+    result = audit(tokens, exam, arms=ARMS, budget_tokens=1024)
+    assert bool(result.refusals) == (duplicates == "refuse")
+    assert bool(result.shared) == (duplicates == "refuse")
+    names = {split: set(file.document_names) for split, file in tokens.splits.items()}
+    listed = tokens.folder / "copied_text.tsv"
+    assert listed.exists() == (duplicates != "refuse")
+    [left_out, *copied] = tokens.notes
+    assert left_out.startswith("1 file is no text (UTF-8 without NUL) and left out (full list: ")
+    if duplicates == "group":
+        assert copied == [f"documents that share text: 42 kept in train (full list: {listed})"]
+        assert sum(map(len, names.values())) == 90
+        assert len(listed.read_text().splitlines()) == 43
+    if duplicates == "drop":
+        assert copied[0].startswith("documents that share text: 9 dropped, 26 cut")
+        assert sum(map(len, names.values())) == 81
+    for split in ("validation", "test"):
+        # Of the text that may be held out, as much as was asked for of all text.
+        share = tokens.splits[split].n_tokens / sum(file.n_tokens for file in tokens.splits.values())
+        assert share == pytest.approx(0.1, abs=0.05)
+
+
+def test_files_of_one_folder_stand_in_one_split(tmp_path):
+    for i in range(60):
+        (tmp_path / "texts" / f"{i % 12}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / f"{i % 12}" / f"{i}.py").write_text(prose(100, i))
+    corpus = CorpusConfig(kind="files", paths=(str(tmp_path / "texts"),), group_column="folder")
+    tokens = prepare(corpus, BPE, cache_dir=tmp_path / "cache", train_tokens_needed=1)
+    folders = {split: {name.split("/")[0] for name in file.document_names} for split, file in tokens.splits.items()}
+    assert sum(map(len, folders.values())) == 12
+    assert set(tokens.splits["test"].document_groups.values()) == folders["test"]
+
+
+def test_what_thousands_of_documents_share_is_not_compared_in_pairs(monkeypatch):
+    """300 documents against 600, all with one header: 180,000 pairs for each of its shingles."""
+    header = np.random.default_rng(9).integers(0, 50_000, 100)
+    file, other = token_file([300] * 300, seed=1), token_file([300] * 600, seed=2)
+    for tokens in (file.tokens, other.tokens):
+        tokens.reshape(-1, 300)[:, 50:150] = header
+    # One document of either is a copy of the other but for some words.
+    file.tokens[300 * 7 : 300 * 8] = other.tokens[300 * 500 : 300 * 501]
+    file.tokens[300 * 7 + 40 :: 60][:4] = 1
+    monkeypatch.setattr("moe.near_duplicates.MOST_DOCUMENTS_OF_A_SHINGLE", 8)
+    counted = []
+    count = near_duplicates_module._shared_shingles
+
+    def listen(*arguments):
+        shared = count(*arguments)
+        counted.append(sum(shared.values()))
+        return shared
+
+    monkeypatch.setattr("moe.near_duplicates._shared_shingles", listen)
+    closest = near_duplicates(file, other)[0]
+    assert (closest.name, closest.other_name) == ("train-7", "train-500")
+    assert sum(counted) < 50_000
 
 
 def brute_force_runs(tokens, other, run_len):

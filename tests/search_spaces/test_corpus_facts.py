@@ -33,6 +33,12 @@ def test_every_problem_with_a_corpus_is_told_at_once(tiny: Space) -> None:
     ]
 
 
+def test_where_grouping_copies_leaves_too_little_to_hold_out_dropping_them_is_named(tiny: Space) -> None:
+    space = with_overrides(tiny, ["corpus=files:texts", "corpus.duplicates=group"])
+    [problem] = check_against_corpus(space, replace(ENOUGH, test_tokens=10))
+    assert str(problem).endswith('choose a larger corpus, or drop copies instead: corpus.duplicates = "drop"')
+
+
 def test_longer_windows_can_be_allowed_and_then_carry_a_warning(tiny: Space) -> None:
     space = with_overrides(tiny, ["corpus.longer_windows=warn"])
     short = replace(ENOUGH, longest_document_tokens=63)

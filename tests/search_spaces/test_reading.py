@@ -101,6 +101,7 @@ def test_what_the_template_comments_out_as_a_default_is_one() -> None:
     defaults += ["init_std", "document_attention", "text_column", "split_column", "validation_share", "test_share"]
     defaults += [
         "longer_windows",
+        "duplicates",
         "max_overlap_share",
         "max_common_run_tokens",
         "max_epochs",

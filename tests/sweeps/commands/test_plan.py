@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from moe.errors import CorpusError
+from moe.errors import CorpusAway
 from moe.flops import active_parameters
 from search_spaces import Space, load_space
 from sweeps.cluster.machines import Machines, Node
@@ -105,7 +105,7 @@ def test_a_corpus_that_cannot_be_read_is_refused_except_for_a_machine_that_is_no
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing(*_: Any, **__: Any) -> None:
-        raise CorpusError("nowhere.txt matches no file")
+        raise CorpusAway("nowhere.txt matches no file")
 
     monkeypatch.setattr("sweeps.training_data.load_training_data", missing)
     space = load_space(preset="smoke")
