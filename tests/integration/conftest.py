@@ -13,7 +13,7 @@ from statistics import median
 import psutil
 import pytest
 
-from tests.integration.counting import Cost
+from tests.integration.counting import Cost, Strike
 from tests.integration.sweeping import Sweeps, kill_when, unfinished_checkpoints
 
 WORDS = ["river", "stone", "lantern", "winter", "quiet", "harbour", "letter", "garden", "thunder", "silver", "walked"]
@@ -26,7 +26,7 @@ FAULT_TABLE = pytest.StashKey[dict[str, list[float]]]()
 COST_TABLE = pytest.StashKey[dict[str, list[tuple[Cost, float]]]]()
 """By fault: what each strike cost, and the seconds until something new counted."""
 
-NoteCost = Callable[[str, Cost, float], None]
+NoteCost = Callable[[str, Strike], None]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -63,8 +63,9 @@ def note_cost(request: pytest.FixtureRequest) -> NoteCost:
     """Tell the table at the end what a fault cost; a test asserts that nothing was lost, doubled or redone."""
     table = request.config.stash.setdefault(COST_TABLE, {})
 
-    def note(fault: str, found: Cost, seconds: float) -> None:
-        table.setdefault(fault, []).append((found, seconds))
+    def note(fault: str, strike: Strike) -> None:
+        found = strike.cost()
+        table.setdefault(fault, []).append((found, strike.seconds))
         assert found == Cost(lost=0, doubled=0, redone=0)
 
     return note

@@ -16,6 +16,19 @@ Fault = Literal["answers 503", "loses answers"]
 _OF_THE_CONNECTION = {"connection", "expect", "keep-alive", "transfer-encoding", "content-length"}
 
 
+def request_body(handler: BaseHTTPRequestHandler) -> bytes:
+    """The whole body of the request that a handler is at."""
+    if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+    body = b""
+    while length := int(handler.rfile.readline().partition(b";")[0], 16):
+        body += handler.rfile.read(length)
+        handler.rfile.readline()
+    while handler.rfile.readline().strip():  # trailers
+        continue
+    return body
+
+
 class FaultyProxy:
     """Passes requests on to ``target``; while a fault strikes it answers 503, or lets a put take effect and hangs up.
 
@@ -52,7 +65,7 @@ class FaultyProxy:
             protocol_version = "HTTP/1.1"
 
             def _pass_on(self) -> None:
-                body = self._body()
+                body = request_body(self)
                 fault = proxy._fault
                 if fault == "answers 503":
                     proxy.struck += 1
@@ -70,17 +83,6 @@ class FaultyProxy:
                 return self.command not in ("GET", "HEAD") and not prepares
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
-
-            def _body(self) -> bytes:
-                if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                body = b""
-                while length := int(self.rfile.readline().partition(b";")[0], 16):
-                    body += self.rfile.read(length)
-                    self.rfile.readline()
-                while self.rfile.readline().strip():  # trailers
-                    continue
-                return body
 
             def _asked(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
                 connection = HTTPConnection(str(proxy._target.netloc), timeout=60)
