@@ -41,13 +41,8 @@ _AWAY_NAMES: Final = (
 _AWAY: Final = {getattr(errno, name) for name in _AWAY_NAMES if hasattr(errno, name)}
 _NO_BUCKET: Final = "NO_SUCH_BUCKET"
 _REFUSALS: Final = (
-    "ACCESS_DENIED",
-    _NO_BUCKET,
-    "INVALID_ACCESS_KEY",
-    "SIGNATURE",
-    "UNAUTHENTICATED",
-    "status 401",
-    "403",
+    *("ACCESS_DENIED", _NO_BUCKET, "INVALID_ACCESS_KEY", "SIGNATURE", "HTTP status 401", "HTTP status 403"),
+    *("UNAUTHENTICATED", "PERMISSION_DENIED"),  # of Google's storage
 )
 
 
