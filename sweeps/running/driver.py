@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol
 
 from search_spaces import Identity, OptunaSearch, Space
 from sweeps.errors import StorageError, SweepHeldError, WorldError
-from sweeps.ledger.lease import CELL_LEASE, LeaseWatch
+from sweeps.ledger.lease import CELL_LEASE, LeaseWatch, claims
 from sweeps.ledger.reading import LedgerReader, read_cell
 from sweeps.ledger.results import RETRIED_OUTCOMES
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell, cells_of
@@ -81,6 +81,7 @@ class Driver:
         self.stop_request = f"stop-{self._world.random_token(4)}.json"
         self._faults = WorldFaults(self._world)
         self._deaths = DeathLog()
+        self._given_up: dict[str, int] = {}  # by cell: claims whose worker was lost; it may live on, cut off from here
         self._hangs = HangWatch(self._world, self._lease_of)
         self._pages = self.ledger.plan_pages()
         self.plan = Plan(stopping_rule(self.space), cells_of(self._pages))
@@ -198,6 +199,7 @@ class Driver:
             gpu_fraction=self.packing.gpu_fraction[cell.strategy] or 0.0,
             stop_request=self.stop_request,
             avoid=tuple(sorted(self._faults.left_alone)),
+            given_up=self._given_up.get(segment.planned.cell_id, 0),
         )
 
     def _would_share(self, segment: Segment) -> bool:
@@ -234,12 +236,14 @@ class Driver:
         if self._end_if_lost():
             return
         planned = self.plan.planned(cell_id)
-        hung = self._hangs.ended(cell_id)
+        hung, is_lost = self._hangs.ended(cell_id), result is None
         if result is None and hung is not None:
             result = {"ended": "world_fault", "reason": hung, **self._deaths.place(cell_id)}
         how = "worker_died" if result is None else str(result.get("ended"))
         self.plan.ended(cell_id, self.plan.progress(cell_id))
         try:
+            if is_lost:
+                self._given_up[cell_id] = max(claims(self.ledger.cell_folder(cell_id).storage, CELL_LEASE), default=0)
             if how == "world_fault":
                 assert result is not None
                 self._note_world_fault(planned, result)
