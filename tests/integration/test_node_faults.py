@@ -31,6 +31,8 @@ pytestmark = [
 TRIES = 3 if os.environ.get("SWEEPS_FAULTS") == "full" else 1
 QUICK_HEALTH_CHECKS = {"RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "6"}
 """The head takes a node that does not answer for lost after some 6 s, as docs/cluster.md has it."""
+LIVES_ON = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+"""A node that does not reach the head ends itself after a minute; where heads may come back (KubeRay), after ten."""
 PAUSED_FOR_S = 60.0
 
 
@@ -107,7 +109,8 @@ def test_a_sweep_outlives_what_happens_to_one_of_three_nodes(
             cache = {"SWEEPS_CACHE_DIR": str(token_cache)}
             cluster.start(environment={**cache, **QUICK_HEALTH_CHECKS})
             cluster.start(environment=cache, has_own_processes=True)
-            struck = cluster.start(environment={**cache, "TMPDIR": str(temporary)}, has_own_processes=True)
+            own = {"TMPDIR": str(temporary), **LIVES_ON}
+            struck = cluster.start(environment={**cache, **own}, has_own_processes=True)
             cluster.wait_for(3)
             scene = Scene(cluster=cluster, struck=struck, temporary=temporary, runs=runs)
             words = ["--space", str(undisturbed.folder / "space.toml"), "--name", "first", "--runs-dir", str(runs)]
@@ -121,6 +124,7 @@ def test_a_sweep_outlives_what_happens_to_one_of_three_nodes(
                 struck.signal(signal.SIGCONT)
             said, _ = sweep.communicate()
             assert sweep.returncode == 0, said
+            assert "two cannot work on it at once" not in said, "a worker waited for one that was lost"
             note_cost(fault, strike)
             assert how_it_ends(str(runs), "first") == undisturbed.end_of("first")
             assert decided(str(runs), "first") == decided(str(undisturbed.runs), "first")
