@@ -21,14 +21,11 @@ from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import next_cells
 from sweeps.plan.queue import Dropped, Plan, Segment, StoppingRule, progress_of
-from sweeps.running.faults import DeathLog, WorldFaults
+from sweeps.running.faults import DeathLog, WorldFaults, is_its_own_fault
 from sweeps.running.hangs import HangWatch
 from sweeps.running.ray_tune import Engine, Trainable, run_trials
 from sweeps.trial.trainable import SegmentJob, run_segment
 
-MAX_ERRORS: Final = 3  # of one cell between two checkpoints; two identical ones are enough
-MAX_DEATHS_AT_A_POINT: Final = 5  # of its workers after the same report: a lost node kills anywhere, a bug at one point
-MAX_DEATHS: Final = 10  # between two checkpoints: a cell that cannot reach the next one would be retried for ever
 DEATH: Final = "the worker process died (killed, or its node was lost)"
 _STOP_POLL_S: Final = 0.2
 
@@ -371,23 +368,6 @@ def stopping_rule(space: Space) -> StoppingRule:
         return StoppingRule()
     suggestions = space.search.trials_per_arm if isinstance(space.search, OptunaSearch) else 0
     return StoppingRule(rungs_tokens=space.rungs_tokens, keep=space.early_stopping, suggestions=suggestions)
-
-
-def is_its_own_fault(attempts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether failures at one checkpoint are the cell's: the same error twice, or deaths after the same report.
-
-    A lost node kills its workers at whatever point they have reached, so other deaths say nothing about a cell.
-    """
-    if not attempts:
-        return False  # a worker presumed dead has moved the cell past this checkpoint
-    newest = attempts[-1]
-    if newest["kind"] == "error":
-        errors = [attempt for attempt in attempts if attempt["kind"] == "error"]
-        return len(errors) >= MAX_ERRORS or sum(e["reason"] == newest["reason"] for e in errors) >= 2
-    deaths = [attempt for attempt in attempts if attempt["kind"] == newest["kind"]]
-    reached = newest.get("reached_tokens")
-    here = [attempt for attempt in deaths if reached and attempt.get("reached_tokens") == reached]
-    return len(here) >= MAX_DEATHS_AT_A_POINT or len(deaths) >= MAX_DEATHS
 
 
 def failed_cells(ledger: Ledger) -> Sequence[tuple[PlannedCell, Mapping[str, Any]]]:

@@ -18,7 +18,7 @@ import pytest
 
 from sweeps.ledger.lease import CELL_LEASE, DRIVER_LEASE
 from sweeps.ledger.storage import Storage
-from sweeps.running.driver import MAX_DEATHS
+from sweeps.running.faults import MAX_DEATHS
 from tests.integration.conftest import FAULT_TABLE, NoteCost
 from tests.integration.counting import Strike
 from tests.integration.sweeping import (

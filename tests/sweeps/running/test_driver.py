@@ -16,8 +16,8 @@ from sweeps.ledger.world import RealWorld
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import first_cells
 from sweeps.plan.queue import Plan, StoppingRule
-from sweeps.running.driver import MAX_DEATHS, MAX_DEATHS_AT_A_POINT, Driver
-from sweeps.running.faults import WorldFaults
+from sweeps.running.driver import Driver
+from sweeps.running.faults import MAX_DEATHS, MAX_DEATHS_AT_A_POINT, WorldFaults
 from sweeps.trial.trainable import SegmentJob
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
