@@ -55,7 +55,9 @@ class Scene:
         own = Path(f"/proc/{self.struck.first_process().pid}/ns/pid").readlink()
         for cell in (self.runs / "first" / "cells").glob("*"):
             lease = holder_of(Storage(str(cell)), CELL_LEASE)
-            if lease is not None and lease["pid_namespace"] == str(own) and time.time() - lease["began_s"] > 0.5:
+            began = [path.stat().st_mtime for path in (cell / "commits").glob("0001.json")]  # its first: nothing new
+            is_its_own = lease is not None and lease["pid_namespace"] == str(own)
+            if is_its_own and began and time.time() - began[0] > 0.5 and not (cell / "outcome.json").exists():
                 return cell.name
         return None
 
