@@ -39,7 +39,11 @@ _AWAY_NAMES: Final = (
     ),
 )
 _AWAY: Final = {getattr(errno, name) for name in _AWAY_NAMES if hasattr(errno, name)}
-_REFUSALS: Final = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE", "HTTP status 401", "403")
+_NO_BUCKET: Final = "NO_SUCH_BUCKET"
+_REFUSALS: Final = (
+    *("ACCESS_DENIED", _NO_BUCKET, "INVALID_ACCESS_KEY", "SIGNATURE", "HTTP status 401", "HTTP status 403"),
+    *("UNAUTHENTICATED", "PERMISSION_DENIED"),  # of Google's storage
+)
 
 
 class Backend(Protocol):
@@ -159,8 +163,11 @@ class ObjectStore:
 
     def write(self, key: str, data: bytes) -> None:
         """Put the object."""
-        with self._filesystem.open_output_stream(self._path(key)) as stream:
-            stream.write(data)
+        try:
+            with self._filesystem.open_output_stream(self._path(key)) as stream:
+                stream.write(data)
+        except FileNotFoundError as error:  # as Google's storage says it
+            raise OSError(f"{_NO_BUCKET}: {error}") from error
 
     def create(self, key: str, data: bytes) -> None:
         """Put the object where none is, and look whether it stayed."""
@@ -178,11 +185,17 @@ class ObjectStore:
         return bool(self._filesystem.get_file_info(self._path(key)).type != FileType.NotFound)
 
     def names(self, key: str) -> list[str]:
-        """List the folder."""
+        """List the folder.
+
+        Of Google's storage pyarrow lists the folders that have an object of their own, and ours have none: there all
+        that is below the folder is listed.
+        """
         from pyarrow.fs import FileSelector
 
-        selector = FileSelector(self._path(key), allow_not_found=True)
-        return [PurePosixPath(info.path).name for info in self._filesystem.get_file_info(selector)]
+        folder, is_deep = self._path(key), self._filesystem.type_name == "gcs"
+        selector = FileSelector(folder, allow_not_found=True, recursive=is_deep)
+        found = [PurePosixPath(info.path).relative_to(folder) for info in self._filesystem.get_file_info(selector)]
+        return list(dict.fromkeys(path.parts[0] for path in found))
 
     def delete(self, key: str) -> None:
         """Delete the object or the folder."""

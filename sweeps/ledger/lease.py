@@ -4,9 +4,10 @@ A lease is a folder of claims ``NNNNNN.json``. The highest number holds it; a cl
 of two contenders for a number succeeds. The holder rewrites its claim every ``HEARTBEAT_S`` as a heartbeat. The last
 claim stays in place on release, so that numbers only rise.
 
-A claim may be superseded when its process is known not to run (same boot, same PID namespace), or when it stood
-unchanged for ``STALE_AFTER_S`` of the taker's own clock: clocks of two hosts are never compared. A holder trusts its
-lease for ``TRUSTED_S`` after the last look that found no higher claim; after a longer silence it looks again first.
+A claim may be superseded when its process is known not to run (same boot, same PID namespace), when the driver has
+given its holder up, or when it stood unchanged for ``STALE_AFTER_S`` of the taker's own clock: clocks of two hosts are
+never compared. A holder trusts its lease for ``TRUSTED_S`` after the last look that found no higher claim; after a
+longer silence it looks again first.
 
 A holder that slept may still write after it was superseded. Its ``token``, which begins with the claim's number, is in
 the names of its segments and checkpoints, and it cannot commit them any more (``sweeps.ledger.commits``).
@@ -85,18 +86,19 @@ class Lease:
         """Number and random digits; the tokens of later holders sort after those of earlier ones."""
         return f"{self._number:06d}-{self._secret}"
 
-    def acquire(self, *, wait_s: float = 0.0) -> Holder | None:
+    def acquire(self, *, wait_s: float = 0.0, given_up: int = 0) -> Holder | None:
         """Take the lease and return the dead holder that it was taken over from, if any.
 
         Waits as long as it takes to tell whether the holder is alive, and up to ``wait_s`` for a living one to
-        release. Raises SweepHeldError, naming host and pid, if it is still alive then.
+        release. A claim up to number ``given_up`` is superseded at once, alive or not. Raises SweepHeldError, naming
+        host and pid, if another one is still alive then.
         """
         deadline_s = self._world.monotonic_s() + wait_s
         watch = LeaseWatch(self._storage, self._name)
         pause_s = _FIRST_LOOK_S
         while True:
             look = watch.look()
-            if look.may_be_taken:
+            if look.may_be_taken or look.number <= given_up:
                 if self._claim(look.number + 1):
                     self._task = self._world.spawn(self._keep_beating, f"lease {self._name}")
                     return None if look.holder is None or look.holder.released else look.holder

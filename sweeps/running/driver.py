@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol
 
 from search_spaces import Identity, OptunaSearch, Space
 from sweeps.errors import StorageError, SweepHeldError, WorldError
-from sweeps.ledger.lease import CELL_LEASE, LeaseWatch
+from sweeps.ledger.lease import CELL_LEASE, LeaseWatch, claims
 from sweeps.ledger.reading import LedgerReader, read_cell
 from sweeps.ledger.results import RETRIED_OUTCOMES
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell, cells_of
@@ -21,15 +21,12 @@ from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import next_cells
 from sweeps.plan.queue import Dropped, Plan, Segment, StoppingRule, progress_of
-from sweeps.running.faults import DeathLog, WorldFaults
+from sweeps.running.faults import DeathLog, WorldFaults, is_its_own_fault
 from sweeps.running.hangs import HangWatch
 from sweeps.running.milestones import Milestones
 from sweeps.running.ray_tune import Engine, Trainable, run_trials
 from sweeps.trial.trainable import SegmentJob, run_segment
 
-MAX_ERRORS: Final = 3  # of one cell between two checkpoints; two identical ones are enough
-MAX_DEATHS_AT_A_POINT: Final = 5  # of its workers after the same report: a lost node kills anywhere, a bug at one point
-MAX_DEATHS: Final = 10  # between two checkpoints: a cell that cannot reach the next one would be retried for ever
 DEATH: Final = "the worker process died (killed, or its node was lost)"
 _STOP_POLL_S: Final = 0.2
 
@@ -82,6 +79,7 @@ class Driver:
         self.stop_request = f"stop-{self._world.random_token(4)}.json"
         self._faults = WorldFaults(self._world)
         self._deaths = DeathLog()
+        self._given_up: dict[str, int] = {}  # by cell: claims whose worker was lost; it may live on, cut off from here
         self._hangs = HangWatch(self._world, self._lease_of)
         self._milestones = Milestones()
         self._pages = self.ledger.plan_pages()
@@ -200,6 +198,7 @@ class Driver:
             gpu_fraction=self.packing.gpu_fraction[cell.strategy] or 0.0,
             stop_request=self.stop_request,
             avoid=tuple(sorted(self._faults.left_alone)),
+            given_up=self._given_up.get(segment.planned.cell_id, 0),
         )
 
     def _would_share(self, segment: Segment) -> bool:
@@ -236,12 +235,14 @@ class Driver:
         if self._end_if_lost():
             return
         planned = self.plan.planned(cell_id)
-        hung = self._hangs.ended(cell_id)
+        hung, is_lost = self._hangs.ended(cell_id), result is None
         if result is None and hung is not None:
             result = {"ended": "world_fault", "reason": hung, **self._deaths.place(cell_id)}
         how = "worker_died" if result is None else str(result.get("ended"))
         self.plan.ended(cell_id, self.plan.progress(cell_id))
         try:
+            if is_lost:
+                self._given_up[cell_id] = max(claims(self.ledger.cell_folder(cell_id).storage, CELL_LEASE), default=0)
             if how == "world_fault":
                 assert result is not None
                 self._note_world_fault(planned, result)
@@ -371,23 +372,6 @@ def stopping_rule(space: Space) -> StoppingRule:
     suggestions = space.search.trials_per_arm if isinstance(space.search, OptunaSearch) else 0
     rungs = {budget: space.rungs_at(budget) for budget in space.budgets_tokens}
     return StoppingRule(rungs_tokens=rungs, keep=space.early_stopping, suggestions=suggestions)
-
-
-def is_its_own_fault(attempts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether failures at one checkpoint are the cell's: the same error twice, or deaths after the same report.
-
-    A lost node kills its workers at whatever point they have reached, so other deaths say nothing about a cell.
-    """
-    if not attempts:
-        return False  # a worker presumed dead has moved the cell past this checkpoint
-    newest = attempts[-1]
-    if newest["kind"] == "error":
-        errors = [attempt for attempt in attempts if attempt["kind"] == "error"]
-        return len(errors) >= MAX_ERRORS or sum(e["reason"] == newest["reason"] for e in errors) >= 2
-    deaths = [attempt for attempt in attempts if attempt["kind"] == newest["kind"]]
-    reached = newest.get("reached_tokens")
-    here = [attempt for attempt in deaths if reached and attempt.get("reached_tokens") == reached]
-    return len(here) >= MAX_DEATHS_AT_A_POINT or len(deaths) >= MAX_DEATHS
 
 
 def failed_cells(ledger: Ledger) -> Sequence[tuple[PlannedCell, Mapping[str, Any]]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sweeps.ledger.world import World
 
 MAX_IN_SUCCESSION: Final = 6
+MAX_ERRORS: Final = 3  # of one cell between two checkpoints; two identical ones are enough
+MAX_DEATHS_AT_A_POINT: Final = 5  # of its workers after the same report: a lost node kills anywhere, a bug at one point
+MAX_DEATHS: Final = 10  # between two checkpoints: a cell that cannot reach the next one would be retried for ever
 _FIRST_WAIT_S: Final = 1.0
 
 PLACE: Final = ("hostname", "node_ip")
@@ -105,3 +108,20 @@ class DeathLog:
     def place(self, cell_id: str) -> dict[str, Any]:
         """Where this segment runs, in the words of a report."""
         return {key: self._last.get(cell_id, {}).get(key) for key in PLACE}
+
+
+def is_its_own_fault(attempts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether failures at one checkpoint are the cell's: the same error twice, or deaths after the same report.
+
+    A lost node kills its workers at whatever point they have reached, so other deaths say nothing about a cell.
+    """
+    if not attempts:
+        return False  # a worker presumed dead has moved the cell past this checkpoint
+    newest = attempts[-1]
+    if newest["kind"] == "error":
+        errors = [attempt for attempt in attempts if attempt["kind"] == "error"]
+        return len(errors) >= MAX_ERRORS or sum(e["reason"] == newest["reason"] for e in errors) >= 2
+    deaths = [attempt for attempt in attempts if attempt["kind"] == newest["kind"]]
+    reached = newest.get("reached_tokens")
+    here = [attempt for attempt in deaths if reached and attempt.get("reached_tokens") == reached]
+    return len(here) >= MAX_DEATHS_AT_A_POINT or len(deaths) >= MAX_DEATHS

@@ -35,7 +35,7 @@ class SegmentJob:
     """What the driver asks of a worker: plain values only, so that Ray can ship it.
 
     ``stop_request`` names the object in the sweep's folder that asks it to save and return. ``avoid`` holds addresses
-    of nodes that it must not run on.
+    of nodes that it must not run on, ``given_up`` the number of the cell's newest claim whose worker the driver lost.
     """
 
     runs_uri: str
@@ -47,6 +47,7 @@ class SegmentJob:
     gpu_fraction: float
     stop_request: str
     avoid: tuple[str, ...] = ()
+    given_up: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SegmentJob:
@@ -97,7 +98,7 @@ def train_segment(
     planned = ledger.planned(job.cell_id)
     folder = ledger.cell_folder(job.cell_id)
     lease = Lease(folder.storage, CELL_LEASE)
-    lease.acquire(wait_s=ORPHAN_WAIT_S)
+    lease.acquire(wait_s=ORPHAN_WAIT_S, given_up=job.given_up)
     try:
         if folder.outcome() is not None:
             return "done"  # the previous holder finished the cell meanwhile

@@ -5,13 +5,15 @@ What takes long is made once a session and shared: ``undisturbed`` ran to its en
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import psutil
 import pytest
 
+from tests.integration.counting import Cost, Strike
 from tests.integration.sweeping import Sweeps, kill_when, unfinished_checkpoints
 
 WORDS = ["river", "stone", "lantern", "winter", "quiet", "harbour", "letter", "garden", "thunder", "silver", "walked"]
@@ -21,8 +23,15 @@ FAULT_TABLE = pytest.StashKey[dict[str, list[float]]]()
 """By fault: the seconds of work that each strike made the sweep do again, all cells together."""
 
 
+COST_TABLE = pytest.StashKey[dict[str, list[tuple[Cost, float]]]]()
+"""By fault: what each strike cost, and the seconds until something new counted."""
+
+NoteCost = Callable[[str, Strike], None]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of the fault suite; that nothing durable was lost is what its tests assert."""
+    """The tables of the fault suite; that nothing durable was lost is what its tests assert."""
+    _costs(terminalreporter)
     table = terminalreporter.config.stash.get(FAULT_TABLE, {})
     if not table:
         return
@@ -31,6 +40,35 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for fault, repeated_s in table.items():
         mean_s, most_s = sum(repeated_s) / len(repeated_s), max(repeated_s)
         terminalreporter.line(f"{fault:<36}{len(repeated_s):>9}{mean_s:>18.1f}{most_s:>7.1f}")
+
+
+def _costs(terminalreporter: pytest.TerminalReporter) -> None:
+    table = terminalreporter.config.stash.get(COST_TABLE, {})
+    if table:
+        terminalreporter.section("what a fault cost")
+        terminalreporter.line("| fault | tries | lost | doubled | redone | seconds: median | longest |")
+    for fault, tries in table.items():
+        lost, doubled, redone = (
+            sum(getattr(cost, kind) for cost, _ in tries) for kind in ("lost", "doubled", "redone")
+        )
+        seconds = [seconds for _, seconds in tries]
+        middle, longest = median(seconds), max(seconds)
+        terminalreporter.line(
+            f"| {fault} | {len(tries)} | {lost} | {doubled} | {redone} | {middle:.0f} | {longest:.0f} |"
+        )
+
+
+@pytest.fixture
+def note_cost(request: pytest.FixtureRequest) -> NoteCost:
+    """Tell the table at the end what a fault cost; a test asserts that nothing was lost, doubled or redone."""
+    table = request.config.stash.setdefault(COST_TABLE, {})
+
+    def note(fault: str, strike: Strike) -> None:
+        found = strike.cost()
+        table.setdefault(fault, []).append((found, strike.seconds))
+        assert found == Cost(lost=0, doubled=0, redone=0)
+
+    return note
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,16 @@ class Node:
             self._family = list({*self._family, parent, *parent.children(recursive=True)})
         return [process for process in self._family if _is_alive(process)]
 
+    def first_process(self) -> psutil.Process:
+        """The first process of a node that has processes of its own."""
+        return next(process for process in self.processes() if process.name() not in ("unshare", "sh", "ip"))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process of the node."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL to every process of the node at once, as when its machine loses power."""
         while alive := self.processes():
@@ -130,12 +140,14 @@ class RayCluster:
         num_gpus: int = 0,
         with_dashboard: bool = False,
         private_folder: Path | None = None,
+        has_own_processes: bool = False,
         environment: Mapping[str, str] | None = None,
         python: str = sys.executable,
     ) -> Node:
         """Start one more node; the first is the head.
 
-        ``private_folder`` is empty and seen by this node alone, as an unshared disk is (namespaces only).
+        ``private_folder`` is empty and seen by this node alone, as an unshared disk is; with ``has_own_processes`` it
+        has mounts and process numbers of its own, as another host has (both: namespaces only).
         """
         number = len(self.nodes) + 1
         address = f"{self._subnet}.{number}" if self.uses_namespaces else f"127.0.0.{number}"
@@ -143,6 +155,7 @@ class RayCluster:
         temporary_dir = Path(tempfile.mkdtemp(prefix=f"{self._tag}-{number}-", dir="/tmp"))  # sockets need short paths
         words = [
             *(_with_private(private_folder) if private_folder else ()),
+            *(("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc") if has_own_processes else ()),
             *(python, "-m", "ray.scripts.scripts", "start", "--block"),
             f"--node-ip-address={address}",
             f"--num-cpus={num_cpus}",
@@ -186,6 +199,10 @@ class RayCluster:
         if asked.returncode != 0:
             logs = "\n".join(path.read_text() for path in sorted(self.folder.glob("node-*.log")))
             raise TimeoutError(f"{count} Ray nodes did not come up: {asked.stdout}{asked.stderr}\n{logs}")
+
+    def cut(self, node: Node) -> None:
+        """Take a node off the network; what it shares of the disk stays (namespaces only)."""
+        _ip("link", "set", f"{self._tag}v{self.nodes.index(node) + 1}", "down")
 
     def close(self) -> None:
         """End every process and namespace, and delete the nodes' folders."""

@@ -21,10 +21,10 @@ class S3Server:
 
     address: str
 
-    def environment(self) -> dict[str, str]:
-        """Variables with which pyarrow, boto and Ray use it."""
+    def environment(self, address: str = "") -> dict[str, str]:
+        """Variables with which pyarrow, boto and Ray use it, or what stands before it at ``address``."""
         return {
-            "AWS_ENDPOINT_URL": self.address,
+            "AWS_ENDPOINT_URL": address or self.address,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1",

@@ -18,8 +18,9 @@ import pytest
 
 from sweeps.ledger.lease import CELL_LEASE, DRIVER_LEASE
 from sweeps.ledger.storage import Storage
-from sweeps.running.driver import MAX_DEATHS
-from tests.integration.conftest import FAULT_TABLE
+from sweeps.running.faults import MAX_DEATHS
+from tests.integration.conftest import FAULT_TABLE, NoteCost
+from tests.integration.counting import Strike
 from tests.integration.sweeping import (
     Sweeps,
     durable_tokens,
@@ -169,31 +170,82 @@ def kill_a_worker(sweeps: Sweeps, process: subprocess.Popen[str], note_strike: N
     return killed[0]
 
 
+@contextlib.contextmanager
+def stopped(worker: psutil.Process) -> Iterator[None]:
+    """A worker that stands still, and can be killed."""
+    worker.suspend()
+    yield
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@contextlib.contextmanager
+def uninterruptible(worker: psutil.Process) -> Iterator[None]:
+    """A worker in uninterruptible sleep, as in a driver or a mount that never answers: no signal ends it until then."""
+    group = FREEZER / f"sweeps-test-{worker.pid}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(worker.pid))
+        (group / "freezer.state").write_text("FROZEN")
+        wait_for(lambda: worker.status() == psutil.STATUS_DISK_SLEEP, "uninterruptible sleep")
+        yield
+        assert worker.status() == psutil.STATUS_DISK_SLEEP, "it was still there at the end"
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        wait_for(lambda: not (group / "cgroup.procs").read_text().strip(), "the end of the worker, which was killed")
+        group.rmdir()
+
+
+needs_freezer = pytest.mark.skipif(
+    not (IS_ROOT and (FREEZER / "cgroup.procs").exists()),
+    reason="uninterruptible sleep is made by root with the freezer of cgroup v1; what version 2 froze can be killed",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "hangs"),
+    [
+        ("SIGSTOP of a worker", stopped),
+        pytest.param("a worker in uninterruptible sleep", uninterruptible, marks=needs_freezer),
+    ],
+)
 def test_a_worker_that_hangs_is_replaced_and_nothing_is_held_against_its_cell(
-    sweeps: Sweeps, undisturbed: Sweeps, note_strike: NoteStrike
+    sweeps: Sweeps,
+    undisturbed: Sweeps,
+    note_strike: NoteStrike,
+    note_cost: NoteCost,
+    name: str,
+    hangs: Callable[[psutil.Process], contextlib.AbstractContextManager[None]],
 ) -> None:
     process = started(sweeps)
     had: dict[int, set[str]] = {}
-    stopped: list[str] = []
+    found: list[tuple[psutil.Process, str]] = []
 
-    def stop_one() -> bool:
+    def one_at_work() -> bool:
         for pid, cell in holders(str(sweeps.runs), "first").items():
             had.setdefault(pid, set()).add(cell)
-            lease = holder_of(Storage(str(sweeps.runs / "first" / "cells" / cell)), CELL_LEASE)
-            at_work = len(had[pid]) > 1 and lease is not None and time.time() - lease["began_s"] > 0.3
-            if at_work and (worker := alive(pid)) is not None and pid == lease["pid"]:  # it reported, so soon after
-                worker.suspend()
-                stopped.append(cell)
-                note_strike("SIGSTOP of a worker", unsaved_s(sweeps.runs / "first", time.time(), of=cell))
+            folder = sweeps.runs / "first" / "cells" / cell
+            lease = holder_of(Storage(str(folder)), CELL_LEASE)
+            began = list((folder / "commits").glob("*.json"))
+            reports = len(began) == 1 and time.time() - began[0].stat().st_mtime > 1.0  # it began, and soon reported
+            if reports and len(had[pid]) > 1 and lease is not None and pid == lease["pid"] and (worker := alive(pid)):
+                found.append((worker, cell))
                 return True
         return False
 
-    wait_for(stop_one, "a worker to stop", process)
-    said, _ = process.communicate()
+    wait_for(one_at_work, "a worker to stop", process)
+    [(worker, cell)] = found
+    with hangs(worker):
+        note_strike(name, unsaved_s(sweeps.runs / "first", time.time(), of=cell))
+        strike = Strike(str(sweeps.runs), "first", cell)
+        strike.wait_for_progress(process)
+        said, _ = process.communicate()
     assert process.returncode == 0, said
     [line] = [line for line in said.splitlines() if "its worker hung" in line]
     assert "is not its own: its worker hung: no report for" in line
-    assert not (sweeps.runs / "first" / "cells" / stopped[0] / "attempts").exists()
+    assert not (sweeps.runs / "first" / "cells" / cell / "attempts").exists()
+    note_cost(name, strike)
     assert sweeps.end_of("first") == undisturbed.end_of("first")
 
 

@@ -96,6 +96,19 @@ def test_a_silent_holder_on_another_host_is_stale_by_the_clock_of_who_waits(tmp_
     assert STALE_AFTER_S < near.now_s - 1_000 < STALE_AFTER_S + 2
 
 
+def test_a_living_holder_that_was_given_up_is_superseded_at_once_and_a_later_one_is_not(tmp_path: Path) -> None:
+    cut_off, second, third = Host("here", pid=7), Host("here", pid=8), Host("here", pid=9)
+    given_up = lease_of(tmp_path, cut_off)
+    given_up.acquire()
+    lease_of(tmp_path, second).acquire(given_up=1)
+    assert second.now_s == 1_000.0
+    beat(given_up)
+    with pytest.raises(SweepHeldError, match="taken over by pid 8 on here"):
+        given_up.require_held()
+    with pytest.raises(SweepHeldError, match="held by pid 8 on here"):
+        lease_of(tmp_path, third).acquire(given_up=1)
+
+
 @pytest.mark.parametrize("wait_s", [0.0, 45.0])
 def test_a_holder_whose_clock_is_wrong_and_who_beats_is_alive(tmp_path: Path, wait_s: float) -> None:
     far, near = Host("far", wall_s=-1e9), Host("near")

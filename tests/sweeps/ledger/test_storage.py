@@ -238,3 +238,19 @@ def test_every_folder_that_a_write_makes_is_flushed_to_the_disk(
     Storage(str(tmp_path)).write_bytes("first/cells/c0ffee/a", b"x")
     folders = [tmp_path, tmp_path / "first", tmp_path / "first" / "cells", tmp_path / "first" / "cells" / "c0ffee"]
     assert {str(folder) for folder in folders} <= set(flushed)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_away"),
+    [
+        ("AWS Error NETWORK_CONNECTION during PutObject operation for key 'runs/a/cells/54032c'", True),
+        ("AWS Error UNKNOWN (HTTP status 503) for key 'runs/403/plan/0001.json'", True),
+        ("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)", True),
+        ("AWS Error UNKNOWN (HTTP status 403) during HeadObject operation: No response body", False),
+        ("AWS Error UNKNOWN (HTTP status 401) during HeadObject operation: No response body", False),
+        ("google::cloud::Status(PERMISSION_DENIED: Permanent error)", False),
+        ("google::cloud::Status(UNAUTHENTICATED: Permanent error)", False),
+    ],
+)
+def test_what_an_object_store_refuses_is_not_waited_for_and_all_else_is(said: str, is_away: bool) -> None:
+    assert ObjectStore("s3://bucket/runs").is_away(OSError(said)) is is_away

@@ -9,14 +9,15 @@ import pytest
 from search_spaces import Identity, Rate, confirm_cells, explore_cells, load_space, with_overrides
 from sweeps.errors import DamagedError, StorageError, SweepHeldError, WorldError
 from sweeps.ledger.cell_folder import CellWriter
+from sweeps.ledger.lease import CELL_LEASE, Lease
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
 from sweeps.ledger.world import RealWorld
 from sweeps.packing.shares import Packing
 from sweeps.plan.phases import first_cells
 from sweeps.plan.queue import Plan, StoppingRule
-from sweeps.running.driver import MAX_DEATHS, MAX_DEATHS_AT_A_POINT, Driver
-from sweeps.running.faults import WorldFaults
+from sweeps.running.driver import Driver
+from sweeps.running.faults import MAX_DEATHS, MAX_DEATHS_AT_A_POINT, WorldFaults
 from sweeps.trial.trainable import SegmentJob
 
 IDENTITY = Identity(corpus_fingerprint="c", tokenizer_fingerprint="t", exam_fingerprint="e")
@@ -219,6 +220,16 @@ def test_the_cell_of_a_hung_worker_is_handed_out_again_and_nothing_is_held_again
     handed_out = [taken(driver).cell_id for _ in queued]
     assert sorted(handed_out) == sorted(queued)
     assert handed_out[-1] == cell_id, "what hung once may hang again, and holds up no other"
+
+
+def test_whoever_has_the_cell_of_a_lost_worker_is_given_up_and_nobody_else(driver: Driver) -> None:
+    cells = [taken(driver).cell_id for _ in range(2)]
+    for cell_id in cells:
+        Lease(driver.ledger.cell_folder(cell_id).storage, CELL_LEASE).acquire()  # and lives on, cut off from the driver
+    driver.done(cells[0], None)
+    driver.done(cells[1], {"ended": "stopped"})
+    again = {job.cell_id: job.given_up for job in (taken(driver) for _ in driver.plan.cells)}
+    assert {cell_id: number for cell_id, number in again.items() if number} == {cells[0]: 1}
 
 
 def leave_alone(driver: Driver, node: str) -> None:
