@@ -199,8 +199,7 @@ def uninterruptible(worker: psutil.Process) -> Iterator[None]:
 
 needs_freezer = pytest.mark.skipif(
     not (IS_ROOT and (FREEZER / "cgroup.procs").exists() and MOMENTS > 2),
-    reason="uninterruptible sleep takes minutes (SWEEPS_FAULTS=full has it), and root with the freezer of cgroup v1: what "
-    "version 2 froze can be killed",
+    reason="uninterruptible sleep takes minutes (SWEEPS_FAULTS=full has it), and root with the freezer of cgroup v1",
 )
 
 
