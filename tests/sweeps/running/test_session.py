@@ -151,7 +151,7 @@ def test_a_sweep_that_another_driver_began_meanwhile_is_not_begun_again(
 
     def meanwhile(*_: Any, **__: Any) -> SimpleNamespace:
         elsewhere.begin(beginning)
-        return SimpleNamespace(tokens=SimpleNamespace(vocab_size=512))
+        return SimpleNamespace(tokens=SimpleNamespace(vocab_size=512, notes=()))
 
     @contextmanager
     def no_ray(*_: Any) -> Iterator[None]:
@@ -214,7 +214,7 @@ def test_cells_that_have_ended_ask_for_no_more_room(ledger: Ledger, space: Space
 def test_a_sweep_is_not_resumed_where_the_storage_lacks_room_for_what_is_left(
     ledger: Ledger, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens = SimpleNamespace(vocab_size=512)
+    tokens = SimpleNamespace(vocab_size=512, notes=())
     monkeypatch.setattr("sweeps.running.session._training_data", lambda *_, **__: SimpleNamespace(tokens=tokens))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(BadInputError, match=r"has 1 MiB free, and this sweep may come to hold \d+ MiB more; free some"):
