@@ -14,7 +14,6 @@ from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.space import current_space, space_of
 from sweeps.ledger.sweep_folder import Ledger
-from sweeps.training_config import train_config
 from sweeps.training_data import load_training_data
 from sweeps.trial.precision import as_trained
 
@@ -70,7 +69,9 @@ def export(ledger: Ledger, out: Path, cell_id: str | None = None) -> tuple[CellR
 
 def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, out: Path) -> None:
     """Load a cell's newest checkpoint and write it for ``transformers``, tokenizer included."""
+    from moe.checkpoint import read_model
     from moe.export import export_checkpoint
+    from moe.model import MoELanguageModel
 
     folder = ledger.cell_folder(str(result.cell.cell_id))
     if folder.newest_checkpoint() is None:
@@ -79,11 +80,17 @@ def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, 
         )
     space = as_trained(space_of(results.beginning), ledger)
     data = load_training_data(space, beginning=ledger.beginning())
-    config = train_config(space, result.cell, vocab_size=data.tokens.vocab_size)
-    trainer = data.trainer(config)
-    folder.load_newest(trainer.load)
+    models: list[MoELanguageModel] = []
+
+    def read(checkpoint: Path) -> None:
+        """Take the weights alone: a version that draws other windows could not train on, and need not."""
+        config, weights = read_model(checkpoint)
+        models.append(MoELanguageModel(config, seed=0))
+        models[0].load_state_dict(weights)
+
+    folder.load_newest(read)
     with writing(out):
-        export_checkpoint(trainer.model, config.model, data.tokens.tokenizer_dir, out)
+        export_checkpoint(models[0], models[0].config, data.tokens.tokenizer_dir, out)
     _give_usual_permissions(out)
 
 
