@@ -146,7 +146,7 @@ BAD_INPUTS = {
     "list of no sweep": Row(words="status --runs-dir nothing", code=0, says=("No sweep in nothing yet",)),
     # extend and resume
     "extend by nothing": Row(
-        words="extend first", says=("nothing to extend by; give --lr, --adamw-lr, --strategy or --seeds",)
+        words="extend first", says=("nothing to extend by; give --lr, --adamw-lr, --strategy, --budget or --seeds",)
     ),
     "extend by half an arm": Row(
         words="extend first --strategy medium",

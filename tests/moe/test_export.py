@@ -19,7 +19,7 @@ CONFIG = ModelConfig(
 
 
 def make_model(config=CONFIG):
-    return MoELanguageModel(config, generator=torch.Generator().manual_seed(0))
+    return MoELanguageModel(config, seed=0)
 
 
 def train(model, steps=15):

@@ -1,7 +1,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from moe.config import ModelConfig
 from moe.device import Device
@@ -12,7 +11,7 @@ CONFIG = ModelConfig(vocab_size=256, d_model=64, n_layers=3, n_heads=4, n_kv_hea
 
 
 def n_parameters(config):
-    model = MoELanguageModel(config, generator=torch.Generator().manual_seed(0))
+    model = MoELanguageModel(config, seed=0)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
