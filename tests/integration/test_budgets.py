@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sweeps.ledger.storage import Storage
+from sweeps.ledger.sweep_folder import Ledger
 from tests.integration.conftest import sweeps_in
 from tests.integration.sweeping import Sweeps, decided, wait_for
 
@@ -24,17 +25,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, token_ca
         yield made
 
 
+def ended(sweeps: Sweeps) -> Counter[tuple[str, int]]:
+    """How many cells have an outcome, by phase and budget."""
+    ledger = Ledger(Storage(str(sweeps.runs)), "first")
+    cells = [planned.cell for planned in ledger.planned_cells() if ledger.cell_folder(planned.cell_id).outcome()]
+    return Counter((cell.phase, cell.budget_tokens) for cell in cells)
+
+
 def ended_at(sweeps: Sweeps, budget: int) -> int:
-    """How many cells of a budget have an outcome; the plan names their budgets."""
-    pages = sorted((sweeps.runs / "first" / "plan").glob("*.json"))
-    cells = [entry["cell"] for page in pages for entry in json.loads(page.read_text())["cells"]]
-    of_budget = [cell["cell_id"] for cell in cells if cell["budget_tokens"] == budget]
-    return sum((sweeps.runs / "first" / "cells" / cell_id / "outcome.json").exists() for cell_id in of_budget)
+    """How many cells of a budget have an outcome."""
+    return sum(number for (_, tokens), number in ended(sweeps).items() if tokens == budget)
 
 
 def test_every_arm_is_judged_at_every_budget_and_the_smaller_one_says_so_first(undisturbed: Sweeps) -> None:
-    cells = Counter((found["phase"], found["budget_tokens"]) for found in undisturbed.outcomes("first").values())
-    assert cells == {("explore", 4096): 4, ("explore", 16384): 4, ("confirm", 4096): 6, ("confirm", 16384): 6}
+    assert ended(undisturbed) == {
+        ("explore", 4096): 4,
+        ("explore", 16384): 4,
+        ("confirm", 4096): 6,
+        ("confirm", 16384): 6,
+    }
     verdict = undisturbed.verdict("first")
     assert verdict["budget_tokens"] == 16384
     assert [at["budget_tokens"] for at in verdict["by_budget_tokens"]] == [4096, 16384]
