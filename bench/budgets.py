@@ -31,7 +31,7 @@ from bench.results import write_json  # noqa: E402
 from bench.tables import table  # noqa: E402
 from sweeps.verdict.evidence import Evidence, winner  # noqa: E402
 from sweeps.verdict.judgement import judge  # noqa: E402
-from sweeps.verdict.ladder import Ladder, ladder_of  # noqa: E402
+from sweeps.verdict.ladder import POINTS, Ladder, ladder_of  # noqa: E402
 from sweeps.verdict.records import results_of  # noqa: E402
 from sweeps.verdict.records_table import read_rows  # noqa: E402
 from sweeps.verdict.statistics import Floats  # noqa: E402
@@ -43,7 +43,7 @@ SHARED = 0.5
 """Correlation of an arm's noise from one budget to the next: a smaller budget's targets are among a larger one's."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setting:
     """One row: true means [K][A] and seed noise [K] in units of the smallest; documents as in ``calibration``."""
 
@@ -100,9 +100,9 @@ def steady_settings() -> Iterator[tuple[str, Setting]]:
                 where = f"{n_budgets} budgets, {seeds} seeds, {documents or 'no'} documents"
                 for name, noise in (("equal noise", even), ("noise falls with the budget", falling)):
                     tied = ((0.0, 0.0, FAR),) * n_budgets
-                    yield f"tie at every budget, {name}, {where}", _setting(tied, noise, seeds, documents)
+                    yield f"tie at every budget, {name}, {where}", Setting(tied, noise, seeds, documents)
                 wins_at_largest = (*((0.0, 0.0, FAR),) * (n_budgets - 1), (0.0, FAR, FAR))
-                yield f"tie below a clear win, {where}", _setting(wins_at_largest, even, seeds, documents)
+                yield f"tie below a clear win, {where}", Setting(wins_at_largest, even, seeds, documents)
 
 
 def crossing_settings() -> Iterator[tuple[str, Setting, float]]:
@@ -114,13 +114,7 @@ def crossing_settings() -> Iterator[tuple[str, Setting, float]]:
                     place = at * (n_budgets - 1)
                     means = tuple((0.0, slope * (place - k), FAR) for k in range(n_budgets))
                     name = f"{n_budgets} budgets, {seeds} seeds, zero at {at:.0%} of the range, slope {slope:g}"
-                    yield name, _setting(means, (1.0,) * n_budgets, seeds, 32), place
-
-
-def _setting(
-    means: tuple[tuple[float, ...], ...], noise: tuple[float, ...], seeds: int, documents: int | None
-) -> Setting:
-    return Setting(means=means, noise=noise, seeds=seeds, documents=documents)
+                    yield name, Setting(means, (1.0,) * n_budgets, seeds, 32), place
 
 
 def draw(setting: Setting, rng: np.random.Generator) -> Ladder:
@@ -189,7 +183,7 @@ def coverage(setting: Setting, place: float, repeats: int, rng: np.random.Genera
     held = bounded = 0
     for _ in range(repeats):
         found = crossover(draw(setting, rng), 0, 1, ALPHA, may_extrapolate=False)
-        grain = (found.searched[1] / found.searched[0]) ** (1 / 480)
+        grain = (found.searched[1] / found.searched[0]) ** (1 / (POINTS - 1))
         held += any(low / grain <= truth <= high * grain for low, high in found.ranges)
         bounded += bool(found.ranges) and not found.is_open_below and not found.is_open_above
     return {"coverage": held / repeats, "bounded": bounded / repeats}

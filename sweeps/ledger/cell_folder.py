@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from search_spaces import Cell
 from sweeps.errors import DamagedError, SweepHeldError
-from sweeps.ledger.checkpoints import KEPT, CheckpointName, Checkpoints, read_listed, stored_file
+from sweeps.ledger.checkpoints import KEPT, CheckpointName, Checkpoints, Read, read_listed, stored_file
 from sweeps.ledger.checksum import with_checksum
 from sweeps.ledger.commits import Commits
 from sweeps.ledger.entries import SCHEMA, add_numbered, find_entry, numbered
@@ -91,15 +91,15 @@ class CellFolder:
         newest = self.newest()
         return None if newest is None or newest.checkpoint is None else newest.tokens_seen
 
-    def load_newest(self, read: Callable[[Path], None]) -> None:
-        """Give ``read`` a folder with the files of the newest checkpoint; raises DamagedError if it is damaged.
+    def load_newest(self, read: Callable[[Path], Read]) -> Read:
+        """Return what ``read`` makes of a folder with the newest checkpoint's files.
 
-        Raises FileNotFoundError if there is none.
+        Raises FileNotFoundError if there is none, DamagedError if it is damaged.
         """
         newest = self.newest()
         if newest is None or newest.checkpoint is None:
             raise FileNotFoundError(f"{self.storage.uri} holds no checkpoint")
-        self.checkpoints.load(newest.checkpoint, read)
+        return self.checkpoints.load(newest.checkpoint, read)
 
     def delete_checkpoints(self) -> None:
         """Delete every checkpoint of a cell that has its outcome."""

@@ -13,12 +13,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sweeps.errors import DamagedError, StorageError
 from sweeps.ledger.entries import SCHEMA
 from sweeps.ledger.models import Manifest, StoredFile, validated
 from sweeps.ledger.storage import Storage
+
+Read = TypeVar("Read")
+"""What is made of a checkpoint's files."""
 
 KEPT: Final = 2  # the last two checkpoints, so that a damaged one has a predecessor
 
@@ -83,8 +86,8 @@ class Checkpoints:
         where = f"{name}/{_MANIFEST}"
         return validated(self._storage, where, self._storage.read_json(where), Manifest)
 
-    def load(self, name: str, read: Callable[[Path], None]) -> None:
-        """Give ``read`` a folder with the checkpoint's files; raises DamagedError where one is missing or damaged."""
+    def load(self, name: str, read: Callable[[Path], Read]) -> Read:
+        """Return what ``read`` makes of a folder with the files; raises DamagedError if one is missing or damaged."""
         try:
             manifest = self.manifest(name)
         except FileNotFoundError:
@@ -92,7 +95,7 @@ class Checkpoints:
         with tempfile.TemporaryDirectory(prefix="moe-sweeps-") as folder:
             for file_name, expected in manifest.files.items():
                 (Path(folder) / file_name).write_bytes(read_listed(self._storage, f"{name}/{file_name}", expected))
-            read(Path(folder))
+            return read(Path(folder))
 
     def write(self, name: CheckpointName, write: Callable[[Path], None]) -> None:
         """Let ``write`` fill a folder, and store its files and last the manifest that makes the checkpoint complete.

@@ -8,7 +8,7 @@ from sweeps import formatting as written
 from sweeps.report.blocks import Block, Bullets, Figure, Heading, Note, Table
 from sweeps.report.facts import Facts
 from sweeps.report.why import estimate_text
-from sweeps.verdict.trend import NOT_SHOWN, NOT_TESTED, AtBudget, Crossover, PairTrend, TokenShare
+from sweeps.verdict.trend_rows import NOT_SHOWN, NOT_TESTED, AtBudget, Crossover, PairTrend, TokenShare
 
 
 def budget_blocks(facts: Facts) -> list[Block]:

@@ -80,17 +80,12 @@ def write_checkpoint(ledger: Ledger, results: SweepResults, result: CellResult, 
         )
     space = as_trained(space_of(results.beginning), ledger)
     data = load_training_data(space, beginning=ledger.beginning())
-    models: list[MoELanguageModel] = []
-
-    def read(checkpoint: Path) -> None:
-        """Take the weights alone: a version that draws other windows could not train on, and need not."""
-        config, weights = read_model(checkpoint)
-        models.append(MoELanguageModel(config, seed=0))
-        models[0].load_state_dict(weights)
-
-    folder.load_newest(read)
+    # The weights alone: a version that draws other windows could not train on from there, and need not.
+    config, weights = folder.load_newest(read_model)
+    model = MoELanguageModel(config, seed=0)
+    model.load_state_dict(weights)
     with writing(out):
-        export_checkpoint(models[0], models[0].config, data.tokens.tokenizer_dir, out)
+        export_checkpoint(model, config, data.tokens.tokenizer_dir, out)
     _give_usual_permissions(out)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import numpy as np
 from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.confirmed import FEWEST_SEEDS, Confirmed, test_loss
 from sweeps.verdict.evidence import Evidence, winner
-from sweeps.verdict.leads import evidence_of
-from sweeps.verdict.rows import BudgetViews, PairDifference, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
+from sweeps.verdict.leads import evidence_of, pair_differences
+from sweeps.verdict.rows import BudgetViews, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
 from sweeps.verdict.speeds import measured_speeds
-from sweeps.verdict.trend import Trend
+from sweeps.verdict.trend_rows import Trend
 
 
 def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> tuple[RungView, ...]:
@@ -36,7 +35,7 @@ def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...],
                 metric="val_loss",
                 label=schedule_label(results, tokens),
                 means=_means(confirmed.arms, Evidence(losses_SA=table)),
-                pairs=_pairs(confirmed.arms, Evidence(losses_SA=table), alpha),
+                pairs=pair_differences(confirmed.arms, Evidence(losses_SA=table), alpha),
             )
         )
     return tuple(entries)
@@ -162,24 +161,12 @@ def _view(arms: tuple[str, ...], evidence: Evidence | None, alpha: float, *, is_
         "means": _means(arms, evidence),
         "lowest": arms[int(evidence.best)],
         "winner": arms[best] if best >= 0 else None,
-        "pairs": _pairs(arms, evidence, alpha),
+        "pairs": pair_differences(arms, evidence, alpha),
     }
 
 
 def _means(arms: tuple[str, ...], evidence: Evidence) -> dict[str, float]:
     return dict(zip(arms, map(float, evidence.means_A), strict=True))
-
-
-def _pairs(arms: tuple[str, ...], evidence: Evidence, alpha: float) -> tuple[PairDifference, ...]:
-    losses_SA = evidence.losses_SA
-    assert losses_SA is not None, "views at other budgets are paired by seed"
-    entries: list[PairDifference] = []
-    for a, b in combinations(range(len(arms)), 2):
-        difference, low, high = float((losses_SA[:, a] - losses_SA[:, b]).mean()), None, None
-        if len(losses_SA) > 1:
-            low, high = (float(end) for end in evidence.pair(a, b).deciding(alpha).interval(alpha))
-        entries.append(PairDifference(a=arms[a], b=arms[b], difference=difference, ci_low=low, ci_high=high))
-    return tuple(entries)
 
 
 def _val_losses(result: CellResult) -> dict[int, float]:

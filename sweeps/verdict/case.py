@@ -12,7 +12,7 @@ from sweeps.verdict.confirmed import Confirmed, Looks
 from sweeps.verdict.exclusions import BehindAtEdge
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.power import Needed
-from sweeps.verdict.trend import Trend
+from sweeps.verdict.trend_rows import Trend
 
 
 @dataclass(frozen=True, kw_only=True)

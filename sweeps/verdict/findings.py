@@ -11,7 +11,7 @@ from sweeps.verdict.case import ExamFacts
 from sweeps.verdict.confirmed import Confirmed, Looks
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.rows import BudgetViews, ContextSplit, ContextUse, ControlSplit
-from sweeps.verdict.trend import Trend
+from sweeps.verdict.trend_rows import Trend
 
 RULES = {
     1: "No leak",

@@ -16,7 +16,7 @@ from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.best_rate import choose
 from sweeps.verdict.confirmed import Confirmed, test_loss
 from sweeps.verdict.evidence import Evidence, paired_evidence, winner
-from sweeps.verdict.rows import ContextSplit, ContextUse, ControlSplit, Estimate
+from sweeps.verdict.rows import ContextSplit, ContextUse, ControlSplit, Estimate, PairDifference
 from sweeps.verdict.statistics import Floats, mean_interval
 
 
@@ -135,6 +135,18 @@ def _control_split(
         diversity_share=diversity.mean / lead.mean if lead.is_clear else None,
         at_edge=bool(choice and choice.at_edge),
     )
+
+
+def pair_differences(arms: tuple[str, ...], evidence: Evidence, alpha: float) -> tuple[PairDifference, ...]:
+    """Return every pair's difference with the interval of the test that decides, which a single seed does not have."""
+    found: list[PairDifference] = []
+    for a, b in combinations(range(len(arms)), 2):
+        difference, low, high = float(evidence.means_A[a] - evidence.means_A[b]), None, None
+        if evidence.has_tests:
+            deciding = evidence.pair(a, b).deciding(alpha)
+            difference, (low, high) = float(deciding.mean), map(float, deciding.interval(alpha))
+        found.append(PairDifference(a=arms[a], b=arms[b], difference=difference, ci_low=low, ci_high=high))
+    return tuple(found)
 
 
 def evidence_of(

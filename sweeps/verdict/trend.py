@@ -17,135 +17,25 @@ import numpy as np
 from sweeps.ledger.results import SweepResults, finite
 from sweeps.verdict.judgement import DRAW_SEED, Judgement, judge
 from sweeps.verdict.ladder import POINTS, Ladder, ladder_of
-from sweeps.verdict.rows import Estimate, PairDifference
+from sweeps.verdict.leads import pair_differences
+from sweeps.verdict.rows import Estimate
 from sweeps.verdict.statistics import Comparison, Floats, holm
+from sweeps.verdict.trend_rows import (
+    NOT_SHOWN,
+    NOT_TESTED,
+    ArmAtBudget,
+    AtBudget,
+    Crossover,
+    LeadAtBudget,
+    LinePoint,
+    PairTrend,
+    Prediction,
+    TokenShare,
+    Trend,
+)
 
-NOT_TESTED = "not_tested"
-NOT_SHOWN = "not_shown"
 LINE_POINTS = 13
 """Points of the fitted line that are kept, for those who draw it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmAtBudget:
-    """One arm at one budget: the rate it is judged at, with the interval of the fitted optimum, and its mean loss."""
-
-    name: str
-    best_lr: float | None
-    best_lr_at_edge: bool | None
-    optimum_lr_low: float | None
-    optimum_lr_high: float | None
-    mean: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtBudget:
-    """What one budget shows. ``outcome`` is ``not_tested`` where a larger budget has no winner (fixed sequence)."""
-
-    budget_tokens: int
-    outcome: str
-    winner: str | None
-    leading: str | None
-    seeds: int
-    reason: str | None
-    arms: tuple[ArmAtBudget, ...]
-    pairs: tuple[PairDifference, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenShare:
-    """The share of its tokens with which ``leader`` reaches the loss that ``rival`` has at this budget.
-
-    ``low`` is None where no share between two budgets bounds it from below; ``is_upper_bound`` says that the share
-    itself may be less.
-    """
-
-    leader: str
-    rival: str
-    share: float
-    low: float | None
-    high: float
-    is_upper_bound: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeadAtBudget:
-    """The lead of a over b at one budget, in nats per token and in tokens of whichever is ahead there."""
-
-    budget_tokens: int
-    lead: Estimate
-    tokens: TokenShare
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crossover:
-    """Budgets at which the lead may be zero: where the interval of the fitted line holds zero (Fieller's set).
-
-    ``ranges`` are in tokens; ``at`` is where the line itself crosses, None where it does not between the ends that were
-    searched. A set that reaches such an end is open there: nothing is known of its continuation. ``is_extrapolated``
-    says that a part of it lies beyond the budgets that were run.
-    """
-
-    ranges: tuple[tuple[int, int], ...]
-    at: int | None
-    searched: tuple[int, int]
-    is_open_below: bool
-    is_open_above: bool
-    is_extrapolated: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What smaller budgets say of the largest one's lead, by a ``line`` in log tokens or by ``persistence``."""
-
-    by: str
-    predicted: float
-    miss: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinePoint:
-    """The fitted line's lead at a budget, with its interval."""
-
-    tokens: int
-    lead: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairTrend:
-    """How the lead of a, the arm ahead at the largest budget, over b goes with the budget.
-
-    ``per_doubling`` is the least-squares slope in nats per doubling; ``change`` is ``grows``, ``shrinks`` or
-    ``not_shown`` by Holm's p-value over all pairs, which is None where nothing is judged. ``advantage`` says the same
-    of the advantage in tokens, by intervals at the smallest and the largest budget that do not overlap.
-    ``at_chosen_rates`` says that better rates at the two ends could make the change.
-    """
-
-    a: str
-    b: str
-    leads: tuple[LeadAtBudget, ...]
-    per_doubling: Estimate
-    p_value: float | None
-    p_adjusted: float | None
-    change: str
-    at_chosen_rates: bool
-    advantage: str
-    line: tuple[LinePoint, ...]
-    crossover: Crossover
-    predictions: tuple[Prediction, ...]
-    line_predicts_better: bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trend:
-    """Every budget, smallest first, and every pair of arms that can win at all of them."""
-
-    budgets: tuple[AtBudget, ...] = ()
-    pairs: tuple[PairTrend, ...] = ()
-
-    def of(self, one: str, other: str) -> PairTrend | None:
-        """Return the trend of a pair of arms, whichever leads."""
-        return next((pair for pair in self.pairs if {pair.a, pair.b} == {one, other}), None)
 
 
 def trend_of(results: SweepResults, largest: Judgement) -> Trend:
@@ -176,7 +66,7 @@ def _at_budgets(judged: Sequence[Judgement], alpha: float) -> Iterator[AtBudget]
             seeds=len(each.seeds),
             reason=each.blockers[0].text if each.blockers else None,
             arms=tuple(_arm_at(each, place) for place in range(len(each.confirmed.arms))),
-            pairs=tuple(_differences(each, alpha)),
+            pairs=() if each.evidence is None else pair_differences(each.confirmed.arms, each.evidence, alpha),
         )
 
 
@@ -198,17 +88,6 @@ def _arm_at(each: Judgement, place: int) -> ArmAtBudget:
     )
 
 
-def _differences(each: Judgement, alpha: float) -> Iterator[PairDifference]:
-    evidence, arms = each.evidence, each.confirmed.arms
-    for a, b in combinations(range(len(arms)), 2):
-        difference, low, high = None, None, None
-        if evidence is not None:
-            difference = float(evidence.means_A[a] - evidence.means_A[b])
-            if evidence.has_tests:
-                low, high = (float(end) for end in evidence.pair(a, b).deciding(alpha).interval(alpha))
-        yield PairDifference(a=arms[a], b=arms[b], difference=difference, ci_low=low, ci_high=high)
-
-
 def _pair_trends(ladder: Ladder, judged: Sequence[Judgement], alpha: float, *, is_judged: bool) -> Iterator[PairTrend]:
     for change in changes(ladder):
         a, b, slope = change.a, change.b, change.slope
@@ -222,7 +101,7 @@ def _pair_trends(ladder: Ladder, judged: Sequence[Judgement], alpha: float, *, i
             a=ladder.arms[a],
             b=ladder.arms[b],
             leads=leads,
-            per_doubling=_scaled(_estimate(slope, alpha), math.log(2)),
+            per_doubling=_estimate(slope, alpha),
             p_value=float(slope.p_value) if is_judged else None,
             p_adjusted=change.p_adjusted if is_judged else None,
             change=change.direction(alpha) if is_judged else NOT_SHOWN,
@@ -237,7 +116,7 @@ def _pair_trends(ladder: Ladder, judged: Sequence[Judgement], alpha: float, *, i
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """The slope of the lead of arm ``a``, ahead at the largest budget, over ``b`` (places in the ladder)."""
+    """The slope per doubling of the lead of ``a``, ahead at the largest budget, over ``b``: places in the ladder."""
 
     a: int
     b: int
@@ -252,10 +131,10 @@ class Change:
 
 
 def changes(ladder: Ladder) -> list[Change]:
-    """Return the slope of every pair's lead in the logarithm of the budget, p-values by Holm over all pairs."""
+    """Return the slope of every pair's lead per doubling of the budget, p-values by Holm over all pairs."""
     means_A = ladder.losses_KSA[-1].mean(axis=0)
     pairs = [(a, b) if means_A[a] <= means_A[b] else (b, a) for a, b in combinations(range(len(ladder.arms)), 2)]
-    slopes = [ladder.contrast(ladder.lead(a, b, ladder.slope())) for a, b in pairs]
+    slopes = [ladder.contrast(ladder.lead(a, b, math.log(2) * ladder.slope())) for a, b in pairs]
     adjusted = holm(np.asarray([float(slope.p_value) for slope in slopes]))
     return [
         Change(a=a, b=b, slope=slope, p_adjusted=float(p))
@@ -267,11 +146,6 @@ def _estimate(comparison: Comparison, alpha: float) -> Estimate:
     deciding = comparison.deciding(alpha)
     low, high = deciding.interval(alpha)
     return Estimate(mean=float(deciding.mean), low=finite(float(low)), high=finite(float(high)))
-
-
-def _scaled(value: Estimate, factor: float) -> Estimate:
-    low, high = (None if end is None else end * factor for end in (value.low, value.high))
-    return Estimate(mean=value.mean * factor, low=low, high=high)
 
 
 def _lead_at(ladder: Ladder, a: int, b: int, place: int, alpha: float) -> LeadAtBudget:
@@ -329,7 +203,7 @@ def _outlasts_better_rates(ladder: Ladder, judged: Sequence[Judgement], a: int, 
     early, late = (ladder.arms[a], ladder.arms[b]) if grows else (ladder.arms[b], ladder.arms[a])
     if early not in first or late not in last:
         return False
-    rng = np.random.default_rng([DRAW_SEED, a, b])
+    rng = np.random.default_rng([DRAW_SEED, 2, a, b])  # no optimum draws from it
     gains_R = first[early].gain_draws + last[late].gain_draws
     changes_R = ends.draws(rng, gains_R.size) * (1 if grows else -1)
     return bool((changes_R > gains_R).mean() >= 1 - alpha / 2)

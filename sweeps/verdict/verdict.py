@@ -15,7 +15,7 @@ from sweeps.verdict.findings import Check
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.rate_curve import Optimum
 from sweeps.verdict.rows import ArmResult, BudgetViews, ContextSplit, ControlSplit, PairResult, RungView, as_json
-from sweeps.verdict.trend import Trend
+from sweeps.verdict.trend_rows import Trend
 
 SCHEMA = 1
 METRIC = "test_loss"

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
+
+from tests.integration.local_server import Handler, served
 
 Fault = Literal["answers 503", "loses answers"]
 
 _OF_THE_CONNECTION = {"connection", "expect", "keep-alive", "transfer-encoding", "content-length"}
-
-
-def request_body(handler: BaseHTTPRequestHandler) -> bytes:
-    """The whole body of the request that a handler is at."""
-    if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":
-        return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-    body = b""
-    while length := int(handler.rfile.readline().partition(b";")[0], 16):
-        body += handler.rfile.read(length)
-        handler.rfile.readline()
-    while handler.rfile.readline().strip():  # trailers
-        continue
-    return body
 
 
 class FaultyProxy:
@@ -39,9 +26,7 @@ class FaultyProxy:
         self.struck = 0  # requests that a fault met
         self._target = urlsplit(target)
         self._fault: Fault | None = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self.address = ""  # while it is served
 
     def strike(self, fault: Fault, for_s: float) -> None:
         """Let a fault meet every request from now on, for so long."""
@@ -49,23 +34,13 @@ class FaultyProxy:
         time.sleep(for_s)
         self._fault = None
 
-    def serve(self) -> None:
-        """Until ``close``."""
-        self._server.serve_forever(poll_interval=0.1)
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def handler(self) -> type[Handler]:
+        """What answers for it."""
         proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class PassesOn(Handler):
             def _pass_on(self) -> None:
-                body = request_body(self)
+                body = self.body()
                 fault = proxy._fault
                 if fault == "answers 503":
                     proxy.struck += 1
@@ -103,24 +78,14 @@ class FaultyProxy:
                     if name.lower() not in _OF_THE_CONNECTION:
                         self.send_header(name, value)
                 self.send_header("Content-Length", lengths[0] if self.command == "HEAD" and lengths else str(len(data)))
-                self.end_headers()
-                with contextlib.suppress(OSError):  # who asked may be gone
-                    self.wfile.write(data)
+                self.send_body(data)
 
-            def log_message(self, *_words: object) -> None:
-                return
-
-        return Handler
+        return PassesOn
 
 
 @contextlib.contextmanager
 def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
     """A proxy on a free port of 127.0.0.1, until the block ends."""
     proxy = FaultyProxy(target)
-    serving = threading.Thread(target=proxy.serve, daemon=True)
-    serving.start()
-    try:
+    with served(proxy.handler()) as proxy.address:
         yield proxy
-    finally:
-        proxy.close()
-        serving.join()

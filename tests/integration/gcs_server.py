@@ -9,15 +9,13 @@ import contextlib
 import itertools
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.integration.faulty_proxy import request_body
+from tests.integration.local_server import Handler, served
 
 _BUCKETS = re.compile(r"/storage/v1/b/(?P<bucket>[^/]+)")
 _OBJECTS = re.compile(r"/storage/v1/b/(?P<bucket>[^/]+)/o(?:/(?P<name>.+))?")
@@ -43,9 +41,7 @@ class GcsServer:
         self.locked: set[str] = set()  # buckets that ask for other credentials
         self.completed: dict[str, dict[str, Any]] = {}  # by upload: who lost the answer asks again
         self.numbers = itertools.count(1)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self.address = ""  # while it is served
 
     def environment(self, address: str = "") -> dict[str, str]:
         """Variables with which pyarrow uses it, or what stands before it at ``address``."""
@@ -55,15 +51,6 @@ class GcsServer:
         """An empty bucket; returns a URI that asks for no credentials."""
         self.buckets[name] = {}
         return f"gs://anonymous@{name}"
-
-    def serve(self) -> None:
-        """Until ``close``."""
-        self._server.serve_forever(poll_interval=0.1)
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
 
     def put(self, bucket: str, name: str, data: bytes, metadata: dict[str, str] | None = None) -> dict[str, Any]:
         """Store a whole object; returns what describes it."""
@@ -100,12 +87,10 @@ def described(bucket: str, name: str, stored: Stored) -> dict[str, Any]:
     }
 
 
-def _handler(server: GcsServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+def _handler(server: GcsServer) -> type[Handler]:
+    class Serves(Handler):
         def _serve(self) -> None:
-            body = request_body(self)
+            body = self.body()
             where, asked = (
                 urlsplit(self.path),
                 {key: found[0] for key, found in parse_qs(urlsplit(self.path).query).items()},
@@ -178,24 +163,14 @@ def _handler(server: GcsServer) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             if status != 204:
                 self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            with contextlib.suppress(OSError):  # who asked may be gone
-                self.wfile.write(data)
+            self.send_body(data)
 
-        def log_message(self, *_words: object) -> None:
-            return
-
-    return Handler
+    return Serves
 
 
 @contextlib.contextmanager
 def gcs_server() -> Iterator[GcsServer]:
     """A server on a free port of 127.0.0.1, until the block ends."""
     server = GcsServer()
-    serving = threading.Thread(target=server.serve, daemon=True)
-    serving.start()
-    try:
+    with served(_handler(server)) as server.address:
         yield server
-    finally:
-        server.close()
-        serving.join()

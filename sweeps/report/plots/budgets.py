@@ -11,7 +11,7 @@ from sweeps import formatting as written
 from sweeps.report.facts import Facts
 from sweeps.report.plots.style import MUTED, TEXT, Tips, arm_colour, arm_marker, label, log_ticks
 from sweeps.report.why import estimate_text
-from sweeps.verdict.trend import PairTrend
+from sweeps.verdict.trend_rows import PairTrend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from sweeps.ledger.results import SweepResults
 from sweeps.verdict.decision import decide
 from sweeps.verdict.records import decide_records
 from sweeps.verdict.records_table import rows_of
-from sweeps.verdict.trend import NOT_TESTED, PairTrend
+from sweeps.verdict.trend_rows import NOT_TESTED, PairTrend
 from tests.sweeps.planted_sweep import CLEAR_WIN, confirm, explore, ladder, sweep
 
 WOBBLE = (-0.004, 0.003, 0.0, 0.005, -0.004)
