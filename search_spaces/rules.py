@@ -61,16 +61,20 @@ def _derived(values: Mapping[str, Any]) -> dict[str, Any]:
             derived["n_rates"] = len(values["rates.lr"]) * len(values["rates.adamw_grid"] or (None,))
     if all(path in values for path in ("strategies", "fit_memory_gib", "fitted")):
         derived["needs_fitting"] = values["fit_memory_gib"] is not None and not values["fitted"]
-        derived["steps_tokens"] = [prod(arm[key] for key in SHAPE) for arm in values["strategies"] if _has_shape(arm)]
-        derived["multiple"] = _common_multiple(values["strategies"], derived["needs_fitting"])
+        arms = values["strategies"]
+        steps = [prod(arm[key] for key in SHAPE) for arm in arms if _has_shape(arm)]
+        derived["steps_tokens"] = steps
+        derived["multiple"] = _multiple_of_lengths(arms) if derived["needs_fitting"] else _multiple_of_steps(steps)
     return derived
 
 
-def _common_multiple(arms: Arms, needs_fitting: bool) -> tuple[int, str]:
-    """What budget and rungs must be a multiple of, and why. Arms with unsound numbers are left out."""
-    if needs_fitting:
-        return lcm(*(arm["seq_len"] for arm in arms if "seq_len" in arm)), "every arm's seq_len"
-    steps = [prod(arm[key] for key in SHAPE) for arm in arms if _has_shape(arm)]
+def _multiple_of_lengths(arms: Arms) -> tuple[int, str]:
+    """What budgets and rungs must be a multiple of, and why. Arms with unsound numbers are left out."""
+    return lcm(*(arm["seq_len"] for arm in arms if "seq_len" in arm)), "every arm's seq_len"
+
+
+def _multiple_of_steps(steps: Sequence[int]) -> tuple[int, str]:
+    """The same once the steps are known, in tokens."""
     return lcm(*steps), f"every arm's tokens per step ({', '.join(map(str, dict.fromkeys(steps)))})"
 
 

@@ -260,6 +260,20 @@ def test_records_whose_arms_do_not_share_their_budgets_are_no_ladder() -> None:
     assert found.trend.pairs == ()
 
 
+def test_a_budget_that_is_added_later_is_another_look_at_the_same_seeds() -> None:
+    first = decide(leads(balanced=(0.3, 0.2), long_seq=(0.5, 0.6))).as_dict()
+    assert first["outcome"] == "wins"
+    grown = replace(leads(balanced=(0.3, 0.2, 0.2), long_seq=(0.5, 0.6, 0.6)), earlier_verdicts=(first,))
+    verdict = decide(grown)
+    assert verdict.outcome == "exploratory"
+    assert "an unplanned look needs 3 seeds that no decision has seen, of which there are 0" in verdict.statement
+    assert verdict.last_decided is not None
+    assert verdict.last_decided["statement"] == first["statement"]
+    rules = {"alpha": 0.05, "margin": 0.03, "looks": 2}
+    planned = decide(replace(grown, beginning={**grown.beginning, "space": {**grown.space, "verdict": rules}}))
+    assert (planned.outcome, planned.looks.alpha) == ("wins", 0.025)
+
+
 def test_an_extension_without_fresh_seeds_is_said_to_decide_nothing_before_anything_is_spent() -> None:
     results = leads(balanced=(0.3, 0.2), long_seq=(0.5, 0.6))
     decided = replace(results, earlier_verdicts=(decide(results).as_dict(),))
