@@ -7,7 +7,6 @@ What would take minutes runs at smoke size; the environment is this one's, and w
 from __future__ import annotations
 
 import json
-import lzma
 import os
 import random
 import re
@@ -31,7 +30,7 @@ pytestmark = [
 
 OF_SPACE = "--set budget_tokens=65536 --set rungs_tokens=[32768] --set early_stopping.keep=[2] --set seeds.confirm=1"
 OF_SMOKE = "--set budget_tokens=16384 --set rungs_tokens=[8192] --set seeds.confirm=1"
-OWN_TEXTS = "--set corpus=files:path/to/texts/*.jsonl.xz"
+OWN_TEXTS = "--set corpus=files:path/to/folder --set corpus.duplicates=group"
 SMALLER = {
     "make sweep": f"make sweep PRESET=smoke ARGS='{OF_SMOKE}'",
     "make sweep SPACE=my-space.toml": f"make sweep SPACE=my-space.toml ARGS='{OF_SPACE}'",
@@ -52,12 +51,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of the working tree, and some text of the user's."""
     folder = tmp_path_factory.mktemp("clone")
     copy_working_tree(folder)
-    texts = folder / "path" / "to" / "texts"
+    texts = folder / "path" / "to" / "folder"
     texts.mkdir(parents=True)
     rng = random.Random(7)
-    texts_of_words = (" ".join(rng.choice(WORDS) + str(rng.randrange(1000)) for _ in range(3000)) for _ in range(120))
-    rows = [{"text": text} for text in texts_of_words]
-    (texts / "mine.jsonl.xz").write_bytes(lzma.compress("\n".join(map(json.dumps, rows)).encode()))
+    for i in range(120):
+        text = " ".join(rng.choice(WORDS) + str(rng.randrange(1000)) for _ in range(3000))
+        (texts / f"note-{i}.md").write_text(text)
     yield folder
 
 
