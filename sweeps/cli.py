@@ -5,32 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from sweeps.api import Sweep
+from sweeps.api import open as open_sweep
 from sweeps.commands.arguments import (
     AllowCodeChange,
     AnyName,
     AsJson,
     Exclusive,
     Name,
+    OnEnd,
     Overrides,
     Preset,
     Quiet,
     RunsDir,
     SpaceFile,
     chosen_space,
-    existing_ledger,
     name_or_newest,
     session_options,
 )
 from sweeps.commands.console import confirmed, console, print_json
-from sweeps.commands.exit_codes import exit_code_of
+from sweeps.commands.exit_codes import code_of, exit_code_of
 from sweeps.commands.job import flags_of, is_job, run_there, words_of
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Which batch shape does a Mixture-of-Experts language model learn best from, and how sure is the answer?",
@@ -48,18 +47,19 @@ def run(
     overrides: Overrides = None,
     runs_dir: RunsDir = "runs",
     exclusive: Exclusive = False,
+    on_end: OnEnd = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep to its verdict. Without a choice: `matched` where there is a GPU, else `laptop`."""
     from sweeps.running.session import run_new
 
-    if is_job():
+    if is_job(on_end):
         words = words_of(
             ("--preset", preset), ("--space", space), ("--name", name), *(("--set", v) for v in overrides or ())
         )
         raise typer.Exit(run_there(["run", *words, *flags_of(exclusive=exclusive)], runs_dir, name))
-    options = session_options(runs_dir, quiet=quiet, exclusive=exclusive)
-    raise typer.Exit(run_new(chosen_space(preset, space, overrides), name, options))
+    options = session_options(runs_dir, quiet=quiet, exclusive=exclusive, on_end=on_end)
+    raise typer.Exit(code_of(run_new(chosen_space(preset, space, overrides), name, options)))
 
 
 @app.command()
@@ -73,10 +73,11 @@ def resume(
     ] = None,
     allow_code_change: AllowCodeChange = False,
     exclusive: Exclusive = False,
+    on_end: OnEnd = None,
     quiet: Quiet = False,
 ) -> None:
     """Resume a sweep that was interrupted. A finished one is left as it is."""
-    if is_job():
+    if is_job(on_end):
         flags = flags_of(exclusive=exclusive, retry_failed=retry_failed, allow_code_change=allow_code_change)
         name = name_or_newest(runs_dir, name)
         words = words_of(*(("--set", value) for value in overrides or ()))
@@ -87,11 +88,12 @@ def resume(
         runs_dir,
         quiet=quiet,
         exclusive=exclusive,
+        on_end=on_end,
         retry_failed=retry_failed,
         allow_code_change=allow_code_change,
         overrides=tuple(overrides or ()),
     )
-    raise typer.Exit(resume_sweep(name_or_newest(runs_dir, name), options))
+    raise typer.Exit(code_of(resume_sweep(name_or_newest(runs_dir, name), options)))
 
 
 @app.command()
@@ -109,10 +111,11 @@ def extend(
     runs_dir: RunsDir = "runs",
     allow_code_change: AllowCodeChange = False,
     exclusive: Exclusive = False,
+    on_end: OnEnd = None,
     quiet: Quiet = False,
 ) -> None:
     """Add rates, arms, budgets or confirm seeds to a sweep and run what is new. What has ended never runs again."""
-    if is_job():
+    if is_job(on_end):
         rates = [*(("--lr", v) for v in lr or ()), *(("--adamw-lr", v) for v in adamw_lr or ())]
         arms_and_budgets = [*(("--strategy", v) for v in strategy or ()), *(("--budget", v) for v in budget or ())]
         words = words_of(*rates, *arms_and_budgets, ("--seeds", seeds))
@@ -121,7 +124,9 @@ def extend(
     from sweeps.commands.extend import extension
     from sweeps.running.session import resume as resume_sweep
 
-    options = session_options(runs_dir, quiet=quiet, exclusive=exclusive, allow_code_change=allow_code_change)
+    options = session_options(
+        runs_dir, quiet=quiet, exclusive=exclusive, on_end=on_end, allow_code_change=allow_code_change
+    )
     more = extension(
         options.say,
         lr=lr or (),
@@ -130,7 +135,7 @@ def extend(
         confirm_seeds=seeds,
         budgets=budget or (),
     )
-    raise typer.Exit(resume_sweep(name, options, extend=more))
+    raise typer.Exit(code_of(resume_sweep(name, options, extend=more)))
 
 
 @app.command()
@@ -145,16 +150,10 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: cells, tokens, memory and GPU fraction per arm, hours, smallest detectable difference."""
-    from sweeps.cluster.machines import machines_at_hand
-    from sweeps.commands.plan import make_plan, render
-    from sweeps.errors import BadInputError, WorldError
+    from sweeps.commands.plan import plan_here, render
 
-    try:
-        with machines_at_hand() as machines:
-            chosen, _ = chosen_space(preset, space, overrides).load(machines)
-            found = make_plan(chosen, machines, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
-    except WorldError as error:  # nothing has started that could be resumed
-        raise BadInputError(str(error)) from error
+    choice = chosen_space(preset, space, overrides)
+    found = plan_here(choice, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
     if as_json:
         print_json(found.as_dict())
     else:
@@ -171,7 +170,7 @@ def status(name: AnyName = None, runs_dir: RunsDir = "runs", as_json: AsJson = F
         found = list_of_sweeps(Storage(runs_dir))
         print_json(found) if as_json else console().print(render_list(found, runs_dir))
         return
-    ledger = existing_ledger(runs_dir, name)
+    ledger = open_sweep(name, runs_dir=runs_dir).ledger
     if as_json:
         print_json(status_of(ledger))
     else:
@@ -195,9 +194,7 @@ def verdict(
 ) -> None:
     """Decide again, from a sweep's ledger or from a table of records."""
     from sweeps.errors import BadInputError
-    from sweeps.ledger.reading import LedgerReader
     from sweeps.report.terminal import show_verdict
-    from sweeps.running.finish import decide_and_write
 
     if (name is None) == (records is None):
         raise BadInputError("name one sweep, or one file with --records")
@@ -212,8 +209,9 @@ def verdict(
         found = decide_file(records, alpha=level, margin=margin, unpaired=unpaired)
     else:
         assert name is not None
-        ledger = existing_ledger(runs_dir, name)
-        found = decide_and_write(ledger, LedgerReader(ledger).results())
+        sweep = open_sweep(name, runs_dir=runs_dir)
+        found = sweep.verdict()
+        sweep.ledger.write_verdict(found.as_dict())
     if as_json:
         print_json(found.as_dict())
     else:
@@ -232,11 +230,10 @@ def records(
     Every column with its unit: docs/metrics.md, section "Records as a table".
     """
     from sweeps.commands.records import require_table, write_records
-    from sweeps.ledger.reading import LedgerReader
 
-    ledger = existing_ledger(runs_dir, name)
+    sweep = open_sweep(name, runs_dir=runs_dir)
     require_table(out)
-    print("\n".join(write_records(LedgerReader(ledger).results(), out)))
+    print("\n".join(write_records(sweep.results(), out)))
 
 
 @app.command()
@@ -250,24 +247,17 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html, report.md and the pictures again; with several sweeps, put them side by side."""
-    from sweeps.ledger.reading import LedgerReader
-    from sweeps.running.finish import decide_and_write, write_reports
+    found = [open_sweep(name, runs_dir=runs_dir) for name in names or [name_or_newest(runs_dir, None)]]
+    print(found[0].report() if len(found) == 1 else _comparison(found, runs_dir, out))
 
-    ledgers = [existing_ledger(runs_dir, name) for name in names or [name_or_newest(runs_dir, None)]]
-    if len(ledgers) > 1:
-        from sweeps.report.compare import compare_report, comparison_folder
 
-        folder = comparison_folder(runs_dir, [ledger.name for ledger in ledgers], out)
-    decided = []
-    for ledger in ledgers:
-        results = LedgerReader(ledger).results()
-        decided.append((results, decide_and_write(ledger, results)))
-    if len(ledgers) > 1:
-        where = str(compare_report(decided, folder=folder).html)
-    else:
-        write_reports(ledgers[0], *decided[0])
-        where = f"{ledgers[0].storage.uri}/report.html"
-    print(where)
+def _comparison(sweeps: list[Sweep], runs_dir: str, out: Path | None) -> Path:
+    from sweeps.report.compare import compare_report, comparison_folder
+    from sweeps.verdict.decision import decide
+
+    folder = comparison_folder(runs_dir, [sweep.name for sweep in sweeps], out)
+    results = [sweep.results() for sweep in sweeps]
+    return compare_report([(found, decide(found)) for found in results], folder=folder).html
 
 
 @app.command()
@@ -280,7 +270,7 @@ def export(
     """Write the winner as a checkpoint that stock `transformers` loads."""
     from sweeps.running.winner import export as export_checkpoint
 
-    result, why = export_checkpoint(existing_ledger(runs_dir, name), out, cell)
+    result, why = export_checkpoint(open_sweep(name, runs_dir=runs_dir).ledger, out, cell)
     point = f"{result.cell.strategy} lr={result.cell.lr:g} seed={result.cell.seed} ({result.cell.cell_id})"
     print(f"{out}: {point}, {why}")
 
@@ -292,7 +282,7 @@ def exam(
     """Write the exam's tokens, so that anyone can score a model on it."""
     from sweeps.running.winner import write_exam
 
-    write_exam(existing_ledger(runs_dir, name), out)
+    write_exam(open_sweep(name, runs_dir=runs_dir).ledger, out)
     print(f"{out}: test and validation, int32 [rows, S+1]")
 
 
@@ -305,7 +295,7 @@ def rm(
     """Delete a sweep: its folder, its runs in MLflow and its registered model."""
     from sweeps.commands.remove import remove
 
-    ledger = existing_ledger(runs_dir, name)
+    ledger = open_sweep(name, runs_dir=runs_dir).ledger
     if not yes and not confirmed(f"Delete sweep {name} in {ledger.storage.uri} and its MLflow runs?"):
         print("Nothing was deleted.")
         return
@@ -336,7 +326,7 @@ def sync(
     from sweeps.tracking.projector import sync as sync_view
     from sweeps.tracking.store import tracking_store
 
-    ledger = existing_ledger(runs_dir, name)
+    ledger = open_sweep(name, runs_dir=runs_dir).ledger
     require_unheld(ledger)
     store = tracking_store(runs_dir)
     sync_view(view_of(ledger, lambda: None)(), store)
@@ -356,7 +346,7 @@ def ui(
     from sweeps.tracking.ui import run_ui
 
     if name is not None:
-        existing_ledger(runs_dir, name)
+        open_sweep(name, runs_dir=runs_dir)
     run_ui(tracking_store(runs_dir), lambda line: print(line, flush=True), sweep=name, port=port)
 
 

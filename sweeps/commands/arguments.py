@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,6 @@ import typer
 from sweeps.commands.console import console
 
 if TYPE_CHECKING:
-    from sweeps.ledger.sweep_folder import Ledger
     from sweeps.running.begin import SpaceChoice
     from sweeps.running.session import SessionOptions
 
@@ -47,6 +47,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went
 Exclusive = Annotated[
     bool, typer.Option("--exclusive", help="Run every confirm cell alone, so that its speed can be compared.")
 ]
+OnEnd = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SWEEPS_ON_END",
+        metavar="COMMAND",
+        help="Run this in a shell at a verdict, an interruption or a failure, with JSON on its standard input.",
+    ),
+]
 AllowCodeChange = Annotated[bool, typer.Option(help="Continue although the training code changed.")]
 Name = Annotated[str, typer.Argument(help="Name of the sweep.")]
 AnyName = Annotated[str | None, typer.Argument(help="Name of the sweep; the newest one without it.")]
@@ -63,21 +71,18 @@ def session_options(runs_dir: str, **options: Any) -> SessionOptions:
     """A session on the sweeps of ``runs_dir``; ``options`` are the other fields."""
     from sweeps.ledger.storage import Storage
     from sweeps.running.session import SessionOptions
-    from sweeps.tracking.store import tracking_store
 
-    tracking_store(runs_dir)  # an impossible one is reported before anything is spent
-    command = shlex.join(["sweeps", *sys.argv[1:]])
+    command = shlex.join(["sweeps", *words_to_keep(sys.argv[1:])])
     return SessionOptions(runs_uri=Storage(runs_dir).uri, console=console(), command=command, **options)
 
 
-def existing_ledger(runs_dir: str, name: str) -> Ledger:
-    """The ledger of a sweep; raises BadInputError where there is none."""
-    from sweeps.ledger.storage import Storage
-    from sweeps.ledger.sweep_folder import Ledger
-
-    ledger = Ledger(Storage(runs_dir), name)
-    ledger.beginning()
-    return ledger
+def words_to_keep(words: Sequence[str]) -> Iterator[str]:
+    """The words of a command that a sweep keeps: not what runs at its end, which may hold an address with a secret."""
+    is_secret = False
+    for word in words:
+        if not is_secret and word != "--on-end" and not word.startswith("--on-end="):
+            yield word
+        is_secret = not is_secret and word == "--on-end"
 
 
 def name_or_newest(runs_dir: str, name: str | None) -> str:

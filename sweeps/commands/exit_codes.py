@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sweeps.commands.console import close_output, require_usable_environment
-from sweeps.errors import EXIT_BAD_INPUT, EXIT_NO_DEVICE, SweepError
+from sweeps.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_NO_DEVICE, EXIT_SOME_FAILED, SweepError
+
+if TYPE_CHECKING:
+    from sweeps.ledger.sweep_folder import Ledger
 
 
 def exit_code_of(command: Callable[[], object]) -> int:
@@ -37,6 +41,13 @@ def exit_code_of(command: Callable[[], object]) -> int:
         code = EXIT_BAD_INPUT
         print(f"sweeps: {error}; free some space", file=sys.stderr)
     return code
+
+
+def code_of(ledger: Ledger) -> int:
+    """Return the exit code of a session that ran to its end."""
+    from sweeps.running.driver import failed_cells
+
+    return EXIT_SOME_FAILED if failed_cells(ledger) else EXIT_DONE
 
 
 def _code_of_known_error(error: ValueError) -> int:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 
 
-def is_job() -> bool:
-    """Return whether RAY_ADDRESS names a job server, so that the command itself runs on the cluster."""
-    from sweeps.cluster.connection import cluster_address, is_job_address
+def is_job(on_end: str | None = None) -> bool:
+    """Return whether RAY_ADDRESS names a job server, so that the command itself runs on the cluster.
 
-    return is_job_address(cluster_address())
+    Raises BadInputError where a job should run a command at its end: everyone who sees the dashboard would read it.
+    """
+    from sweeps.cluster.connection import cluster_address, is_job_address
+    from sweeps.errors import BadInputError
+
+    found = is_job_address(cluster_address())
+    if found and on_end is not None:
+        raise BadInputError(
+            "--on-end (SWEEPS_ON_END) would stand in Ray's dashboard as a part of the job; "
+            "set SWEEPS_ON_END where the cluster's head starts, and leave it out here"
+        )
+    return found
 
 
 def words_of(*options: tuple[str, object]) -> list[str]:

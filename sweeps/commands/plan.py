@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from search_spaces import Cell, Space, corpus_warnings, planned_cells
 from sweeps.cluster.connection import cluster_address, is_job_address
-from sweeps.cluster.machines import Machines
-from sweeps.errors import BadInputError
+from sweeps.cluster.machines import Machines, machines_at_hand
+from sweeps.errors import BadInputError, WorldError
 from sweeps.formatting import duration as spoken
 from sweeps.formatting import listed, plural, with_shown_commands
 from sweeps.packing.duration import Duration, estimate, expected_tokens
@@ -22,6 +22,7 @@ from sweeps.trial.precision import in_resolved_precision
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from sweeps.running.begin import SpaceChoice
     from sweeps.training_data import TrainingData
 
 TYPICAL_SEED_SD: Final = 0.011
@@ -85,6 +86,18 @@ class SweepPlan:
             "arms": [asdict(arm) for arm in self.arms],
             "warnings": list(self.warnings),
         }
+
+
+def plan_here(
+    choice: SpaceChoice, *, assume_gpu_gib: float | None = None, price_per_hour: float | None = None
+) -> SweepPlan:
+    """``make_plan`` on the machines that are there. A cluster that is away is bad input: nothing can be resumed."""
+    try:
+        with machines_at_hand() as machines:
+            space, _ = choice.load(machines)
+            return make_plan(space, machines, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
+    except WorldError as error:
+        raise BadInputError(str(error)) from error
 
 
 def make_plan(

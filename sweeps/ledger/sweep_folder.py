@@ -78,6 +78,11 @@ class Ledger:
         self._runs = runs
         self._pages: dict[int, dict[str, Any]] = {}
 
+    @property
+    def runs_uri(self) -> str:
+        """The folder of all sweeps, in which this one is."""
+        return self._runs.uri
+
     def patient(self, patience_s: float) -> Ledger:
         """The same ledger over a storage whose operations are retried for ``patience_s`` while it is away."""
         return Ledger(self._runs.patient(patience_s), self.name)

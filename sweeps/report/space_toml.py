@@ -17,7 +17,7 @@ def _lines(table: Mapping[str, Any], path: str) -> Iterator[str]:
     kept = {key: value for key, value in table.items() if value is not None}
     for key, value in kept.items():
         if not isinstance(value, Mapping) and not _is_list_of_tables(value):
-            yield f"{_key(key)} = {_value(value)}"
+            yield f"{_key(key)} = {toml_value(value)}"
     for key, value in kept.items():
         if isinstance(value, Mapping):
             yield f"\n[{path}{_key(key)}]"
@@ -36,8 +36,11 @@ def _key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return one value as TOML on one line; a mapping as an inline table."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_key(key)} = {toml_value(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(entry) for entry in value)}]"
+        return f"[{', '.join(toml_value(entry) for entry in value)}]"
     # JSON's strings, numbers and booleans are TOML's, but for the delete character, which JSON leaves as it is.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_spaces import Problem, Space, SpaceErrors, explore_cells, load_space
+from search_spaces import Problem, Space, SpaceErrors, explore_cells, load_space, with_overrides
 from sweeps.cluster.machines import Machines
 from sweeps.errors import BadInputError
 from sweeps.ledger.lease import DRIVER_LEASE
@@ -22,10 +22,11 @@ from sweeps.training_data import TrainingData
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceChoice:
-    """The space that a user chose: a preset or a file, and values to change in it."""
+    """The space that a user chose: a preset, a file or one that is read already, and values to change in it."""
 
     preset: str | None = None
     path: Path | None = None
+    space: Space | None = None
     overrides: tuple[str, ...] = ()
 
     def load(self, machines: Machines) -> tuple[Space, str]:
@@ -33,6 +34,8 @@ class SpaceChoice:
 
         Without a choice it is the preset ``matched`` where there is a GPU, else ``laptop``.
         """
+        if self.space is not None:
+            return with_overrides(self.space, self.overrides), "sweep"
         preset = self.preset
         if preset is None and self.path is None:
             preset = "matched" if machines.gpus else "laptop"

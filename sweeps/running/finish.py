@@ -47,15 +47,6 @@ def finish(ledger: Ledger, space: Space, console: Console, *, quiet: bool) -> Ve
     return verdict
 
 
-def decide_and_write(ledger: Ledger, results: SweepResults) -> Verdict:
-    """The verdict as the ledger supports it now, written as the newest."""
-    from sweeps.verdict.decision import decide
-
-    verdict = decide(results)
-    ledger.write_verdict(verdict.as_dict())
-    return verdict
-
-
 def write_reports(ledger: Ledger, results: SweepResults, verdict: Verdict) -> None:
     """Write report and pictures into the sweep's folder, wherever that is."""
     from sweeps.report.report import write_report

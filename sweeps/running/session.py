@@ -12,7 +12,7 @@ from rich.console import Console
 
 from search_spaces import Identity, Space, SpaceErrors, corpus_warnings, frozen_differences, with_overrides
 from sweeps.cluster.machines import Machines, machines_at_hand
-from sweeps.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_SOME_FAILED, BadInputError
+from sweeps.errors import BadInputError
 from sweeps.formatting import shown_command
 from sweeps.ledger.destinations import require_folder
 from sweeps.ledger.free_space import require_room
@@ -32,9 +32,11 @@ from sweeps.running.begin import SpaceChoice, audit_table, begin, require_new
 from sweeps.running.driver import Driver, failed_cells
 from sweeps.running.finish import finish
 from sweeps.running.live_table import open_watch, time_taken
+from sweeps.running.on_end import Word, word_at_end
 from sweeps.running.ray_tune import local_ray
 from sweeps.running.signals import Interruption, stopped_by_signals
 from sweeps.running.tracking_session import register, tracked
+from sweeps.tracking.store import tracking_store
 from sweeps.training_config import with_absolute_paths
 from sweeps.training_data import TrainingData, corpus_facts, load_training_data
 from sweeps.trial.precision import as_trained, in_resolved_precision, precision_note
@@ -62,6 +64,7 @@ class SessionOptions:
     retry_failed: bool = False
     command: str | None = None
     overrides: tuple[str, ...] = ()
+    on_end: str | None = None
 
     def say(self, line: str) -> None:
         """Print one line, unless the session is quiet."""
@@ -69,17 +72,27 @@ class SessionOptions:
             self.console.print(line, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
 
-def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> int:
-    """Begin a sweep and run it to its verdict; returns the exit code."""
+def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> Ledger:
+    """Begin a sweep and run it to its verdict; returns its ledger, whose failed cells were named.
+
+    Raises WorldError where it was interrupted; ``resume`` continues it.
+    """
+    with word_at_end(options.on_end, options.say) as word:
+        return _run_new(choice, name, options, word)
+
+
+def _run_new(choice: SpaceChoice, name: str | None, options: SessionOptions, word: Word) -> Ledger:
     runs = Storage(options.runs_uri)
     if runs.is_local:
         require_folder(runs.path, "--runs-dir")
+    tracking_store(options.runs_uri)  # an impossible one is reported before anything is spent
     with Interruption(options.console) as interruption, machines_at_hand() as found:
         space, label = choice.load(found)
         name = fresh_name(runs, label) if name is None else name
         require_name(name)
-        interruption.ledger = ledger = Ledger(runs, name)
+        ledger = Ledger(runs, name)
         require_new(ledger)
+        interruption.ledger = word.ledger = ledger
         space = with_absolute_paths(space)
         data = _training_data(space, options, beginning=None)
         vocab_size = data.tokens.vocab_size
@@ -96,15 +109,23 @@ def run_new(choice: SpaceChoice, name: str | None, options: SessionOptions) -> i
         with _ray(space, machines, packing, options), _driver_lease(ledger) as lease:
             require_new(ledger)  # again: another driver may have started it meanwhile
             begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)
-            return _run(ledger, lease, space, data.identity, packing, options, interruption)
+            _run(ledger, lease, space, data.identity, packing, options, interruption)
+    return ledger
 
 
-def resume(name: str, options: SessionOptions, extend: Extend | None = None) -> int:
-    """Run what has no outcome yet; returns the exit code. A finished sweep is left as it is.
+def resume(name: str, options: SessionOptions, extend: Extend | None = None) -> Ledger:
+    """Run what has no outcome yet; returns the ledger, whose failed cells were named. A finished sweep stays as it is.
 
-    ``extend`` writes more to the plan first, once the sweep is held.
+    ``extend`` writes more to the plan first, once the sweep is held. Raises WorldError where it was interrupted.
     """
-    ledger = Ledger(Storage(options.runs_uri), name)
+    with word_at_end(options.on_end, options.say) as word:
+        word.ledger = ledger = Ledger(Storage(options.runs_uri), name)
+        _resume(ledger, options, extend)
+        return ledger
+
+
+def _resume(ledger: Ledger, options: SessionOptions, extend: Extend | None) -> None:
+    tracking_store(options.runs_uri)  # an impossible one is reported before anything is spent
     beginning = ledger.beginning()
     ledger.require_current()
     with Interruption(options.console) as interruption, _held(ledger, options) as lease:
@@ -119,8 +140,9 @@ def resume(name: str, options: SessionOptions, extend: Extend | None = None) -> 
         if extend is not None:
             space = extend(ledger, space)
         if is_finished(ledger, space):
-            options.say(f"sweep {name} is finished; nothing to run")
-            return _exit_code(ledger, options)
+            options.say(f"sweep {ledger.name} is finished; nothing to run")
+            _name_failures(ledger, options)
+            return
         _require_known_code(ledger, options)
         data = _training_data(space, options, beginning=beginning)
         vocab_size = data.tokens.vocab_size
@@ -134,7 +156,7 @@ def resume(name: str, options: SessionOptions, extend: Extend | None = None) -> 
             peaks_gib = _peaks(beginning, trained, machines, vocab_size=vocab_size)
             packing = _packing(trained, peaks_gib, machines, options)
             with _ray(space, machines, packing, options):
-                return _run(ledger, lease, space, data.identity, packing, options, interruption)
+                _run(ledger, lease, space, data.identity, packing, options, interruption)
 
 
 def is_finished(ledger: Ledger, space: Space) -> bool:
@@ -158,8 +180,8 @@ def _run(
     packing: Packing,
     options: SessionOptions,
     interruption: Interruption,
-) -> int:
-    """Let the driver run every cell, then decide; returns the exit code."""
+) -> None:
+    """Let the driver run every cell, then decide; raises KeyboardInterrupt where it was stopped before."""
     options.say(f"sweep {ledger.name}: {packing.workers} trials at once, results in {ledger.storage.uri}")
     watch = open_watch(options.console, space, ledger.name, packing.workers, quiet=options.quiet)
     with tracked(ledger, options.runs_uri, watch.say) as tracking:
@@ -181,18 +203,16 @@ def _run(
         took = ledger.add_session(began_s=began_s, first_estimate_s=watch.first_estimate_s, interrupted=driver.stopping)
         tracking.plan = None
         if driver.stopping:
-            resumed_by = shown_command("resume", ledger.name)
-            options.console.print(f"Interrupted; finished work is kept. Resume with: {resumed_by}", soft_wrap=True)
-            return EXIT_RESUMABLE
+            raise KeyboardInterrupt  # `Interruption` says that work is kept, and the command that resumes
         options.say(f"{time_taken(took['wall_s'], took['first_estimate_s'])}; writing verdict and report")
         finish(ledger, space, options.console, quiet=options.quiet)
         tracking.wake()
     register(ledger, options.runs_uri, options.console, quiet=options.quiet)
-    return _exit_code(ledger, options)
+    _name_failures(ledger, options)
 
 
-def _exit_code(ledger: Ledger, options: SessionOptions) -> int:
-    """Name the cells that failed, with the command that runs them again; returns the exit code."""
+def _name_failures(ledger: Ledger, options: SessionOptions) -> None:
+    """Name the cells that failed, with the command that runs them again."""
     failed = failed_cells(ledger)
     for planned, outcome in failed:
         line = f"{planned} {outcome['outcome']}: {outcome['reason']}"
@@ -200,7 +220,6 @@ def _exit_code(ledger: Ledger, options: SessionOptions) -> int:
     if failed:
         retried_by = shown_command("resume", ledger.name, "--retry-failed")
         options.console.print(f"Run them again with: {retried_by}", soft_wrap=True)
-    return EXIT_SOME_FAILED if failed else EXIT_DONE
 
 
 def _training_data(space: Space, options: SessionOptions, *, beginning: Mapping[str, Any] | None) -> TrainingData:
@@ -252,7 +271,6 @@ def _packing(space: Space, peaks_gib: Mapping[str, float], machines: Machines, o
 def _preflight(options: SessionOptions) -> Sequence[str]:
     """Show what every node of the cluster has; returns the problems."""
     from sweeps.cluster.preflight import preflight, render
-    from sweeps.tracking.store import tracking_store
 
     found = preflight(storage_uri=options.runs_uri, tracking_uri=tracking_store(options.runs_uri).uri)
     if not options.quiet:

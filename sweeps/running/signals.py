@@ -29,7 +29,7 @@ class Interruption:
     """While the block runs, whatever interrupts the session ends it with the command that resumes its ``ledger``.
 
     SIGTERM counts like SIGINT. Before a sweep exists there is no such command, and an unreachable storage or cluster
-    is bad input.
+    is bad input; so is another thread than the main one.
     """
 
     def __init__(self, console: Console) -> None:
@@ -39,6 +39,8 @@ class Interruption:
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            raise BadInputError("a sweep runs in the main thread of its program, which is where Ctrl-C arrives")
         self._handler_before = signal.signal(signal.SIGTERM, _raise_interrupt)
         return self
 

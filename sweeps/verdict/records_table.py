@@ -87,6 +87,11 @@ COLUMNS: Final[dict[str, Kind]] = {
     **_OF_EXAM,
 }
 """In the order in which they are written; the first eight are required."""
+PANDAS_TYPES: Final[dict[str, str]] = {
+    column: {"text": "string", "losses": "string", "whole": "Int64", "count": "Int64"}.get(kind, "float64")
+    for column, kind in COLUMNS.items()
+}
+"""The same columns with the type of each in a pandas frame."""
 MOST_SHOWN = 20
 
 
