@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+_OF_VERDICT = ("outcome", "winner", "statement", "last_decided")
+
 
 def list_of_sweeps(runs: Storage) -> list[dict[str, Any]]:
     """Every sweep, oldest first: name, when it began, cells by state, outcome of its verdict, who runs it.
@@ -94,7 +96,7 @@ def _read(ledger: Ledger) -> _Status:
         "seconds_left": None if holder is None else _seconds_left(space, plan, newest),
         "cells_by_state": dict(Counter(str(cell["state"]) for cell in cells)),
         "cells": cells,
-        "verdict": None if verdict is None else {key: verdict[key] for key in ("outcome", "winner", "statement")},
+        "verdict": None if verdict is None else {key: verdict.get(key) for key in _OF_VERDICT},
     }
     return _Status(plan=plan, newest=newest, table=table)
 
@@ -115,7 +117,7 @@ def render_list(found: list[dict[str, Any]], runs_dir: str) -> Table | str:
             continue
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["created_s"]))
         cells = ", ".join(f"{count} {state}" for state, count in entry["cells_by_state"].items())
-        verdict = "" if entry["verdict"] is None else entry["verdict"]["outcome"]
+        verdict = "" if entry["verdict"] is None else _outcome(entry["verdict"])
         running = f"running at {entry['running_at']}" if entry["running_at"] else ""
         table.add_row(entry["sweep"], started, cells, verdict, running)
     return table
@@ -137,9 +139,17 @@ def render_status(ledger: Ledger) -> Group:
     elif found["verdict"] is None:
         how = f"not running; resume it with: {shown_command('resume', ledger.name)}"
     else:
-        how = f"{found['verdict']['outcome']}: {with_shown_commands(found['verdict']['statement'])}"
+        how = f"{_outcome(found['verdict'])}: {with_shown_commands(found['verdict']['statement'])}"
+        if last := found["verdict"]["last_decided"]:
+            how = f"Last decided verdict ({last['verdict']}): {last['statement']}\n{how}"
     table = sweep_table(status.plan, status.newest, ledger.name)
     return Group(table, Text(f"{cells}; {found['tokens_seen']:,} tokens"), Text(how))
+
+
+def _outcome(verdict: Mapping[str, Any]) -> str:
+    """How a sweep ended; of one that was extended since it was decided, what was decided too."""
+    last = verdict["last_decided"]
+    return str(verdict["outcome"]) if last is None else f"{last['outcome']} before, {verdict['outcome']} now"
 
 
 def _seconds_left(space: Space, plan: Plan, newest: Mapping[str, Mapping[str, Any]]) -> float | None:

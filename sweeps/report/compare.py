@@ -125,7 +125,9 @@ def _not_comparable(sweeps: Sequence[Facts], undecided: Sequence[Facts]) -> str:
         missing = f"{'neither' if len(sweeps) == 2 else 'none'} has a decided verdict"
     commands = [f"`{written.shown_line(f.verdict.command)}`" for f in undecided if f.verdict.command]
     decide = f" To decide: {', '.join(commands)}." if commands else ""
-    return f"{names} cannot be compared yet: {missing}.{decide}"
+    earlier = [f"{f.results.name}: {f.verdict.last_decided['statement']}" for f in undecided if f.verdict.last_decided]
+    before = f" Decided before it was extended: {' '.join(earlier)}" if earlier else ""
+    return f"{names} cannot be compared yet: {missing}.{decide}{before}"
 
 
 def shared_pairs(sweeps: Sequence[Facts]) -> list[SharedPair]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sweeps import formatting as written
 from sweeps.report.facts import Facts
+from sweeps.verdict.verdict import Verdict
 
 OUTCOME_NAMES = {
     "wins": "one arm wins",
@@ -48,19 +49,32 @@ def opening(facts: Facts) -> Opening:
     reasons = () if verdict.is_decided else tuple(written.sentence(why.text, *names) for why in verdict.objections)
     return Opening(
         badge=OUTCOME_NAMES[verdict.outcome],
-        headline=verdict.headline,
+        headline=_headline(verdict),
         leads=tuple(_lead_sentences(facts)),
         meaning=OUTCOME_MEANINGS[verdict.outcome].format(over=facts.over),
         reasons=reasons,
         command=written.shown_line(verdict.command) if verdict.command and not verdict.is_decided else "",
         statement=written.with_shown_commands(verdict.statement),
-        before=_before(facts),
+        before=_before(verdict),
     )
 
 
-def _before(facts: Facts) -> str:
-    last = facts.verdict.last_decided
-    return "" if last is None else f"The last decided verdict stands in {last['verdict']}: {last['statement']}"
+def _headline(verdict: Verdict) -> str:
+    """The outcome in a few words; of a sweep that was extended since it was decided, what was decided."""
+    last = verdict.last_decided
+    if last is None:
+        return verdict.headline
+    decided = f"{last['winner']} wins" if last["winner"] else OUTCOME_NAMES[last["outcome"]]
+    return f"{decided}, as decided before the sweep was extended"
+
+
+def _before(verdict: Verdict) -> str:
+    """The last decided verdict of an extended sweep, and what is seen since."""
+    last = verdict.last_decided
+    if last is None:
+        return ""
+    now = written.sentence(f"with what was added since: {verdict.headline}")
+    return f"Decided in {last['verdict']}: {last['statement']} {now}"
 
 
 def _lead_sentences(facts: Facts) -> Iterator[str]:

@@ -108,3 +108,9 @@ def test_a_comparison_lies_in_the_runs_folder_under_a_name_that_no_sweep_can_hav
         comparison_folder("s3://bucket/runs", ["a", "b"], None)
     with pytest.raises(BadInputError):
         require_name("a+b")
+
+
+def test_a_comparison_names_what_was_decided_before_a_sweep_was_extended(finished: SweepResults) -> None:
+    last = {"outcome": "wins", "winner": "balanced", "statement": "balanced wins by far.", "verdict": "verdicts/0001.json"}
+    extended = judged(results(seeds=3, name="other"), outcome="exploratory", winner=None, last_decided=last)
+    assert agreement([judged(finished), extended]).endswith("Decided before it was extended: other: balanced wins by far.")
