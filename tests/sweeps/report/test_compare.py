@@ -111,6 +111,6 @@ def test_a_comparison_lies_in_the_runs_folder_under_a_name_that_no_sweep_can_hav
 
 
 def test_a_comparison_names_what_was_decided_before_a_sweep_was_extended(finished: SweepResults) -> None:
-    last = {"outcome": "wins", "winner": "balanced", "statement": "balanced wins by far.", "verdict": "verdicts/0001.json"}
+    last = {"outcome": "wins", "winner": "balanced", "statement": "balanced wins.", "verdict": "verdicts/0001.json"}
     extended = judged(results(seeds=3, name="other"), outcome="exploratory", winner=None, last_decided=last)
-    assert agreement([judged(finished), extended]).endswith("Decided before it was extended: other: balanced wins by far.")
+    assert agreement([judged(finished), extended]).endswith("Decided before it was extended: other: balanced wins.")

@@ -221,13 +221,12 @@ def test_a_split_lead_is_shown_from_the_side_of_the_arm_that_is_ahead(finished: 
 
 
 def test_an_extension_that_decides_nothing_keeps_the_last_decision_as_the_headline(finished: SweepResults) -> None:
-    last = {"outcome": "wins", "winner": "balanced", "statement": "balanced wins by far.", "verdict": "verdicts/0001.json"}
+    last = {"outcome": "wins", "winner": "balanced", "statement": "balanced wins.", "verdict": "verdicts/0001.json"}
     changed = {"outcome": "exploratory", "winner": None, "headline": "long_seq has the lowest mean so far"}
     top = opening(judged(finished, **changed, last_decided=last))
     assert top.headline == "balanced wins, as decided before the sweep was extended"
     assert top.before == (
-        "Decided in verdicts/0001.json: balanced wins by far. "
-        "With what was added since: long_seq has the lowest mean so far."
+        "Decided in verdicts/0001.json: balanced wins. With what was added since: long_seq has the lowest mean so far."
     )
     tied = opening(judged(finished, **changed, last_decided={**last, "outcome": "tie", "winner": None}))
     assert tied.headline.startswith("a tie, as decided before")
