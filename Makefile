@@ -5,11 +5,12 @@ SWEEPS := $(VENV)/bin/sweeps
 PRESET :=
 SPACE :=
 NAME :=
+HOURS :=
 ARGS :=
 ONLY :=
 
 # What the command line of make may set. A name that does nothing would run another sweep than the one that was meant.
-VARIABLES := PRESET SPACE NAME ARGS ONLY PYTHON VENV
+VARIABLES := PRESET SPACE NAME HOURS ARGS ONLY PYTHON VENV
 PASSED_ON := RAY_% MLFLOW_% SWEEPS_%  # what programs read of their environment
 GIVEN := $(foreach _name,$(.VARIABLES),$(if $(filter command,$(origin $(_name))),$(_name)))
 UNKNOWN := $(filter-out -% $(VARIABLES) $(PASSED_ON),$(GIVEN))
@@ -25,13 +26,14 @@ ifneq ($(UNKNOWN),)
 $(error $(foreach _name,$(UNKNOWN),$(call refusal,$(_name))))
 endif
 
-CHOICE := $(if $(PRESET),--preset '$(PRESET)') $(if $(SPACE),--space '$(SPACE)')
+CHOICE := $(if $(PRESET),--preset '$(PRESET)') $(if $(SPACE),--space '$(SPACE)') $(if $(HOURS),--hours '$(HOURS)')
 .DEFAULT_GOAL := help
 .PHONY: help sweep resume status ui report plan doctor gpu-check test test-all test-faults check fix words bench cuda-trace clean
 
 help:
 	@echo 'make sweep                  run a sweep to its verdict (laptop without a GPU, matched with one)'
 	@echo 'make sweep PRESET=smoke     the same in about a minute; or SPACE=my-space.toml'
+	@echo 'make sweep HOURS=0.5        at the largest budget that this machine trains in half an hour'
 	@echo 'make plan                   what would run, before anything is spent'
 	@echo 'make resume NAME=laptop-1   go on with a sweep that was interrupted'
 	@echo 'make status [NAME=...]      sweeps, or the cells of one'

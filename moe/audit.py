@@ -276,8 +276,17 @@ def _lengths(name: str, arm: BatchConfig, tokenized: TokenizedCorpus) -> Finding
     return _finding("document_tokens", name, median, arm.seq_len, level, message, remedy=remedy)
 
 
+def most_budget_tokens(tokenized: TokenizedCorpus, block_len: int) -> int:
+    """The largest budget in tokens that the audit accepts: ``max_epochs`` of the train split."""
+    return int(tokenized.corpus.max_epochs * _targets(tokenized.splits["train"], block_len))
+
+
+def _targets(train: TokenFile, block_len: int) -> int:
+    return train.n_tokens // (block_len + 1) * block_len
+
+
 def _epochs(train: TokenFile, block_len: int, budget_tokens: int, config: CorpusConfig) -> Finding:
-    targets = train.n_tokens // (block_len + 1) * block_len
+    targets = _targets(train, block_len)
     epochs = budget_tokens / max(1, targets)
     level = _level(epochs, warn=1.0, refuse=config.max_epochs)
     message = (

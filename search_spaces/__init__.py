@@ -25,6 +25,7 @@ from search_spaces.presets import preset_names, preset_text
 from search_spaces.problems import Problem, SpaceErrors, did_you_mean
 from search_spaces.pydantic_errors import checked_strategy
 from search_spaces.reading import load_space, parse_space, template_text, with_overrides
+from search_spaces.scaling import budget_unit, scaled_space
 from search_spaces.sections import EarlyStopping, OptunaSearch, Strategy
 from search_spaces.space import Space
 
@@ -40,6 +41,7 @@ __all__ = [
     "Space",
     "SpaceErrors",
     "Strategy",
+    "budget_unit",
     "cell_at",
     "check_against_corpus",
     "checked_strategy",
@@ -59,6 +61,7 @@ __all__ = [
     "preset_names",
     "preset_text",
     "rates_at",
+    "scaled_space",
     "template_text",
     "time_cells",
     "widened_rate",

@@ -45,6 +45,7 @@ def run(
     *,
     name: str | None = None,
     set: Mapping[str, Any] | None = None,  # noqa: A002 - the option of the command line
+    hours: float | None = None,
     runs_dir: str | os.PathLike[str] = "runs",
     exclusive: bool = False,
     on_end: str | None = None,
@@ -53,8 +54,9 @@ def run(
     """Run a sweep to its verdict, and return it.
 
     ``space`` is the name of a preset, the path of a TOML file, or a ``search_spaces.Space``; without it ``matched``
-    where there is a GPU, else ``laptop``. ``set`` changes values of it by their dotted names. ``exclusive`` and
-    ``on_end`` are the options of ``sweeps run``; ``show`` prints what that prints. RAY_ADDRESS names a cluster.
+    where there is a GPU, else ``laptop``. ``set`` changes values of it by their dotted names; ``hours`` chooses the
+    largest budget with which the sweep fits in them here. ``exclusive`` and ``on_end`` are the options of
+    ``sweeps run``; ``show`` prints what that prints. RAY_ADDRESS names a cluster.
 
     Cells that failed are rows of ``cells()`` whose outcome is ``failed`` or ``oom``.
 
@@ -71,7 +73,7 @@ def run(
     from sweeps.running.session import run_new
 
     options = _options(runs_dir, command=f"sweeps.run({name=})", show=show, exclusive=exclusive, on_end=on_end)
-    return Sweep(run_new(_choice(space, set), name, options))
+    return Sweep(run_new(_choice(space, set, hours), name, options))
 
 
 def open(name: str, *, runs_dir: str | os.PathLike[str] = "runs") -> Sweep:  # noqa: A001 - `sweeps.open` reads well
@@ -106,6 +108,7 @@ def preview(
     space: str | os.PathLike[str] | Space | None = None,
     *,
     set: Mapping[str, Any] | None = None,  # noqa: A002 - as of `run`
+    hours: float | None = None,
     assume_gpu_gib: float | None = None,
     price_per_hour: float | None = None,
 ) -> SweepPlan:
@@ -118,7 +121,7 @@ def preview(
     """
     from sweeps.commands.plan import plan_here
 
-    return plan_here(_choice(space, set), assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
+    return plan_here(_choice(space, set, hours), assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
 
 
 class Sweep:
@@ -253,7 +256,9 @@ class Sweep:
         return _options(self.ledger.runs_uri, command=None, show=show, **options)
 
 
-def _choice(space: str | os.PathLike[str] | Space | None, changes: Mapping[str, Any] | None) -> SpaceChoice:
+def _choice(
+    space: str | os.PathLike[str] | Space | None, changes: Mapping[str, Any] | None, hours: float | None
+) -> SpaceChoice:
     """A string is a preset, unless it ends like a file of a space; values are written as TOML writes them."""
     from search_spaces import Space
     from sweeps.report.space_toml import toml_value
@@ -261,10 +266,10 @@ def _choice(space: str | os.PathLike[str] | Space | None, changes: Mapping[str, 
 
     overrides = tuple(f"{key}={toml_value(value)}" for key, value in (changes or {}).items())
     if space is None or isinstance(space, Space):
-        return SpaceChoice(space=space, overrides=overrides)
+        return SpaceChoice(space=space, overrides=overrides, hours=hours)
     if isinstance(space, str) and not space.endswith(".toml"):
-        return SpaceChoice(preset=space, overrides=overrides)
-    return SpaceChoice(path=Path(space), overrides=overrides)
+        return SpaceChoice(preset=space, overrides=overrides, hours=hours)
+    return SpaceChoice(path=Path(space), overrides=overrides, hours=hours)
 
 
 def _options(

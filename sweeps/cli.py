@@ -16,6 +16,7 @@ from sweeps.commands.arguments import (
     AnyName,
     AsJson,
     Exclusive,
+    Hours,
     Name,
     OnEnd,
     Overrides,
@@ -45,6 +46,7 @@ def run(
     space: SpaceFile = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep; numbered without it.")] = None,
     overrides: Overrides = None,
+    hours: Hours = None,
     runs_dir: RunsDir = "runs",
     exclusive: Exclusive = False,
     on_end: OnEnd = None,
@@ -55,11 +57,15 @@ def run(
 
     if is_job(on_end):
         words = words_of(
-            ("--preset", preset), ("--space", space), ("--name", name), *(("--set", v) for v in overrides or ())
+            ("--preset", preset),
+            ("--space", space),
+            ("--name", name),
+            ("--hours", hours),
+            *(("--set", value) for value in overrides or ()),
         )
         raise typer.Exit(run_there(["run", *words, *flags_of(exclusive=exclusive)], runs_dir, name))
     options = session_options(runs_dir, quiet=quiet, exclusive=exclusive, on_end=on_end)
-    raise typer.Exit(code_of(run_new(chosen_space(preset, space, overrides), name, options)))
+    raise typer.Exit(code_of(run_new(chosen_space(preset, space, overrides, hours), name, options)))
 
 
 @app.command()
@@ -143,6 +149,7 @@ def plan(
     preset: Preset = None,
     space: SpaceFile = None,
     overrides: Overrides = None,
+    hours: Hours = None,
     assume_gpu_gib: Annotated[float | None, typer.Option(help="Plan bf16 on a GPU of so many GiB.", min=0.1)] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(help="What an hour of this machine costs, all its GPUs together.", min=0)
@@ -152,7 +159,7 @@ def plan(
     """Show what would run: cells, tokens, memory and GPU fraction per arm, hours, smallest detectable difference."""
     from sweeps.commands.plan import plan_here, render
 
-    choice = chosen_space(preset, space, overrides)
+    choice = chosen_space(preset, space, overrides, hours)
     found = plan_here(choice, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
     if as_json:
         print_json(found.as_dict())

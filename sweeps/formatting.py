@@ -117,6 +117,11 @@ def duration(seconds: float | None) -> str:
     return f"{days} d {hours} h"
 
 
+def rounded_duration(seconds: float) -> str:
+    """Return an estimated span of time: in whole minutes from two minutes on."""
+    return duration(round(seconds) if seconds < 120 else 60 * round(seconds / 60))
+
+
 def moment(timestamp_s: float | None) -> str:
     """Return a point in time (seconds since 1970) in UTC."""
     if timestamp_s is None or _missing(timestamp_s):

@@ -85,8 +85,9 @@ def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
         if name.startswith(FORWARDED_PREFIXES) and not any(word in name for word in SECRET_WORDS)
     }
     found.update({name: environment[name] for name in named if name in environment})
-    # a runs folder travels as an argument, and a cache folder of this machine means nothing elsewhere
-    for name in ("SWEEPS_RUNS_DIR", "SWEEPS_JOB_ENV", "SWEEPS_CACHE_DIR"):
+    # a runs folder travels as an argument, a cache folder of this machine means nothing elsewhere, and the command that
+    # is told how a session ended may hold an address with a secret
+    for name in ("SWEEPS_RUNS_DIR", "SWEEPS_JOB_ENV", "SWEEPS_CACHE_DIR", "SWEEPS_ON_END"):
         if name not in named:
             found.pop(name, None)
     return found

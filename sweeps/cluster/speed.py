@@ -48,6 +48,27 @@ def seconds_per_token(space: Space, *, processes: int) -> dict[str, float] | Non
     return _means([answer for answer in answers if answer is not None])
 
 
+def seconds_per_token_on_cluster(space: Space, *, processes: int, gpus: int) -> dict[str, float] | None:
+    """The same on the cluster that Ray is connected to, in tasks of ``gpus`` GPUs spread over its nodes.
+
+    None where any of them failed, or no node had room for it in time. The token files are made where they are missing.
+    """
+    import ray
+
+    threads = space.resources.threads_per_trial
+    # max_calls ends the worker with its task, so that no context stays on the GPU
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0, max_calls=1, scheduling_strategy="SPREAD")(
+        timed_arms
+    )
+    pending = [task.remote(space) for _ in range(min(processes, MOST_PROCESSES))]
+    try:
+        return _means(ray.get(pending, timeout=DEADLINE_S))
+    except Exception:  # noqa: BLE001 - what cannot be measured is unknown, and the sweep runs all the same
+        for each in pending:
+            ray.cancel(each, force=True)  # one that still waits for room must not take it from the trials
+        return None
+
+
 def _answer(process: subprocess.Popen[str]) -> dict[str, float] | None:
     try:
         printed, _ = process.communicate(timeout=DEADLINE_S)

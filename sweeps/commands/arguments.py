@@ -42,6 +42,10 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Change one value of the space, e.g. --set seeds.confirm=3. Repeatable."
     ),
 ]
+Hours = Annotated[
+    float | None,
+    typer.Option(help="Choose the largest budget with which the sweep fits in so many hours here, by real steps."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")]
 Exclusive = Annotated[
@@ -60,11 +64,13 @@ Name = Annotated[str, typer.Argument(help="Name of the sweep.")]
 AnyName = Annotated[str | None, typer.Argument(help="Name of the sweep; the newest one without it.")]
 
 
-def chosen_space(preset: str | None, path: Path | None, overrides: list[str] | None) -> SpaceChoice:
+def chosen_space(
+    preset: str | None, path: Path | None, overrides: list[str] | None, hours: float | None
+) -> SpaceChoice:
     """The space that these options choose."""
     from sweeps.running.begin import SpaceChoice
 
-    return SpaceChoice(preset=preset, path=path, overrides=tuple(overrides or ()))
+    return SpaceChoice(preset=preset, path=path, overrides=tuple(overrides or ()), hours=hours)
 
 
 def session_options(runs_dir: str, **options: Any) -> SessionOptions:

@@ -11,18 +11,18 @@ from search_spaces import Cell, Space, corpus_warnings, planned_cells
 from sweeps.cluster.connection import cluster_address, is_job_address
 from sweeps.cluster.machines import Machines, machines_at_hand
 from sweeps.errors import BadInputError, WorldError
-from sweeps.formatting import duration as spoken
-from sweeps.formatting import listed, plural, with_shown_commands
-from sweeps.packing.duration import Duration, estimate, expected_tokens
+from sweeps.formatting import listed, plural, rounded_duration, with_shown_commands
+from sweeps.packing.duration import Speed, expected_seconds, expected_tokens, find_speed
+from sweeps.packing.hours import within_hours
 from sweeps.packing.memory import fit_arms, predicted_peaks
 from sweeps.packing.shares import MAX_TRIALS_PER_GPU, Packing, pack, require_runnable
+from sweeps.running.begin import SpaceChoice, audit_table
 from sweeps.training_config import model_config
 from sweeps.trial.precision import in_resolved_precision
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from sweeps.running.begin import SpaceChoice
     from sweeps.training_data import TrainingData
 
 TYPICAL_SEED_SD: Final = 0.011
@@ -55,7 +55,7 @@ class SweepPlan:
     ``description`` is the space's. ``epochs`` is how often a cell's budget goes through the train split (None where the
     corpus cannot be read); an active parameter is one that a token meets. ``workers`` is how many trials the machines
     take at once, ``most_at_once`` how many the cells can keep running, and ``most_gpus`` the GPUs that those need (None
-    on CPUs): more would stay idle.
+    on CPUs): more would stay idle. ``budget_reason`` says why ``--hours`` chose this budget.
     """
 
     description: str
@@ -72,6 +72,7 @@ class SweepPlan:
     most_gpus: int | None
     hours: float | None
     hours_source: str | None
+    budget_reason: str | None
     cost: float | None
     smallest_detectable_difference: float | None
     audit: Mapping[str, Any] | None
@@ -89,22 +90,33 @@ class SweepPlan:
 
 
 def plan_here(
-    choice: SpaceChoice, *, assume_gpu_gib: float | None = None, price_per_hour: float | None = None
+    choice: SpaceChoice,
+    *,
+    assume_gpu_gib: float | None = None,
+    price_per_hour: float | None = None,
 ) -> SweepPlan:
     """``make_plan`` on the machines that are there. A cluster that is away is bad input: nothing can be resumed."""
     try:
         with machines_at_hand() as machines:
             space, _ = choice.load(machines)
-            return make_plan(space, machines, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour)
+            return make_plan(
+                space, machines, hours=choice.hours, assume_gpu_gib=assume_gpu_gib, price_per_hour=price_per_hour
+            )
     except WorldError as error:
         raise BadInputError(str(error)) from error
 
 
 def make_plan(
-    space: Space, machines: Machines, *, assume_gpu_gib: float | None = None, price_per_hour: float | None = None
+    space: Space,
+    machines: Machines,
+    *,
+    hours: float | None = None,
+    assume_gpu_gib: float | None = None,
+    price_per_hour: float | None = None,
 ) -> SweepPlan:
     """Plan a space on these machines, or on GPUs of ``assume_gpu_gib``; ``price_per_hour`` is the machine's.
 
+    With ``hours`` it is planned at the largest budget that fits in them.
     For assumed GPUs a corpus that cannot be read here, and an arm that does not fit, are warnings: what needs the
     corpus (cell ids, memory with its vocabulary, the audit) is left out.
 
@@ -121,7 +133,7 @@ def make_plan(
     if assume_gpu_gib is not None:
         machines = machines.assuming(assume_gpu_gib, cpus=MAX_TRIALS_PER_GPU * space.resources.threads_per_trial)
     space = in_resolved_precision(space, machines)
-    data, audit = _from_corpus(space, warnings, may_lack=assume_gpu_gib is not None)
+    data = _from_corpus(space, warnings, may_lack=assume_gpu_gib is not None)
     identity = None if data is None else data.identity
     vocab_size = (space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE) if data is None else data.tokens.vocab_size
     space, notes = fit_arms(space, machines.device, vocab_size=vocab_size)
@@ -130,8 +142,16 @@ def make_plan(
     if assume_gpu_gib is None:
         require_runnable(packing)
     warnings += [*notes, *packing.warnings, *packing.problems]
+    speed = _speed(space, data, packing, machines, warnings, is_here=assume_gpu_gib is None)
+    fitted = None if hours is None else within_hours(hours, space, data, speed)
+    space = space if fitted is None else fitted.space
+    audit = None if data is None else audit_table(space, data)
     cells = planned_cells(space, identity)
-    found = _duration(space, data, packing, machines, warnings, is_here=assume_gpu_gib is None)
+    found = None if speed is None or data is None else expected_seconds(space, data, speed) / 3600
+    if found is not None and found > LONG_HOURS and not machines.gpus:
+        warnings.append(
+            f"this machine would need about {found:,.0f} hours for it; a GPU, or --preset laptop, is faster"
+        )
     expected = expected_tokens(space)
     return SweepPlan(
         description=space.description,
@@ -160,16 +180,17 @@ def make_plan(
         workers=packing.workers,
         most_at_once=packing.most_at_once(cells),
         most_gpus=packing.most_gpus(cells),
-        hours=None if found is None else found.hours,
-        hours_source=None if found is None else found.source,
-        cost=None if found is None or price_per_hour is None else found.hours * price_per_hour,
+        hours=found,
+        hours_source=None if speed is None else speed.source,
+        budget_reason=None if fitted is None else fitted.why,
+        cost=None if found is None or price_per_hour is None else found * price_per_hour,
         smallest_detectable_difference=_smallest_difference(space),
         audit=audit,
         warnings=tuple(dict.fromkeys(warnings)),
     )
 
 
-def _duration(
+def _speed(
     space: Space,
     data: TrainingData | None,
     packing: Packing,
@@ -177,8 +198,8 @@ def _duration(
     warnings: list[str],
     *,
     is_here: bool,
-) -> Duration | None:
-    """The wall time on this machine; None, with the reason among the warnings, where it cannot be known."""
+) -> Speed | None:
+    """How fast the arms train here; None, with the reason among the warnings, where it cannot be known."""
     address = cluster_address()
     if address is not None and is_job_address(address):
         warnings.append(
@@ -191,18 +212,11 @@ def _duration(
             "such a machine, or begin the sweep there: `sweeps status` shows the time left once trials have reported"
         )
         return None
-    if machines.address is not None:
-        warnings.append(
-            "hours and cost are unknown for a cluster: `sweeps status` shows the time left once trials have reported"
-        )
-        return None
     assert data is not None, "a plan for this machine has its corpus"
-    found = estimate(space, data, packing, machines)
+    found = find_speed(space, data, packing, machines)
     if found is None:
-        warnings.append("hours and cost are unknown: no training step could be timed on this GPU (`sweeps doctor`)")
-    elif found.hours > LONG_HOURS and not machines.gpus:
-        hours = f"{found.hours:,.0f} hours"
-        warnings.append(f"this machine would need about {hours} for it; a GPU, or --preset laptop, is faster")
+        where = "this GPU (`sweeps doctor`)" if machines.address is None else "this cluster"
+        warnings.append(f"hours and cost are unknown: no training step could be timed on {where}")
     return found
 
 
@@ -241,9 +255,11 @@ def render(plan: SweepPlan) -> Group:
         f"{each}: {_epochs_of(plan)}{plan.tokens_per_active_parameter:.3g} tokens per active parameter",
         f"{plan.tokens_full_grid:,} tokens without early stopping, about {plan.tokens_expected:,} with it",
     ]
+    if plan.budget_reason is not None:
+        lines.append(plan.budget_reason)
     if plan.hours is not None:
         cost = "" if plan.cost is None else f", at a cost of {plan.cost:,.2f}"
-        lines.append(f"about {_rounded(plan.hours)} on this machine ({plan.hours_source}){cost}")
+        lines.append(f"about {rounded_duration(3600 * plan.hours)} here ({plan.hours_source}){cost}")
     if plan.smallest_detectable_difference is not None:
         lines.append(
             f"smallest difference that {_seeds(plan)} seeds can show: {plan.smallest_detectable_difference:.3f} nats "
@@ -270,12 +286,9 @@ def _audit_lines(audit: Mapping[str, Any]) -> list[Any]:
     return lines
 
 
-def _from_corpus(
-    space: Space, warnings: list[str], *, may_lack: bool
-) -> tuple[TrainingData | None, dict[str, Any] | None]:
-    """Training data and audit; None, with a warning, for a corpus that cannot be read here and ``may_lack``."""
+def _from_corpus(space: Space, warnings: list[str], *, may_lack: bool) -> TrainingData | None:
+    """Training data; None, with a warning, for a corpus that cannot be read here and ``may_lack``."""
     from moe.errors import CorpusAway, CorpusError
-    from sweeps.running.begin import audit_table
     from sweeps.training_data import corpus_facts, load_training_data
 
     try:
@@ -288,10 +301,10 @@ def _from_corpus(
                 f"{error} (`sweeps plan --assume-gpu-gib GIB` plans for another machine without the corpus)"
             ) from error
         warnings.append(f"planned without the corpus (no cell ids, no audit): {error}")
-        return None, None
+        return None
     warnings += data.tokens.notes
     warnings += corpus_warnings(space, corpus_facts(data.tokens))
-    return data, audit_table(space, data)
+    return data
 
 
 def _smallest_difference(space: Space) -> float | None:
@@ -329,9 +342,3 @@ def _at_once(plan: SweepPlan) -> str:
         return f"{plan.workers} at once; up to {plural(plan.most_gpus, 'such GPU')} would shorten the sweep"
     enough = "1 GPU is" if plan.most_gpus == 1 else f"{plan.most_gpus} GPUs are"
     return f"{plan.most_at_once} at once, for which {enough} enough; more would stay idle"
-
-
-def _rounded(hours: float) -> str:
-    """An estimated span of time, in whole minutes from two minutes on."""
-    seconds = hours * 3600
-    return spoken(round(seconds) if seconds < 120 else 60 * round(seconds / 60))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from search_spaces import Space, planned_cells
 from sweeps.cluster.machines import Machines
 from sweeps.cluster.matmul_rate import matmul_flops_per_s
-from sweeps.cluster.speed import seconds_per_token
+from sweeps.cluster.speed import seconds_per_token, seconds_per_token_on_cluster
 from sweeps.packing.shares import Packing
 from sweeps.plan.forecast import explore_tokens_per_arm
 from sweeps.training_config import model_config
@@ -24,38 +24,45 @@ LONGEST_PROBED_STEP_S: Final = 2.0
 """A few steps that each take longer would delay a plan; they are estimated from FLOPs."""
 FORWARD_SHARE: Final = 1 / 3
 """Of a training step: a backward pass is two forward passes."""
-BUSY_SHARE: Final = 0.87
-"""Of workers' time in training and exams, as measured in a sweep of `laptop` on two cores.
-
-The rest is start-up and waiting for the last cells of a phase.
-"""
+BUSY_SHARE: Final = 0.96
+"""Of workers' time in training and exams, as measured in sweeps of ``laptop`` on two cores; the rest is waiting."""
+OUTSIDE_S: Final = 25.0
+"""Before the first worker trains and after the last one has ended: Ray, imports, verdict and report, on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duration:
-    """``hours`` of wall time, and the source of the speed."""
+class Speed:
+    """Seconds of training per token of each arm while ``processes`` trials run at once, and where they are from."""
 
-    hours: float
+    seconds_per_token: Mapping[str, float]
+    processes: int
     source: str
 
 
-def estimate(space: Space, data: TrainingData, packing: Packing, machines: Machines) -> Duration | None:
-    """The wall time of the whole sweep on this machine; None where it would run on GPUs whose speed cannot be measured.
+def find_speed(space: Space, data: TrainingData, packing: Packing, machines: Machines) -> Speed | None:
+    """How fast each arm trains on these machines; None on GPUs on which no step could be timed.
 
-    Trials that share a GPU take turns on it.
+    Trials that share a GPU take turns on it. On CPUs, steps that would take too long are estimated from FLOPs.
     """
     on_gpus = any(packing.gpu_fraction.values())
     processes = min(machines.gpus, packing.workers) if on_gpus else packing.workers
-    from_flops = _from_flops(space, data.tokens.vocab_size, packing.threads)
-    slowest_step_s = max(from_flops[arm.name] * arm.tokens_per_step for arm in space.strategies)
+    from_flops = None if on_gpus else _from_flops(space, data.tokens.vocab_size, packing.threads)
     measured = None
-    if on_gpus or slowest_step_s < LONGEST_PROBED_STEP_S:
-        measured = seconds_per_token(space, processes=processes)
-    if measured is None and on_gpus:
-        return None
-    source = "from its matmul rate" if measured is None else "measured by some steps of each arm"
-    total_s = _worker_seconds(space, data, measured or from_flops)
-    return Duration(hours=total_s / (processes * BUSY_SHARE) / 3600, source=source)
+    if from_flops is None or _slowest_step_s(space, from_flops) < LONGEST_PROBED_STEP_S:
+        if machines.address is None:
+            measured = seconds_per_token(space, processes=processes)
+        else:
+            measured = seconds_per_token_on_cluster(space, processes=processes, gpus=1 if on_gpus else 0)
+    if measured is not None:
+        return Speed(seconds_per_token=measured, processes=processes, source="measured by some steps of each arm")
+    if from_flops is not None:
+        return Speed(seconds_per_token=from_flops, processes=processes, source="from this machine's matmul rate")
+    return None
+
+
+def expected_seconds(space: Space, data: TrainingData, speed: Speed) -> float:
+    """The wall time of a whole sweep at this speed."""
+    return OUTSIDE_S + _worker_seconds(space, data, speed.seconds_per_token) / (speed.processes * BUSY_SHARE)
 
 
 def expected_tokens(space: Space) -> dict[str, int]:
@@ -79,6 +86,10 @@ def _from_flops(space: Space, vocab_size: int, threads: int) -> dict[str, float]
     model = model_config(space, vocab_size=vocab_size)
     rate = matmul_flops_per_s() * SHARE_OF_MATMUL * threads
     return {arm.name: flops_per_token(model, arm.seq_len) / rate for arm in space.strategies}
+
+
+def _slowest_step_s(space: Space, seconds: Mapping[str, float]) -> float:
+    return max(seconds[arm.name] * arm.tokens_per_step for arm in space.strategies)
 
 
 def _worker_seconds(space: Space, data: TrainingData, seconds: Mapping[str, float]) -> float:

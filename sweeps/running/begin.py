@@ -22,12 +22,16 @@ from sweeps.training_data import TrainingData
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceChoice:
-    """The space that a user chose: a preset, a file or one that is read already, and values to change in it."""
+    """The space that a user chose: a preset, a file or one that is read already, and values to change in it.
+
+    With ``hours`` its budget is to be the largest with which the sweep fits in them.
+    """
 
     preset: str | None = None
     path: Path | None = None
     space: Space | None = None
     overrides: tuple[str, ...] = ()
+    hours: float | None = None
 
     def load(self, machines: Machines) -> tuple[Space, str]:
         """The space, and a word to number its sweeps by.

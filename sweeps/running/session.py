@@ -25,6 +25,8 @@ from sweeps.ledger.space import current_space, identity_of
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.ledger.world import PATIENCE_S
+from sweeps.packing.duration import find_speed
+from sweeps.packing.hours import within_hours
 from sweeps.packing.memory import fit_arms, predicted_peaks
 from sweeps.packing.shares import Packing, pack, require_runnable
 from sweeps.plan.phases import next_cells
@@ -99,13 +101,17 @@ def _run_new(choice: SpaceChoice, name: str | None, options: SessionOptions, wor
         machines = found.declaring(space.resources.declared_gpus)
         space = in_resolved_precision(space, machines)
         space, notes = fit_arms(space, machines.device, vocab_size=vocab_size)
+        peaks_gib = predicted_peaks(space, machines.device, vocab_size=vocab_size)
+        packing = _packing(space, peaks_gib, machines, options)
+        if choice.hours is not None:
+            fitted = within_hours(choice.hours, space, data, find_speed(space, data, packing, machines))
+            space, notes = fitted.space, (*notes, fitted.why)
+            data = _training_data(space, options, beginning=None)  # a data set of the hub is read as far as it takes
         found_later = (*data.tokens.notes, *corpus_warnings(space, corpus_facts(data.tokens)))
         for note in (*notes, *space.warnings(), *found_later):
             options.say(f"note: {note}")
         require_room(ledger, space, vocab_size=vocab_size)
         audit = audit_table(space, data)
-        peaks_gib = predicted_peaks(space, machines.device, vocab_size=vocab_size)
-        packing = _packing(space, peaks_gib, machines, options)
         with _ray(space, machines, packing, options), _driver_lease(ledger) as lease:
             require_new(ledger)  # again: another driver may have started it meanwhile
             begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)

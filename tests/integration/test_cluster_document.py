@@ -70,7 +70,7 @@ FOLLOWED = {
     "ray status": Typed(says=r"(?:1 node_\w+\s+){3}", again=True),  # a node is listed a little after its start
     "RAY_ADDRESS=auto sweeps doctor --runs-dir s3://bucket/runs": Typed(says="cluster at auto"),
     "sweeps plan --preset matched --assume-gpu-gib 24": Typed(says="GPU"),
-    "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="hours and cost are unknown for a cluster"),
+    "RAY_ADDRESS=auto sweeps plan --preset matched": Typed(says="about .* here"),
     'make sweep RAY_ADDRESS=auto PRESET=matched NAME=first ARGS="--runs-dir s3://bucket/runs"': Typed(
         says="(?s)Preflight.*3 trials at once"
     ),

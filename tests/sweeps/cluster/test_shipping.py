@@ -61,6 +61,7 @@ def test_secrets_travel_only_when_they_are_named() -> None:
         "MLFLOW_CRYPTO_KEK_PASSPHRASE": "q",
         "SWEEPS_RUNS_DIR": "runs",
         "SWEEPS_CACHE_DIR": "/home/me/.cache",
+        "SWEEPS_ON_END": "curl https://example.org/hook/secret",
     }
     plain = forwarded_environment(environment)
     assert plain == {

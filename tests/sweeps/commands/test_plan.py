@@ -17,7 +17,7 @@ from search_spaces import Space, load_space
 from sweeps.cluster.machines import Machines, Node
 from sweeps.commands.plan import SweepPlan, make_plan, render
 from sweeps.errors import BadInputError
-from sweeps.packing.duration import Duration
+from sweeps.packing.duration import Speed
 from sweeps.training_config import model_config
 
 HERE = Machines.of(cpus=2)
@@ -33,8 +33,11 @@ CLUSTER = Machines(
 def space(monkeypatch: pytest.MonkeyPatch) -> Space:
     """One whose corpus is not read, and whose time is not measured."""
     data = SimpleNamespace(identity=None, tokens=SimpleNamespace(vocab_size=512))
-    monkeypatch.setattr("sweeps.commands.plan._from_corpus", lambda *_, **__: (data, None))
-    monkeypatch.setattr("sweeps.commands.plan.estimate", lambda *_: Duration(hours=1.0, source="measured"))
+    monkeypatch.setattr("sweeps.commands.plan._from_corpus", lambda *_, **__: data)
+    monkeypatch.setattr("sweeps.commands.plan.audit_table", lambda *_: audit_of(0.5))
+    speed = Speed(seconds_per_token={}, processes=1, source="measured")
+    monkeypatch.setattr("sweeps.commands.plan.find_speed", lambda *_: speed)
+    monkeypatch.setattr("sweeps.commands.plan.expected_seconds", lambda *_: 3600.0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return load_space(preset="smoke")
 
@@ -57,15 +60,17 @@ def test_a_plan_for_this_machine_has_hours_and_a_cost(space: Space) -> None:
     plan = make_plan(space, HERE, price_per_hour=1.5)
     assert (plan.workers, fractions(plan), plan.hours, plan.cost) == (2, {None}, 1.0, 1.5)
     assert "2 at once" in shown(plan)
-    assert "about 1 h on this machine (measured), at a cost of 1.50" in shown(plan)
+    assert "about 1 h here (measured), at a cost of 1.50" in shown(plan)
 
 
-def test_a_plan_for_a_cluster_has_no_hours_and_says_so(space: Space) -> None:
+def test_a_plan_for_a_cluster_has_hours_where_its_speed_is_known(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_plan(space, CLUSTER).hours == 1.0
+    monkeypatch.setattr("sweeps.commands.plan.find_speed", lambda *_: None)
     plan = make_plan(space, CLUSTER)
     assert fractions(plan) == {1 / 8}, "of 24 GiB, the memory of the cluster's smallest GPU"
     assert plan.workers == 16, "eight CPUs on each of two nodes"
     assert plan.hours is None
-    assert "hours and cost are unknown for a cluster" in said(plan)
+    assert "hours and cost are unknown: no training step could be timed on this cluster" in said(plan)
 
 
 def test_an_assumed_memory_is_that_of_the_clusters_gpus(space: Space) -> None:
@@ -131,7 +136,8 @@ def test_every_presets_plan_states_updates_epochs_and_tokens_per_active_paramete
 ) -> None:
     chosen = load_space(preset=preset)
     data = SimpleNamespace(identity=None, tokens=SimpleNamespace(vocab_size=chosen.tokenizer.vocab_size or 49_152))
-    monkeypatch.setattr("sweeps.commands.plan._from_corpus", lambda *_, **__: (data, audit_of(0.5)))
+    monkeypatch.setattr("sweeps.commands.plan._from_corpus", lambda *_, **__: data)
+    monkeypatch.setattr("sweeps.commands.plan.audit_table", lambda *_: audit_of(0.5))
     without_dry_runs(monkeypatch, chosen)
     plan = make_plan(chosen, HERE, assume_gpu_gib=80.0)
     active = active_parameters(model_config(chosen, vocab_size=data.tokens.vocab_size))
@@ -178,4 +184,4 @@ def test_a_job_server_cannot_be_seen_behind_and_the_plan_says_whose_it_is(
 @pytest.mark.parametrize(("hours", "words"), [(0.01, "36 s"), (1 / 59, "1 min 1 s"), (0.51, "31 min"), (30.0, "30 h")])
 def test_hours_are_shown_as_precisely_as_they_are_known(space: Space, hours: float, words: str) -> None:
     plan = replace(make_plan(space, HERE), hours=hours)
-    assert f"about {words} on this machine" in shown(plan)
+    assert f"about {words} here" in shown(plan)
