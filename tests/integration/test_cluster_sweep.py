@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,18 @@ def run(undisturbed: Sweeps, runs: Path) -> list[str]:
 def works(node: Node, runs: Path) -> bool:
     """Whether a process of the node holds a cell now."""
     return bool({process.pid for process in node.processes()} & holders(str(runs), "first").keys())
+
+
+def test_a_plan_times_steps_on_the_nodes(cluster: RayCluster, undisturbed: Sweeps, token_cache: Path) -> None:
+    words = ["plan", "--space", str(undisturbed.folder / "space.toml"), "--hours", "1", "--json"]
+    plan = cluster.popen(command(*words), {"SWEEPS_CACHE_DIR": str(token_cache)})
+    said, _ = plan.communicate()
+    assert plan.returncode == 0, said
+    found = json.loads(said[said.index("{") :])
+    assert found["hours_source"] == "measured by some steps of each arm"
+    assert 0 < found["hours"] <= 1
+    assert found["budget_tokens"] > 16384, "more than the space asked for fits in an hour"
+    assert found["budget_reason"].startswith("--hours 1: budgets of ")
 
 
 def test_a_sweep_uses_every_node_survives_the_loss_of_one_and_ends_as_if_nothing_had_happened(
