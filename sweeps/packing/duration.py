@@ -50,7 +50,7 @@ def find_speed(space: Space, data: TrainingData, packing: Packing, machines: Mac
     measured = None
     if from_flops is None or _slowest_step_s(space, from_flops) < LONGEST_PROBED_STEP_S:
         if machines.address is None:
-            measured = seconds_per_token(space, processes=processes)
+            measured = seconds_per_token(space, processes=processes, on_gpus=on_gpus)
         else:
             measured = seconds_per_token_on_cluster(space, processes=processes, gpus=1 if on_gpus else 0)
     if measured is not None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from search_spaces import Space, Strategy, fitted_space
+from sweeps.packing.remembered import remembered
 from sweeps.training_config import any_cell, train_config
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, device: Device)
     }
     shaped = space.model_copy(update=one_step)
     config = replace(train_config(shaped, any_cell(shaped, arm.name), vocab_size=vocab_size), block_len=space.block_len)
-    return predict_peak_gib(config, precision=precision, device=device)
+    predict = partial(predict_peak_gib, config, precision=precision, device=device)
+    return float(remembered("peaks", (config, precision, device), predict))
 
 
 def largest_micro_batch(seq_len: int, memory_gib: float, predict: Predict) -> int:

@@ -6,8 +6,9 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import Problem, Space, SpaceErrors, explore_cells, load_space, with_overrides
 from sweeps.cluster.machines import Machines
@@ -15,9 +16,13 @@ from sweeps.errors import BadInputError
 from sweeps.ledger.lease import DRIVER_LEASE
 from sweeps.ledger.provenance import code_fingerprint, git_state, hardware, versions
 from sweeps.ledger.sweep_folder import Ledger
+from sweeps.packing.remembered import remembered
 from sweeps.plan.phases import first_cells
 from sweeps.training_config import batch_configs, model_config
 from sweeps.training_data import TrainingData
+
+if TYPE_CHECKING:
+    from moe.config import BatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +70,22 @@ def require_new(ledger: Ledger) -> None:
 
 def audit_table(space: Space, data: TrainingData) -> dict[str, Any]:
     """The leak and fitness audit as plain data; raises SpaceErrors where a rule refuses the corpus."""
+    arms = batch_configs(space)
+    decides = (data.identity, data.tokens.corpus, arms, space.budget_tokens)
+    table: dict[str, Any] = remembered("audits", decides, partial(_audited, space, data, arms))
+    return table
+
+
+def _audited(space: Space, data: TrainingData, arms: Mapping[str, BatchConfig]) -> dict[str, Any]:
     from moe.audit import audit
 
-    found = audit(data.tokens, data.exam, arms=batch_configs(space), budget_tokens=space.budget_tokens)
+    found = audit(data.tokens, data.exam, arms=arms, budget_tokens=space.budget_tokens)
     problems = [Problem(where="corpus:", rule=refusal.message, remedy=refusal.remedy) for refusal in found.refusals]
     if problems:
         if found.shared:
             found.write_list(data.tokens.folder)
         raise SpaceErrors(problems, source="the corpus")
-    table: dict[str, Any] = found.as_dict()
-    return table
+    return found.as_dict()
 
 
 def begin(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -111,11 +112,13 @@ def _run_new(choice: SpaceChoice, name: str | None, options: SessionOptions, wor
         for note in (*notes, *space.warnings(), *found_later):
             options.say(f"note: {note}")
         require_room(ledger, space, vocab_size=vocab_size)
-        audit = audit_table(space, data)
-        with _ray(space, machines, packing, options), _driver_lease(ledger) as lease:
-            require_new(ledger)  # again: another driver may have started it meanwhile
-            begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)
-            _run(ledger, lease, space, data.identity, packing, options, interruption)
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            audited = beside.submit(audit_table, space, data)  # in the seconds that Ray takes to start
+            with _ray(space, machines, packing, options), _driver_lease(ledger) as lease:
+                audit = audited.result()
+                require_new(ledger)  # again: another driver may have started it meanwhile
+                begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)
+                _run(ledger, lease, space, data.identity, packing, options, interruption)
     return ledger
 
 

@@ -1,23 +1,20 @@
 """One short run per arm on a GPU before fractions are assigned: the measured peak replaces the predicted one.
 
-Measurements are cached by device, torch, precision and the arm's shape, so that a second sweep does not repeat them.
+Measurements are remembered, so that a second sweep of the same arms on such a device does not repeat them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import Space
 from sweeps.cluster.machines import Machines
-from sweeps.training_data import cache_dir
+from sweeps.packing.remembered import remembered
 from sweeps.trial.gpu_experiments import TRIAL_DEADLINE_S, Laboratory
 from sweeps.trial.gpu_trial import TrialFacts, TrialOrder, train
 
@@ -46,7 +43,6 @@ def probed_peaks(
     *,
     precision: PrecisionName,
     device_name: str,
-    cache_dir: Path,
     run: Run,
 ) -> ProbedPeaks:
     """Measure each arm's peak on the device called ``device_name`` by ``run``, or take what was measured before.
@@ -55,7 +51,7 @@ def probed_peaks(
     ``run_on_cluster`` for one of a cluster's.
     """
     peaks_gib = dict(predicted_peaks_gib)
-    notes = []
+    notes: list[str] = []
     for strategy in space.strategies:
         order = TrialOrder(
             space=space.resolved(),
@@ -64,19 +60,13 @@ def probed_peaks(
             steps=PROBE_STEPS,
             lr=PROBE_LEARNING_RATE,
         )
-        kept = cache_dir / "probes" / f"{probe_key(order, space, device_name)}.json"
-        measured_gib = _read(kept)
-        if measured_gib is None:
-            [facts] = run([order])
-            if facts.error is not None:
-                notes.append(
-                    f"{strategy.name} could not be probed on {device_name} ({facts.error}); its peak is predicted"
-                )
-                continue
-            measured_gib = facts.peak_gib
-            _keep(kept, measured_gib)
-        peaks_gib[strategy.name] = measured_gib
-    return ProbedPeaks(peaks_gib=peaks_gib, notes=tuple(notes))
+        measured_gib = remembered(
+            "peaks", what_decides(order, space, device_name), partial(_measured, order, run, notes)
+        )
+        if measured_gib is not None:
+            peaks_gib[strategy.name] = measured_gib
+    told = tuple(f"{note} on {device_name}; its peak is predicted" for note in notes)
+    return ProbedPeaks(peaks_gib=peaks_gib, notes=told)
 
 
 def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], machines: Machines) -> ProbedPeaks:
@@ -97,23 +87,28 @@ def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], mac
             predicted_peaks_gib,
             precision=resolve_precision(space.precision, device).name,
             device_name=device.name if is_here else f"a GPU of {min(gpus_gib):.0f} GiB",
-            cache_dir=cache_dir(),
             run=Laboratory(Path(folder)).run if is_here else run_on_cluster,
         )
 
 
-def probe_key(order: TrialOrder, space: Space, device_name: str) -> str:
-    """Sixteen hex digits of all that a peak depends on: nothing of the sweep's budget, rates or seeds."""
+def what_decides(order: TrialOrder, space: Space, device_name: str) -> Mapping[str, Any]:
+    """All that a measured peak depends on: nothing of the sweep's budget, rates or seeds."""
     table = space.resolved()
-    decides = {
+    return {
         "model": table["model"],
         "tokenizer": table["tokenizer"],
         "arm": list(space.strategy(order.arm).shape),
         "precision": order.precision,
         "device": device_name,
-        "torch": version("torch"),
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _measured(order: TrialOrder, run: Run, notes: list[str]) -> float | None:
+    [facts] = run([order])
+    if facts.error is None:
+        return facts.peak_gib
+    notes.append(f"{order.arm} could not be probed ({facts.error})")
+    return None
 
 
 def run_on_cluster(orders: Sequence[TrialOrder]) -> Sequence[TrialFacts]:
@@ -135,17 +130,3 @@ def _fetched(order: TrialOrder, pending: object) -> TrialFacts:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         return TrialFacts(arm=order.arm, precision=order.precision, error=reason)
     return facts
-
-
-def _read(kept: Path) -> float | None:
-    try:
-        return float(json.loads(kept.read_text())["peak_gib"])
-    except (OSError, ValueError, KeyError):
-        return None  # not measured yet, or damaged: measured again
-
-
-def _keep(kept: Path, peak_gib: float) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_name(f".{kept.name}-{os.getpid()}")
-    temporary.write_text(json.dumps({"peak_gib": peak_gib}))
-    temporary.replace(kept)

@@ -44,7 +44,7 @@ def speed(monkeypatch: pytest.MonkeyPatch, measured: dict[str, float] | None) ->
     """Pretend that probes find this; returns the numbers of processes that were asked for."""
     asked: list[int] = []
 
-    def probe(space: Space, *, processes: int) -> dict[str, float] | None:
+    def probe(space: Space, *, processes: int, on_gpus: bool) -> dict[str, float] | None:
         asked.append(processes)
         return measured
 

@@ -11,7 +11,7 @@ import pytest
 from search_spaces import Space, load_space
 from sweeps.cluster.machines import Machines, Node
 from sweeps.trial.gpu_trial import TrialFacts, TrialOrder
-from sweeps.trial.probe import ProbedPeaks, Run, calibrated_peaks, probe_key, probed_peaks
+from sweeps.trial.probe import ProbedPeaks, Run, calibrated_peaks, probed_peaks, what_decides
 
 GPU = Machines(nodes=(Node(cpus=8, gpus=1, gpu_gib=24.0),), gpu_name="a GPU", compute_capability=(8, 0))
 PREDICTED_GIB = {"large_batch": 4.0, "balanced": 4.0, "long_seq": 4.0}
@@ -34,23 +34,28 @@ def matched(*overrides: str) -> Space:
     return load_space(preset="matched", path=None, overrides=overrides)
 
 
-def probed(space: Space, run: Run, cache_dir: Path, device: str = "a GPU") -> ProbedPeaks:
-    return probed_peaks(space, PREDICTED_GIB, precision="bf16", device_name=device, cache_dir=cache_dir, run=run)
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SWEEPS_CACHE_DIR", str(tmp_path))
 
 
-def test_measured_peaks_replace_predicted_ones_and_are_asked_for_once(tmp_path: Path) -> None:
+def probed(space: Space, run: Run) -> ProbedPeaks:
+    return probed_peaks(space, PREDICTED_GIB, precision="bf16", device_name="a GPU", run=run)
+
+
+def test_measured_peaks_replace_predicted_ones_and_are_asked_for_once() -> None:
     gpu = Measuring()
-    assert probed(matched(), gpu.run, tmp_path).peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
-    again = probed(matched("rates.lr=[0.01, 0.02]", "seeds.confirm=3"), gpu.run, tmp_path)
+    assert probed(matched(), gpu.run).peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
+    again = probed(matched("rates.lr=[0.01, 0.02]", "seeds.confirm=3"), gpu.run)
     assert again.peaks_gib == dict.fromkeys(PREDICTED_GIB, 4.5)
     assert gpu.asked == list(PREDICTED_GIB), "rates and seeds change no peak"
 
 
-def test_an_arm_that_cannot_be_probed_keeps_its_prediction_with_a_note(tmp_path: Path) -> None:
-    found = probed(matched(), Measuring("CUDA out of memory").run, tmp_path)
+def test_an_arm_that_cannot_be_probed_keeps_its_prediction_with_a_note() -> None:
+    found = probed(matched(), Measuring("CUDA out of memory").run)
     assert found.peaks_gib == PREDICTED_GIB
-    assert found.notes[0] == "large_batch could not be probed on a GPU (CUDA out of memory); its peak is predicted"
-    assert probed(matched(), Measuring().run, tmp_path).peaks_gib["large_batch"] == 4.5, "a failure is not remembered"
+    assert found.notes[0] == "large_batch could not be probed (CUDA out of memory) on a GPU; its peak is predicted"
+    assert probed(matched(), Measuring().run).peaks_gib["large_batch"] == 4.5, "a failure is not remembered"
 
 
 def test_another_model_vocabulary_or_shape_is_probed_again() -> None:
@@ -58,31 +63,30 @@ def test_another_model_vocabulary_or_shape_is_probed_again() -> None:
     table = matched().resolved()
     table["strategies"][0].update(micro_batch_size=32, grad_accum_steps=4)
     others = [matched("model.d_expert=768"), matched("tokenizer.vocab_size=4096"), Space.from_resolved(table)]
-    keys = {probe_key(order, space, "a GPU") for space in (matched(), *others)}
-    assert len(keys) == 4
+    decides = {repr(what_decides(order, space, "a GPU")) for space in (matched(), *others)}
+    assert len(decides) == 4
 
 
 def test_another_device_is_probed_again() -> None:
     order = TrialOrder(space={}, arm="large_batch", precision="bf16", steps=2, lr=0.01)
-    assert probe_key(order, matched(), "a GPU") != probe_key(order, matched(), "another GPU")
+    assert what_decides(order, matched(), "a GPU") != what_decides(order, matched(), "another GPU")
 
 
 def test_a_damaged_memory_of_a_probe_is_measured_again(tmp_path: Path) -> None:
-    probed(matched(), Measuring().run, tmp_path)
-    for kept in (tmp_path / "probes").iterdir():
+    probed(matched(), Measuring().run)
+    for kept in (tmp_path / "peaks").iterdir():
         kept.write_text("{")
     gpu = Measuring()
-    probed(matched(), gpu.run, tmp_path)
+    probed(matched(), gpu.run)
     assert gpu.asked == list(PREDICTED_GIB)
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measuring:
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Measuring:
     """This machine pretends to have a GPU on which every arm has the same peak."""
     gpu = Measuring()
     monkeypatch.setattr("sweeps.trial.probe.Laboratory", lambda folder: gpu)
     monkeypatch.setattr("sweeps.trial.probe.run_on_cluster", gpu.run)
-    monkeypatch.setenv("SWEEPS_CACHE_DIR", str(tmp_path))
     return gpu
 
 
