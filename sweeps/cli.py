@@ -252,10 +252,16 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where a comparison is written; in the runs folder without it.")
     ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="What an hour of the machine cost: the report says what is saved.", min=0)
+    ] = None,
 ) -> None:
     """Write report.html, report.md and the pictures again; with several sweeps, put them side by side."""
     found = [open_sweep(name, runs_dir=runs_dir) for name in names or [name_or_newest(runs_dir, None)]]
-    print(found[0].report() if len(found) == 1 else _comparison(found, runs_dir, out))
+    if len(found) == 1:
+        print(found[0].report(price_per_hour=price_per_hour))
+    else:
+        print(_comparison(found, runs_dir, out))
 
 
 def _comparison(sweeps: list[Sweep], runs_dir: str, out: Path | None) -> Path:

@@ -122,6 +122,11 @@ def rounded_duration(seconds: float) -> str:
     return duration(round(seconds) if seconds < 120 else 60 * round(seconds / 60))
 
 
+def money(amount: float) -> str:
+    """Return an amount of money to the hundredth, a small one to two significant digits."""
+    return f"{amount:,.2f}" if abs(amount) >= 0.1 or amount == 0 else f"{amount:.2g}"
+
+
 def moment(timestamp_s: float | None) -> str:
     """Return a point in time (seconds since 1970) in UTC."""
     if timestamp_s is None or _missing(timestamp_s):

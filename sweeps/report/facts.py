@@ -40,10 +40,14 @@ class Stretch:
 
 
 class Facts:
-    """Everything that tables, sentences and pictures share, derived once from results and verdict."""
+    """Everything that tables, sentences and pictures share, derived once from results and verdict.
 
-    def __init__(self, results: SweepResults, verdict: Verdict) -> None:
+    ``price_per_hour`` is that of the whole machine, where the reader has given one.
+    """
+
+    def __init__(self, results: SweepResults, verdict: Verdict, price_per_hour: float | None = None) -> None:
         self.results = results
+        self.price_per_hour = price_per_hour
         self.verdict = verdict
         self.beginning = mapping(results.beginning)
         self.space = results.space

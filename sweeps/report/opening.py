@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sweeps import formatting as written
 from sweeps.report.facts import Facts
+from sweeps.verdict.rows import TokensToTarget
 from sweeps.verdict.verdict import Verdict
 
 OUTCOME_NAMES = {
@@ -98,7 +99,7 @@ def _span(low: float | None, high: float | None) -> str:
 
 def how_sure(facts: Facts) -> tuple[str, ...]:
     """Return what stands behind the outcome: seeds one by one, documents, the margin, other views, what is missing."""
-    parts = (_seed_by_seed, _documents, _equivalence, _common_context, _settling, _looks)
+    parts = (_seed_by_seed, _documents, _savings, _equivalence, _common_context, _settling, _looks)
     return tuple(sentence for part in parts for sentence in part(facts)) if facts.verdict.leading else ()
 
 
@@ -132,6 +133,32 @@ def _documents(facts: Facts) -> Iterator[str]:
         yield f"Its lead over {written.listed(clear)} holds over new {exam.units} too, not on those of the exam alone."
     if unclear:
         yield f"Other {exam.units} than those of the exam may reverse its lead over {written.listed(unclear)}."
+
+
+def _savings(facts: Facts) -> Iterator[str]:
+    """What the leading arm needs of a rival's tokens, time and money to reach the rival's loss."""
+    tokens = facts.verdict.by_budget.tokens
+    for row in (tokens.to_target if tokens and facts.verdict.is_decided else None) or ():
+        about = "at most " if row.is_upper_bound else ""
+        needed = [f"{about}{_of(row.share, row.ci_low, row.ci_high, facts)} of its tokens"]
+        if row.time_share is not None and row.time_ci_high is not None:
+            needed.append(
+                f"{about}{_of(row.time_share, row.time_ci_low, row.time_ci_high, facts)} of its training time"
+            )
+        yield f"{row.a} reaches the loss of {row.b} with {written.listed(needed)}{_in_money(row, facts)}."
+
+
+def _in_money(row: TokensToTarget, facts: Facts) -> str:
+    if row.machine_hours is None or row.time_share is None or facts.price_per_hour is None:
+        return ""
+    cost = row.machine_hours * facts.price_per_hour
+    saved = written.money(cost * (1 - row.time_share))
+    return f": of the {written.money(cost)} that a run of {row.b} costs, {saved} is saved"
+
+
+def _of(share: float, low: float | None, high: float, facts: Facts) -> str:
+    bounds = f"{'?' if low is None else written.share(low)} to {written.share(high)}"
+    return f"{written.share(share)} ({facts.confidence} interval {bounds})"
 
 
 def _equivalence(facts: Facts) -> Iterator[str]:

@@ -36,7 +36,9 @@ class ReportFiles:
     plots: tuple[Path, ...]
 
 
-def write_report(results: SweepResults, verdict: Verdict, folder: Path) -> ReportFiles:
+def write_report(
+    results: SweepResults, verdict: Verdict, folder: Path, price_per_hour: float | None = None
+) -> ReportFiles:
     """Write ``report.html``, ``report.md``, ``space.toml`` and ``plots/*`` into ``folder`` and return their paths.
 
     Whatever a sweep does not have (no confirm cells yet, no view at common context, no scores) is left out of the
@@ -44,7 +46,7 @@ def write_report(results: SweepResults, verdict: Verdict, folder: Path) -> Repor
     """
     from sweeps.report.plots.files import draw_all
 
-    facts = Facts(results, verdict)
+    facts = Facts(results, verdict, price_per_hour)
     pictures = draw_all(facts)
     if facts.space:
         write_file(folder / SPACE_FILE, as_toml(facts.space).encode())

@@ -47,12 +47,12 @@ def finish(ledger: Ledger, space: Space, console: Console, *, quiet: bool) -> Ve
     return verdict
 
 
-def write_reports(ledger: Ledger, results: SweepResults, verdict: Verdict) -> None:
+def write_reports(ledger: Ledger, results: SweepResults, verdict: Verdict, price_per_hour: float | None = None) -> None:
     """Write report and pictures into the sweep's folder, wherever that is."""
     from sweeps.report.report import write_report
 
     with TemporaryDirectory(prefix="moe-sweeps-report-") as folder:
-        write_report(results, verdict, Path(folder))
+        write_report(results, verdict, Path(folder), price_per_hour)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 ledger.storage.write_bytes(path.relative_to(folder).as_posix(), path.read_bytes())

@@ -13,8 +13,8 @@ from sweeps.verdict.confirmed import FEWEST_SEEDS, Confirmed, test_loss
 from sweeps.verdict.evidence import Evidence, winner
 from sweeps.verdict.leads import evidence_of, pair_differences
 from sweeps.verdict.rows import BudgetViews, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
-from sweeps.verdict.speeds import measured_speeds
-from sweeps.verdict.trend_rows import Trend
+from sweeps.verdict.speeds import Speeds, measured_speeds
+from sweeps.verdict.trend_rows import TokenShare, Trend
 
 
 def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...], alpha: float) -> tuple[RungView, ...]:
@@ -69,7 +69,7 @@ def by_budget(
         evidence = evidence_of(results, confirmed.cells_on(seeds), own)
         tokens = TokensView(
             budget_tokens=results.budget_tokens,
-            to_target=_to_target(trend, confirmed.arms, confirmed.arms[int(evidence.best)]),
+            to_target=_to_target(results, trend, confirmed.arms, confirmed.arms[int(evidence.best)]),
             **_view(confirmed.arms, evidence, alpha, is_judged=is_judged),
         )
     return BudgetViews(
@@ -79,15 +79,34 @@ def by_budget(
     )
 
 
-def _to_target(trend: Trend, arms: tuple[str, ...], lowest: str) -> tuple[TokensToTarget, ...] | None:
-    """Per rival the share of its tokens at which the leading arm reaches the rival's loss, from decayed cells only."""
+def _to_target(
+    results: SweepResults, trend: Trend, arms: tuple[str, ...], lowest: str
+) -> tuple[TokensToTarget, ...] | None:
+    """Per rival what the leading arm needs to reach the rival's loss, from decayed cells only."""
     found = [pair.leads[-1].tokens for rival in arms if (pair := trend.of(lowest, rival)) is not None]
-    return (
-        tuple(
-            TokensToTarget(a=entry.leader, b=entry.rival, share=entry.share, is_upper_bound=entry.is_upper_bound)
-            for entry in found
-        )
-        or None
+    speeds = measured_speeds({arm: results.of("confirm", arm) for arm in arms})
+    return tuple(_target_row(results.budget_tokens, shares, speeds) for shares in found) or None
+
+
+def _target_row(budget_tokens: int, shares: TokenShare, speeds: Speeds | None) -> TokensToTarget:
+    slower = machine_hours = None
+    if speeds is not None and speeds.concurrent_trials is not None:
+        slower = speeds.tokens_per_s[shares.rival] / speeds.tokens_per_s[shares.leader]
+        machine_hours = budget_tokens / speeds.tokens_per_s[shares.rival] / speeds.concurrent_trials / 3600
+    times = [
+        None if slower is None or each is None else slower * each for each in (shares.share, shares.low, shares.high)
+    ]
+    return TokensToTarget(
+        a=shares.leader,
+        b=shares.rival,
+        share=shares.share,
+        ci_low=shares.low,
+        ci_high=shares.high,
+        is_upper_bound=shares.is_upper_bound,
+        time_share=times[0],
+        time_ci_low=times[1],
+        time_ci_high=times[2],
+        machine_hours=machine_hours,
     )
 
 

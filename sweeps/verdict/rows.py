@@ -210,12 +210,23 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class TokensToTarget:
-    """The share of its tokens with which ``a`` reaches the loss of ``b``."""
+    """The share of its tokens, and of its training time, with which ``a`` reaches the loss of ``b``.
+
+    ``ci_low`` is None where nothing bounds the share from below. Times are the shares at the arms' measured speeds,
+    which count as known; None where the speeds do not compare. ``machine_hours`` is the part of an hour of the whole
+    machine that one run of ``b`` trains, beside as many others as were measured.
+    """
 
     a: str
     b: str
     share: float
+    ci_low: float | None
+    ci_high: float
     is_upper_bound: bool
+    time_share: float | None
+    time_ci_low: float | None
+    time_ci_high: float | None
+    machine_hours: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,9 @@ import pytest
 
 from search_spaces import load_space
 from sweeps.commands.extend import look_note
-from sweeps.ledger.results import SweepResults
+from sweeps.ledger.results import CellResult, SweepResults
+from sweeps.report.facts import Facts
+from sweeps.report.opening import how_sure
 from sweeps.verdict.decision import decide
 from sweeps.verdict.records import decide_records
 from sweeps.verdict.records_table import rows_of
@@ -237,6 +240,51 @@ def test_to_target_of_the_largest_budget_is_read_off_the_ladder() -> None:
     shares = decide(leads(balanced=(0.25, 0.25), long_seq=(0.7, 0.7))).by_budget.tokens.to_target
     assert shares is not None
     assert {row.b: row.is_upper_bound for row in shares} == {"balanced": False, "long_seq": True}
+
+
+def at_speeds(results: SweepResults, speeds: Mapping[str, float], loads: Mapping[str, int]) -> SweepResults:
+    """The same cells, each of which trained at its arm's tokens per second, beside as many others."""
+
+    def measured(found: CellResult) -> CellResult:
+        arm = found.cell.strategy
+        record = {"tokens_per_s": speeds[arm], "concurrent_trials": loads[arm]}
+        return replace(found, records=(record,) * 3)
+
+    return replace(results, cells=tuple(measured(found) for found in results.cells))
+
+
+def test_what_a_lead_saves_is_a_share_of_tokens_and_at_measured_speeds_of_time() -> None:
+    results = leads(balanced=(0.25, 0.25), long_seq=(0.7, 0.7))
+    speeds = {"large_batch": 200.0, "balanced": 100.0, "long_seq": 400.0}
+    together = at_speeds(results, speeds, dict.fromkeys(speeds, 2))
+    rows = decide(together).by_budget.tokens
+    assert rows is not None and rows.to_target is not None
+    for row in rows.to_target:
+        assert row.ci_low is None or row.ci_low < row.share
+        assert row.ci_high > row.share or row.is_upper_bound
+        assert row.time_share == pytest.approx(row.share * speeds[row.b] / 200.0)
+        assert row.time_ci_high == pytest.approx(row.ci_high * speeds[row.b] / 200.0)
+        assert row.machine_hours == pytest.approx(1_000 / speeds[row.b] / 2 / 3600), "two shared the machine"
+
+    apart = decide(at_speeds(results, speeds, {"large_batch": 1, "balanced": 2, "long_seq": 3})).by_budget.tokens
+    assert apart is not None and apart.to_target is not None
+    assert {(row.time_share, row.machine_hours) for row in apart.to_target} == {(None, None)}, "other loads"
+
+
+def test_the_report_says_what_is_saved_and_in_money_where_an_hour_has_a_price() -> None:
+    results = leads(balanced=(0.25, 0.25), long_seq=(0.7, 0.7))
+    speeds = {"large_batch": 200.0, "balanced": 100.0, "long_seq": 400.0}
+    together = at_speeds(results, speeds, dict.fromkeys(speeds, 2))
+    verdict = decide(together)
+    plain = " ".join(how_sure(Facts(together, verdict)))
+    assert re.search(
+        r"large_batch reaches the loss of balanced with 5\d% \(95% interval \d+% to \d+%\) of its tokens and "
+        r"2\d% \(95% interval \d+% to \d+%\) of its training time\.",
+        plain,
+    ), plain
+    assert "reaches the loss of long_seq with at most 25%" in plain
+    priced = " ".join(how_sure(Facts(together, verdict, price_per_hour=3600.0)))
+    assert re.search(r"training time: of the 5\.00 that a run of balanced costs, 3\.\d\d is saved\.", priced), priced
 
 
 def test_a_ladder_written_as_records_is_judged_to_the_same_bits() -> None:
