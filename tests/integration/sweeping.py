@@ -67,7 +67,8 @@ rows_test = 6
 AT_ONCE = ("--set", "budget_tokens=4096", "--set", "rungs_tokens=[2048]", "--set", "seeds.confirm=1")
 """Options that make the tiny sweep a matter of its start-up, where a test does not compare it to another one."""
 
-_OF_THE_CALLER = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PRESET", "SPACE", "NAME", "ARGS", "ONLY"}
+_OF_MAKE = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
+_OF_THE_CALLER = _OF_MAKE | {"PRESET", "SPACE", "NAME", "HOURS", "ARGS", "ONLY"}
 """What ``make test ARGS=...`` leaves to its children, and a make among them would take for its own."""
 
 
