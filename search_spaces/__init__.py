@@ -20,7 +20,7 @@ from search_spaces.cells import (
 )
 from search_spaces.corpus_facts import CorpusFacts, check_against_corpus, corpus_warnings
 from search_spaces.extension import extended_space, frozen_differences, widened_rate
-from search_spaces.fitting import fitted_space
+from search_spaces.fitting import fitted_space, with_shapes
 from search_spaces.presets import preset_names, preset_text
 from search_spaces.problems import Problem, SpaceErrors, did_you_mean
 from search_spaces.pydantic_errors import checked_strategy
@@ -66,4 +66,5 @@ __all__ = [
     "time_cells",
     "widened_rate",
     "with_overrides",
+    "with_shapes",
 ]

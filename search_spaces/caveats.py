@@ -20,8 +20,7 @@ FEW_UPDATES = 50
 
 def caveats(space: Space) -> list[str]:
     """The caveats of ``space`` that its file alone shows, one sentence each."""
-    shape_caveats = [] if space.needs_fitting else [*_of_steps(space)]
-    return [*shape_caveats, *_of_seeds(space), *_of_rates(space), *_of_rungs(space)]
+    return [*_of_steps(space), *_of_seeds(space), *_of_rates(space), *_of_rungs(space)]
 
 
 def _of_steps(space: Space) -> Iterator[str]:

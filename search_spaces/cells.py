@@ -122,7 +122,7 @@ def cell_at(
 
 def _identified(space: Space, identity: Identity | None, cell: Cell) -> Cell:
     """``cell`` with its id, where everything that decides it is known."""
-    if cell.rate is None or identity is None or space.needs_fitting:
+    if cell.rate is None or identity is None:
         return cell
     return replace(cell, cell_id=_cell_id(space, identity, cell))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -9,6 +10,7 @@ from math import gcd, lcm
 
 from search_spaces.caveats import FEW_UPDATES
 from search_spaces.problems import SpaceErrors, divisors, problem_at
+from search_spaces.sections import Strategy
 from search_spaces.space import Space
 
 
@@ -20,7 +22,7 @@ class _Candidate:
 
 
 def fitted_space(space: Space, largest_micro_batches: Mapping[str, int]) -> Space:
-    """``space`` with shapes that fill the memory as evenly as whole steps allow, and ``fitted`` set.
+    """``space`` with shapes that fill a memory as evenly as whole steps allow.
 
     ``largest_micro_batches`` says for each arm how many windows fit. All arms get the same tokens per step, one
     that divides budgets and rungs. Of those steps the one is taken at which the arm that fills its memory least
@@ -29,10 +31,9 @@ def fitted_space(space: Space, largest_micro_batches: Mapping[str, int]) -> Spac
     Raises:
         SpaceErrors: an arm has room for no window, or no common step divides the budget and the rungs.
     """
-    assert space.needs_fitting, "only a space with fit_memory_gib that is not yet fitted can be fitted"
     too_long = [arm for arm in space.strategies if largest_micro_batches[arm.name] < 1]
     if too_long:
-        rule = f"leaves no room for one window in fit_memory_gib={space.fit_memory_gib}"
+        rule = "is too long: not one window of it fits into the memory"
         remedy = "choose a shorter seq_len, a smaller model or more memory"
         raise SpaceErrors([problem_at(f"strategies.{arm.name}.seq_len", arm.seq_len, rule, remedy) for arm in too_long])
     candidates = list(_candidates(space, largest_micro_batches))
@@ -41,14 +42,29 @@ def fitted_space(space: Space, largest_micro_batches: Mapping[str, int]) -> Spac
     for arm in table["strategies"]:
         arm["micro_batch_size"] = best.micro_batches[arm["name"]]
         arm["grad_accum_steps"] = best.tokens_per_step // (arm["micro_batch_size"] * arm["seq_len"])
-    return Space.from_resolved({**table, "fitted": True})
+    return Space.from_resolved(table)
+
+
+def with_shapes(text: str, space: Space) -> str:
+    """The TOML text of a space with the shapes of ``space`` in its ``[[strategies]]``; all else stays, comments too."""
+    head, *tables = text.split("[[strategies]]\n")
+    assert len(tables) == len(space.strategies), "a space's own text has a table for each of its arms"
+    shaped = [_with_shape(table, arm) for table, arm in zip(tables, space.strategies, strict=True)]
+    return "[[strategies]]\n".join([head, *shaped])
+
+
+def _with_shape(table: str, arm: Strategy) -> str:
+    """The lines of one arm's table, and of what follows it, with the shape of ``arm``."""
+    rest = re.sub(r"^grad_accum_steps *=.*\n", "", table, count=1, flags=re.MULTILINE)
+    shape = f"micro_batch_size = {arm.micro_batch_size}\ngrad_accum_steps = {arm.grad_accum_steps}\n"
+    return re.sub(r"^micro_batch_size *=.*\n", shape, rest, count=1, flags=re.MULTILINE)
 
 
 def _candidates(space: Space, largest: Mapping[str, int]) -> Iterator[_Candidate]:
     lengths = lcm(*(arm.seq_len for arm in space.strategies))
     points = [(budget, *space.rungs_at(budget)) for budget in space.budgets_tokens]
     whole = gcd(*chain.from_iterable(points))
-    assert whole % lengths == 0, "the rules of a space make budget and rungs multiples of every length"
+    assert whole % lengths == 0, "budgets and rungs are multiples of every arm's steps, and these of every length"
     steps = [lengths * factor for factor in divisors(whole // lengths)]
     affordable = [step for step in steps if space.budgets_tokens[0] // step >= FEW_UPDATES] or steps[:1]
     for step in affordable:

@@ -25,6 +25,8 @@ _SYNONYMS = {
     "vocabulary_size": "tokenizer.vocab_size",
 }
 
+_RETIRED = {"fit_memory_gib": "leave it out; `sweeps new FILE --fit GIB` writes arms that fill a memory"}
+
 
 def checked_strategy(table: Mapping[str, Any], *, source: str) -> Strategy:
     """The strategy that ``table`` describes.
@@ -147,7 +149,7 @@ def _unknown_key(section: type[Section], location: Location, where: str) -> tupl
     places = [path for path in paths if path.rpartition(".")[2] == key]
     place = places[0] if len(places) == 1 else _SYNONYMS.get(key)  # of several, none is more likely than the others
     remedy = f"did you mean '{place}'?" if place else did_you_mean(key, known)
-    return rule, remedy or f"leave it out; known keys: {', '.join(known)}"
+    return rule, remedy or _RETIRED.get(key) or f"leave it out; known keys: {', '.join(known)}"
 
 
 def _paths(annotation: Any, prefix: str = "") -> Iterator[str]:

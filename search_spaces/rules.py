@@ -59,22 +59,15 @@ def _derived(values: Mapping[str, Any]) -> dict[str, Any]:
         derived["ratio_is_searched"] = False
         if "rates.lr" in values and "rates.adamw_grid" in values:
             derived["n_rates"] = len(values["rates.lr"]) * len(values["rates.adamw_grid"] or (None,))
-    if all(path in values for path in ("strategies", "fit_memory_gib", "fitted")):
-        derived["needs_fitting"] = values["fit_memory_gib"] is not None and not values["fitted"]
-        arms = values["strategies"]
-        steps = [prod(arm[key] for key in SHAPE) for arm in arms if _has_shape(arm)]
+    if "strategies" in values:
+        steps = [prod(arm[key] for key in SHAPE) for arm in values["strategies"] if _has_shape(arm)]
         derived["steps_tokens"] = steps
-        derived["multiple"] = _multiple_of_lengths(arms) if derived["needs_fitting"] else _multiple_of_steps(steps)
+        derived["multiple"] = _multiple_of_steps(steps)
     return derived
 
 
-def _multiple_of_lengths(arms: Arms) -> tuple[int, str]:
-    """What budgets and rungs must be a multiple of, and why. Arms with unsound numbers are left out."""
-    return lcm(*(arm["seq_len"] for arm in arms if "seq_len" in arm)), "every arm's seq_len"
-
-
 def _multiple_of_steps(steps: Sequence[int]) -> tuple[int, str]:
-    """The same once the steps are known, in tokens."""
+    """What budgets and rungs must be a multiple of, in tokens, and why. Arms with unsound numbers are left out."""
     return lcm(*steps), f"every arm's tokens per step ({', '.join(map(str, dict.fromkeys(steps)))})"
 
 
@@ -103,15 +96,10 @@ def names_differ(arms: Arms) -> Problems:
         yield problem_at(f"{repeated['where']}.name", name, rule, "give every arm its own name")
 
 
-def shapes_differ(arms: Arms, needs_fitting: bool) -> Problems:
+def shapes_differ(arms: Arms) -> Problems:
     """Arms of one shape would be the same cells."""
-    if needs_fitting:
-        shapes = [
-            (f"seq_len {arm['seq_len']} (fit_memory_gib decides the rest)", arm) for arm in arms if "seq_len" in arm
-        ]
-    else:
-        words = "shape {micro_batch_size} x {seq_len}, accumulate {grad_accum_steps}"
-        shapes = [(words.format_map(arm), arm) for arm in arms if _has_shape(arm)]
+    words = "shape {micro_batch_size} x {seq_len}, accumulate {grad_accum_steps}"
+    shapes = [(words.format_map(arm), arm) for arm in arms if _has_shape(arm)]
     for shape, first, repeated in _repeated(shapes):
         rule = f"has the same {shape} as {first['where']}, so both would be the same cells"
         yield problem_at(repeated["where"], None, rule, "change one of them or leave it out")
@@ -227,7 +215,7 @@ def ratio_bounds_are_ordered(low: float | None, high: float | None) -> Problems:
         yield problem_at(missing, None, "is missing beside the other bound", "give both bounds or neither")
 
 
-# Model, schedule, corpus, tokenizer, fitting
+# Model, schedule, corpus, tokenizer
 
 
 def experts_suffice(top_k: int, n_experts: int) -> Problems:
@@ -308,13 +296,6 @@ def _out_of_place(section: str, kind: str, given: Mapping[str, tuple[str, object
             yield problem_at(f"{section}.{key}", value, rule, remedy)
 
 
-def fitting_is_requested(fit_memory_gib: float | None, fitted: bool) -> Problems:
-    """``fitted`` is the planner's mark."""
-    if fitted and fit_memory_gib is None:
-        rule = "is set by the planner after it has fitted the arms to fit_memory_gib, which is missing"
-        yield problem_at("fitted", fitted, rule, "leave it out")
-
-
 _RATIO_BOUNDS = ("search.adamw_ratio_low", "search.adamw_ratio_high")
 _ADAMW = ("rates.adamw_ratio", "rates.adamw_fixed", "rates.adamw_grid", "ratio_is_searched")
 
@@ -331,7 +312,7 @@ RULES: Sequence[tuple[Callable[..., Problems], tuple[str, ...]]] = (
     (keep_never_grows, ("early_stopping.keep", "n_rates")),
     (two_arms, ("strategies",)),
     (names_differ, ("strategies",)),
-    (shapes_differ, ("strategies", "needs_fitting")),
+    (shapes_differ, ("strategies",)),
     (lengths_nest, ("strategies",)),
     (controls_have_a_subject, ("controls", "strategies")),
     (gpu_table_names_arms, ("resources.gpu_per_trial", "strategies")),
@@ -350,5 +331,4 @@ RULES: Sequence[tuple[Callable[..., Problems], tuple[str, ...]]] = (
     (corpus_is_named, ("corpus.kind", "corpus.paths", "corpus.dataset")),
     (copies_are_looked_for_in_files, ("corpus.kind", "corpus.duplicates")),
     (tokenizer_is_named, ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.path", "tokenizer.id")),
-    (fitting_is_requested, ("fit_memory_gib", "fitted")),
 )

@@ -12,16 +12,16 @@ def written_out(table: Mapping[str, Any]) -> dict[str, Any]:
     What is no short form stays as it is, right or wrong.
     """
     full = {key: SHORTHANDS[key](value) if _is_short(key, value) else value for key, value in table.items()}
-    model, search, strategies = full.get("model"), full.get("search"), full.get("strategies")
+    model, search = full.get("model"), full.get("search")
     if isinstance(model, Mapping) and "n_heads" in model:
         full["model"] = {"n_kv_heads": model["n_heads"], **model}  # no grouped-query attention
     if isinstance(search, Mapping):
         bounds = _ends_of_grid(full.get("rates")) if search.get("kind") == "optuna" else {}
         full["search"] = {"kind": "grid", **bounds, **search}
     full |= _budgets(full)
-    if full.get("fit_memory_gib") is not None and full.get("fitted") is not True and isinstance(strategies, list):
-        unknown = {"micro_batch_size": 1, "grad_accum_steps": 1}  # the planner will choose them
-        full["strategies"] = [{**unknown, **arm} if isinstance(arm, Mapping) else arm for arm in strategies]
+    if full.get("fitted") is True or ("fitted" in full and full.get("fit_memory_gib") is None):
+        for key in ("fitted", "fit_memory_gib"):  # sweeps of before 0.2 hold them; arms are written as they were fitted
+            full.pop(key, None)
     return full
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_va
 
 from search_spaces import sections
 from search_spaces.caveats import caveats
-from search_spaces.fields import Count, Positive, Section, Switch, Text
+from search_spaces.fields import Count, Section, Switch, Text
 from search_spaces.problems import Problem, SpaceErrors, first_problems
 from search_spaces.pydantic_errors import field_problems, sound_values
 from search_spaces.rules import broken_rules
@@ -21,9 +21,7 @@ class Space(Section):
 
     ``budgets_tokens`` are the budgets in target tokens at which all arms are trained and judged, smallest first; the
     verdict is about the last, ``budget_tokens``. ``rungs_tokens`` are the points on the way to that one at which early
-    stopping decides; smaller budgets have theirs at the same shares. With ``fit_memory_gib`` the planner chooses
-    micro-batches that fill that memory; until it has (``fitted``), the strategies' micro-batches mean nothing and cells
-    have no ids.
+    stopping decides; smaller budgets have theirs at the same shares.
     """
 
     description: Text = ""
@@ -34,8 +32,6 @@ class Space(Section):
     controls: Switch = False
     time_view: Switch = False
     keep: Literal["best", "all"] = "best"
-    fit_memory_gib: Positive | None = None
-    fitted: Switch = False
     early_stopping: sections.EarlyStopping = sections.EarlyStopping(kind="none")
     search: Annotated[sections.GridSearch | sections.OptunaSearch, Field(discriminator="kind")] = sections.GridSearch()
     strategies: Annotated[tuple[sections.Strategy, ...], Field(max_length=32)]  # they are compared pair by pair
@@ -102,11 +98,6 @@ class Space(Section):
         if budget_tokens in self.budgets_tokens:
             return tuple(rung * budget_tokens // self.budget_tokens for rung in self.rungs_tokens)
         return tuple(rung for rung in self.rungs_tokens if rung < budget_tokens)
-
-    @property
-    def needs_fitting(self) -> bool:
-        """Whether the planner still has to choose micro-batches for ``fit_memory_gib``."""
-        return self.fit_memory_gib is not None and not self.fitted
 
     def strategy(self, name: str) -> sections.Strategy:
         """The strategy called ``name``; ``KeyError`` when there is none."""

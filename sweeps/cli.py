@@ -376,15 +376,17 @@ def doctor(runs_dir: RunsDir = "runs") -> None:
 
 
 @app.command()
-def new(path: Annotated[Path, typer.Argument(help="The file to write.")]) -> None:
-    """Write a commented space to start from."""
-    from search_spaces import template_text
-    from sweeps.ledger.destinations import require_new_file
+def new(
+    path: Annotated[Path, typer.Argument(help="The file to write.")],
+    preset: Preset = None,
+    fit: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Write micro-batches with which every arm fills so much memory.")
+    ] = None,
+) -> None:
+    """Write a commented space to start from, or a preset."""
+    from sweeps.commands.new import new_space
 
-    require_new_file(path, "path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template_text(), encoding="utf-8")
-    print(f"Wrote {path}. Try: sweeps plan --space {path}")
+    new_space(path, preset, fit, print)
 
 
 def main() -> NoReturn:

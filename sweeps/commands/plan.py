@@ -14,7 +14,7 @@ from sweeps.errors import BadInputError, WorldError
 from sweeps.formatting import listed, plural, rounded_duration, with_shown_commands
 from sweeps.packing.duration import Speed, expected_seconds, expected_tokens, find_speed
 from sweeps.packing.hours import within_hours
-from sweeps.packing.memory import fit_arms, predicted_peaks
+from sweeps.packing.memory import FALLBACK_VOCAB_SIZE, predicted_peaks
 from sweeps.packing.shares import MAX_TRIALS_PER_GPU, Packing, pack, require_runnable
 from sweeps.running.begin import SpaceChoice, audit_table
 from sweeps.training_config import model_config
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 TYPICAL_SEED_SD: Final = 0.011
 """Nats between seeds at a good rate, as a study at laptop scale found (0.009 to 0.012)."""
 
-FALLBACK_VOCAB_SIZE: Final = 49_152  # of the SmolLM tokenizer, the published study's
 LONG_HOURS: Final = 2.0
 
 
@@ -136,12 +135,11 @@ def make_plan(
     data = _from_corpus(space, warnings, may_lack=assume_gpu_gib is not None)
     identity = None if data is None else data.identity
     vocab_size = (space.tokenizer.vocab_size or FALLBACK_VOCAB_SIZE) if data is None else data.tokens.vocab_size
-    space, notes = fit_arms(space, machines.device, vocab_size=vocab_size)
     peaks = predicted_peaks(space, machines.device, vocab_size=vocab_size)
     packing = pack(space, peaks, machines)
     if assume_gpu_gib is None:
         require_runnable(packing)
-    warnings += [*notes, *packing.warnings, *packing.problems]
+    warnings += [*packing.warnings, *packing.problems]
     speed = _speed(space, data, packing, machines, warnings, is_here=assume_gpu_gib is None)
     fitted = None if hours is None else within_hours(hours, space, data, speed)
     space = space if fitted is None else fitted.space

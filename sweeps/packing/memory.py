@@ -1,4 +1,4 @@
-"""Predicted peak memory of each arm, and arms made to fill a given memory (``fit_memory_gib``).
+"""Predicted peak memory of each arm, and arms made to fill a given memory (``sweeps new --fit``).
 
 For every sequence length the search finds the largest micro-batch whose predicted peak fits;
 ``search_spaces.fitted_space`` then cuts one number of tokens per step into micro-batches.
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 Predict = Callable[[int, int], float]
 """Predicted peak in GiB of ``(micro_batch_size, seq_len)``; grows with the micro-batch."""
 
+FALLBACK_VOCAB_SIZE = 49_152
+"""Where a tokenizer's size shows only once it is read: that of SmolLM's, the published study's."""
+
 MOST_MICRO_BATCH = 2**20
+LONGEST_LEAP = 16
+"""A prediction for a micro-batch takes longer the larger it is: no trial is more times the largest that fits."""
 
 EQUAL_MEMORY = 0.9
 """Peaks that differ by more than ten percent support no claim about memory (method, rule 10)."""
@@ -47,21 +52,15 @@ def predicted_peaks(space: Space, device: Device, *, vocab_size: int) -> dict[st
     return {arm.name: _predicted_gib(space, arm, vocab_size, device) for arm in space.strategies}
 
 
-def fit_arms(space: Space, device: Device, *, vocab_size: int) -> tuple[Space, tuple[str, ...]]:
-    """``space`` with arms that fill ``fit_memory_gib``, and notes on them; unchanged where it requests none."""
-    if not space.needs_fitting:
-        return space, ()
+def fit_arms(space: Space, memory_gib: float, device: Device, *, vocab_size: int) -> MemoryFit:
+    """``fit_memory`` by predictions for a device."""
 
     def predict(micro_batch_size: int, seq_len: int) -> float:
         arm = next(arm for arm in space.strategies if arm.seq_len == seq_len)
         tried = arm.model_copy(update={"micro_batch_size": micro_batch_size, "grad_accum_steps": 1})
         return _predicted_gib(space, tried, vocab_size, device)
 
-    fit = fit_memory(space, predict)
-    shapes = ", ".join(
-        f"{arm.name} {arm.micro_batch_size} x {arm.seq_len} x {arm.grad_accum_steps}" for arm in fit.space.strategies
-    )
-    return fit.space, (f"arms made to fill {space.fit_memory_gib:g} GiB: {shapes}", *fit.warnings)
+    return fit_memory(space, memory_gib, predict)
 
 
 def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, device: Device) -> float:
@@ -85,35 +84,33 @@ def largest_micro_batch(seq_len: int, memory_gib: float, predict: Predict) -> in
     """The largest micro-batch whose predicted peak is at most ``memory_gib``; 0 where not even one window fits.
 
     Peaks are nearly a straight line in the micro-batch, so a line through two predictions is tried first and its
-    nearest values confirm it: about five predictions instead of twenty.
+    nearest values confirm it: five to ten predictions instead of twenty.
     """
     if predict(1, seq_len) > memory_gib:
         return 0
-    fits, too_large, stride = 1, MOST_MICRO_BATCH + 1, 1
+    before, fits, too_large, stride = 1, 1, MOST_MICRO_BATCH + 1, 1
     while too_large - fits > 1:
-        trial = _on_the_line(seq_len, fits, memory_gib, predict) if fits > 1 else 2
+        trial = _on_the_line(seq_len, before, fits, memory_gib, predict) if fits > 1 else 2
         if trial <= fits:  # the line says that this is the largest: try the next one, then farther ones
             trial = fits + stride
             stride *= 2
         if trial >= too_large:
             trial = (fits + too_large) // 2
         if predict(trial, seq_len) <= memory_gib:
-            fits = trial
+            before, fits = fits, trial
         else:
             too_large = trial
     return fits
 
 
-def fit_memory(space: Space, predict: Predict) -> MemoryFit:
-    """Choose the shapes of a space that requests ``fit_memory_gib`` and has no shapes yet (``space.needs_fitting``).
+def fit_memory(space: Space, memory_gib: float, predict: Predict) -> MemoryFit:
+    """Choose shapes with which the arms of a space fill ``memory_gib``; the lengths stay as they are.
 
-    Takes about five predictions per arm.
+    Takes five to ten predictions per arm.
 
     Raises:
         SpaceErrors: an arm has room for no window.
     """
-    assert space.fit_memory_gib is not None, "only a space with fit_memory_gib has memory to fit"
-    memory_gib = space.fit_memory_gib
     remembered = cache(predict)
     largest = {arm.name: largest_micro_batch(arm.seq_len, memory_gib, remembered) for arm in space.strategies}
     fitted = fitted_space(space, largest)
@@ -149,13 +146,15 @@ def fullest_step(arms: tuple[Strategy, ...], largest: Mapping[str, int]) -> int:
     return best[1]
 
 
-def _on_the_line(seq_len: int, fits: int, memory_gib: float, predict: Predict) -> int:
-    """Where a line through the predictions at 1 and at ``fits`` meets the budget."""
-    base_gib = predict(1, seq_len)
-    slope_gib = (predict(fits, seq_len) - base_gib) / (fits - 1)
-    if slope_gib <= 0:
-        return min(fits * 2, MOST_MICRO_BATCH)
-    return min(1 + int((memory_gib - base_gib) / slope_gib), MOST_MICRO_BATCH)
+def _on_the_line(seq_len: int, before: int, fits: int, memory_gib: float, predict: Predict) -> int:
+    """Where a line through the predictions at ``before`` and ``fits`` meets the memory, or a part of the way there.
+
+    Small micro-batches may all have the peak of the optimizer's step, of which no line says where it ends.
+    """
+    fits_gib = predict(fits, seq_len)
+    slope_gib = (fits_gib - predict(before, seq_len)) / (fits - before)
+    farthest = min(fits * LONGEST_LEAP, MOST_MICRO_BATCH)
+    return farthest if slope_gib <= 0 else min(fits + int((memory_gib - fits_gib) / slope_gib), farthest)
 
 
 def _divisor_up_to(number: int, most: int) -> int:

@@ -28,7 +28,7 @@ from sweeps.ledger.sweep_folder import Ledger
 from sweeps.ledger.world import PATIENCE_S
 from sweeps.packing.duration import find_speed
 from sweeps.packing.hours import within_hours
-from sweeps.packing.memory import fit_arms, predicted_peaks
+from sweeps.packing.memory import predicted_peaks
 from sweeps.packing.shares import Packing, pack, require_runnable
 from sweeps.plan.phases import next_cells
 from sweeps.running.begin import SpaceChoice, audit_table, begin, require_new
@@ -101,12 +101,12 @@ def _run_new(choice: SpaceChoice, name: str | None, options: SessionOptions, wor
         vocab_size = data.tokens.vocab_size
         machines = found.declaring(space.resources.declared_gpus)
         space = in_resolved_precision(space, machines)
-        space, notes = fit_arms(space, machines.device, vocab_size=vocab_size)
+        notes: tuple[str, ...] = ()
         peaks_gib = predicted_peaks(space, machines.device, vocab_size=vocab_size)
         packing = _packing(space, peaks_gib, machines, options)
         if choice.hours is not None:
             fitted = within_hours(choice.hours, space, data, find_speed(space, data, packing, machines))
-            space, notes = fitted.space, (*notes, fitted.why)
+            space, notes = fitted.space, (fitted.why,)
             data = _training_data(space, options, beginning=None)  # a data set of the hub is read as far as it takes
         found_later = (*data.tokens.notes, *corpus_warnings(space, corpus_facts(data.tokens)))
         for note in (*notes, *space.warnings(), *found_later):

@@ -196,8 +196,10 @@ def test_a_value_in_the_place_of_a_table_is_refused(tiny_text: str) -> None:
         (["resources.gpu_per_trial=-1"], "resources.gpu_per_trial=-1 must be"),
         (["verdict.margin=-0.1"], 'verdict.margin=-0.1 must be "auto" or a positive number'),
         (["controls=true", "strategies.large_batch.seq_len=64"], "controls=true needs an arm shorter than the longest"),
-        (["fitted=true"], "fitted=true is set by the planner after it has fitted the arms to fit_memory_gib"),
-        (["fit_memory_gib=0"], "fit_memory_gib=0 must be greater than 0"),
+        (
+            ["fit_memory_gib=24"],
+            "fit_memory_gib=24 is not a key of a space; leave it out; `sweeps new FILE --fit GIB` writes",
+        ),
         (["model.d_model=true"], "model.d_model=true must be a whole number"),
         (["model.d_model=16.0"], "model.d_model=16.0 must be a whole number; write 16"),
         (["rates.adamw_grid=[]"], "rates.adamw_grid=[] must not be empty"),

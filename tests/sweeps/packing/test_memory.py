@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import lcm
+
 import pytest
 
 from moe.device import Device
@@ -27,8 +29,8 @@ def quadratic(micro_batch_size: int, seq_len: int) -> float:
     return 0.5 + (micro_batch_size * seq_len / 40_000) ** 2
 
 
-def asking_for(memory_gib: float, *more: str) -> Space:
-    return load_space(preset="matched", path=None, overrides=[f"fit_memory_gib={memory_gib}", *more])
+def matched(*more: str) -> Space:
+    return load_space(preset="matched", path=None, overrides=more)
 
 
 @pytest.mark.parametrize("predict", [straight, with_padding_steps, saturating, quadratic])
@@ -52,21 +54,33 @@ def test_a_straight_line_takes_a_handful_of_predictions() -> None:
     assert len(set(asked)) <= 5
 
 
+def test_a_flat_beginning_leads_to_no_micro_batch_that_takes_minutes_to_predict() -> None:
+    asked: list[int] = []
+
+    def flat_at_first(micro_batch_size: int, seq_len: int) -> float:
+        asked.append(micro_batch_size)
+        return max(3.0 + 1e-6 * micro_batch_size, straight(micro_batch_size, seq_len))
+
+    size = largest_micro_batch(256, 24.0, flat_at_first)
+    assert straight(size, 256) <= 24.0 < straight(size + 1, 256)
+    assert max(asked) < 16 * size
+    assert len(set(asked)) <= 9
+
+
 def test_no_window_fits_gives_zero() -> None:
     assert largest_micro_batch(1024, 1.0, straight) == 0
 
 
 def test_fitted_arms_have_equal_tokens_per_step_and_peaks_within_the_memory() -> None:
-    fit = fit_memory(asking_for(12.0), straight)
+    fit = fit_memory(matched(), 12.0, straight)
     assert len({arm.tokens_per_step for arm in fit.space.strategies}) == 1
-    assert fit.space.fitted
     assert min(fit.peaks_gib.values()) >= EQUAL_MEMORY * max(fit.peaks_gib.values())
     for arm in fit.space.strategies:
         assert fit.peaks_gib[arm.name] == straight(arm.micro_batch_size, arm.seq_len) <= 12.0
 
 
 def test_a_budget_that_forbids_full_memory_is_told_the_one_that_allows_it() -> None:
-    fit = fit_memory(asking_for(12.0), straight)
+    fit = fit_memory(matched(), 12.0, straight)
     [warning] = fit.warnings
     assert warning.startswith(
         "the arms fill 55% / 55% / 55% of 12 GiB, since tokens per step must divide budget and rungs"
@@ -74,8 +88,9 @@ def test_a_budget_that_forbids_full_memory_is_told_the_one_that_allows_it() -> N
     largest = {arm.name: largest_micro_batch(arm.seq_len, 12.0, straight) for arm in fit.space.strategies}
     tokens = fullest_step(fit.space.strategies, largest)
     assert f"multiples of {tokens} tokens would let them fill it" in warning
-    wider = [f"budget_tokens={100 * tokens}", f"rungs_tokens=[{25 * tokens}, {50 * tokens}]"]
-    followed = fit_memory(asking_for(12.0, *wider), straight)
+    whole = lcm(tokens, matched().strategies[0].tokens_per_step)  # what the preset's own steps divide too
+    wider = [f"budget_tokens={100 * whole}", f"rungs_tokens=[{25 * whole}, {50 * whole}]"]
+    followed = fit_memory(matched(*wider), 12.0, straight)
     assert followed.warnings == ()
     assert min(followed.peaks_gib.values()) >= EQUAL_MEMORY * 12.0
 
@@ -84,13 +99,13 @@ def test_unequal_peaks_are_said_to_support_no_claim() -> None:
     def shape_dependent(micro_batch_size: int, seq_len: int) -> float:
         return 1.0 + micro_batch_size * seq_len * (1e-4 if seq_len < 1024 else 1.6e-4)
 
-    fit = fit_memory(asking_for(12.0), shape_dependent)
+    fit = fit_memory(matched(), 12.0, shape_dependent)
     assert fit.warnings[-1].startswith("predicted peaks differ by more than 10%")
 
 
 def test_a_length_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(SpaceErrors, match=r"leaves no room for one window in fit_memory_gib=1.3"):
-        fit_memory(asking_for(1.3), straight)
+    with pytest.raises(SpaceErrors, match=r"is too long: not one window of it fits into the memory"):
+        fit_memory(matched(), 1.3, straight)
 
 
 def test_peaks_are_predicted_in_the_precision_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
