@@ -55,6 +55,8 @@ def _statement(view: SweepView) -> str:
     if view.verdict is None:
         return "**No verdict yet.** " + ("The sweep is running." if view.states is not None else "It can be resumed.")
     statement = view.verdict.statement
+    if view.verdict.is_decided:
+        statement = f"**{view.verdict.outcome}**: {statement}"
     last = view.verdict.last_decided
     return statement if last is None else f"{statement}\n\nLast decided ({last['verdict']}): {last['statement']}"
 
