@@ -268,7 +268,7 @@ def _program() -> list[str]:
 
 
 def shown_script(name: str) -> str:
-    """Return a script of this installation as a shell finds it: by its name where PATH leads to it, else by its path."""
+    """Return a script of this installation as a shell finds it: by its name where PATH leads to it, else its path."""
     script, on_path = Path(sys.executable).with_name(name), shutil.which(name)
     if not script.exists() or (on_path is not None and Path(on_path).samefile(script)):
         return name

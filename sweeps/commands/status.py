@@ -141,8 +141,7 @@ def render_status(ledger: Ledger) -> Group:
     else:
         how = found["verdict"]["statement"]
         if last := found["verdict"]["last_decided"]:
-            how = f"Last decided verdict ({last['verdict']}): {last['statement']}
-{how}"
+            how = f"Last decided verdict ({last['verdict']}): {last['statement']}\n{_outcome(found['verdict'])}: {how}"
         how = with_shown_commands(how)
     table = sweep_table(status.plan, status.newest, ledger.name)
     return Group(table, Text(f"{cells}; {found['tokens_seen']:,} tokens"), Text(how))

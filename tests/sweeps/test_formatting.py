@@ -123,7 +123,9 @@ def test_a_line_that_was_completed_stays_as_it_is(
 ) -> None:
     if program is not None:
         monkeypatch.setenv("PATH", str(checkout / ".venv" / "bin"))
-        monkeypatch.setenv("SWEEPS_SHOWN_AS" if " " in program else "RAY_ADDRESS", program if " " in program else "auto")
+        monkeypatch.setenv(
+            "SWEEPS_SHOWN_AS" if " " in program else "RAY_ADDRESS", program if " " in program else "auto"
+        )
     typed(monkeypatch, "run", "--runs-dir", "other")
     line = shown_command("resume", "a")
     assert shown_line(line) == line

@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 
 from search_spaces import Identity, explore_cells, load_space
+from sweeps.api import open as open_sweep
 from sweeps.cli import app
-from sweeps.commands.arguments import existing_ledger
 from sweeps.commands.doctor import Row
 from sweeps.commands.doctor import render as render_doctor
 from sweeps.commands.exit_codes import exit_code_of
@@ -114,7 +114,8 @@ def printed(*shown: Any) -> str:
 
 def commands_in(text: str) -> list[str]:
     """Everything in a text that reads as a command of this program, whether it could be typed or not."""
-    started = re.findall(r"(?:^|(?<=[\s`(>]))((?:[^\s`(>]*/)?sweeps (?:%s)\b[^`\n#;<]*)" % "|".join(commands()), text)
+    names = "|".join(commands())
+    started = re.findall(rf"(?:^|(?<=[\s`(>]))((?:[^\s`(>]*/)?sweeps (?:{names})\b[^`\n#;<]*)", text)
     return [" ".join(part.split()) for found in started for part in re.split(" && |   ", found) if "sweeps" in part]
 
 
@@ -137,7 +138,7 @@ def assert_works(line: str, runs_dir: str) -> None:
         assert Path(asked["runs_dir"]).resolve() == Path(runs_dir).resolve()
         for name in asked["names"] if "names" in asked else [asked["name"]]:
             if name is not None and name != "nothing":
-                existing_ledger(asked["runs_dir"], name)
+                open_sweep(name, runs_dir=asked["runs_dir"])
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
@@ -179,7 +180,7 @@ def errors(runs_dir: str, ledger: Ledger) -> Iterator[Exception]:
         require_new(ledger)
     yield taken.value
     with pytest.raises(BadInputError) as unknown:
-        existing_ledger(runs_dir, "nothing")
+        open_sweep("nothing", runs_dir=runs_dir)
     yield unknown.value
     interruption = Interruption(Console())
     interruption.ledger = ledger
@@ -222,7 +223,11 @@ def test_a_printed_command_runs_in_a_shell(ledger: Ledger, runs_dir: str) -> Non
         raise KeyboardInterrupt
     (resume,) = commands_in(str(interrupted.value))
     shown = subprocess.run(
-        ["/bin/sh", "-c", resume.replace(" resume ", " status ")], capture_output=True, text=True, timeout=60, check=False
+        ["/bin/sh", "-c", resume.replace(" resume ", " status ")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert shown.returncode == 0, shown.stderr
     assert f"{NAME}: validation losses" in shown.stdout
@@ -233,7 +238,7 @@ COMPOSED = ("blockers.py", "decision.py", "projector.py", "registry.py", "thread
 
 
 def test_every_command_in_a_message_stands_between_backticks_where_it_is_completed() -> None:
-    bare = []
+    bare, names = [], "|".join(commands())
     for path in sorted([*(ROOT / "sweeps").rglob("*.py"), *(ROOT / "search_spaces").rglob("*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         documentation = {
@@ -245,7 +250,7 @@ def test_every_command_in_a_message_stands_between_backticks_where_it_is_complet
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
-                found = re.search(r"(?<![`\w./])sweeps (%s)\b" % "|".join(commands()), node.value)
+                found = re.search(rf"(?<![`\w./])sweeps ({names})\b", node.value)
                 if found and path.name not in COMPOSED:
                     bare.append(f"{path.relative_to(ROOT)}: {node.value}")
     assert not bare, "\n".join(bare)

@@ -49,7 +49,9 @@ def test_between_two_arms_there_is_one_difference_and_no_mention_of_each() -> No
 
 def test_a_lead_that_may_be_none_is_written_with_signs() -> None:
     noisy = {**CLEAR_WIN, "balanced": (4.50, 4.41, 4.59, 4.40, 4.40), "large_batch": (4.40, 4.51, 4.39, 4.41, 4.39)}
-    assert re.search(r"below balanced \(95% interval −0\.\d+ to \+0\.\d+, ", statement(sweep(explore() + confirm(noisy))))
+    assert re.search(
+        r"below balanced \(95% interval −0\.\d+ to \+0\.\d+, ", statement(sweep(explore() + confirm(noisy)))
+    )
 
 
 def test_a_decision_is_one_sentence_and_what_is_missing_comes_in_sentences_of_its_own() -> None:
@@ -131,8 +133,8 @@ def test_no_verdict_says_what_is_missing_what_to_run_and_who_leads_so_far() -> N
     two = {arm: losses[:2] for arm, losses in CLEAR_WIN.items()}
     text = statement(sweep(explore() + confirm(two), seeds={"explore": 1, "confirm": 2}))
     assert text == (
-        "No verdict yet: 2 seeds per arm (3 needed). Run `sweeps extend planted --seeds 3`. Leading so far: large_batch "
-        "(lowest mean test loss over 2 complete seeds)."
+        "No verdict yet: 2 seeds per arm (3 needed). Run `sweeps extend planted --seeds 3`. Leading so far: "
+        "large_batch (lowest mean test loss over 2 complete seeds)."
     )
     rising = {arm: {0.005: 4.8, 0.01: 4.7, 0.02: 4.6} for arm in CURVES}
     text = statement(sweep(explore(rising) + confirm(two), seeds={"explore": 1, "confirm": 2}))
