@@ -219,7 +219,7 @@ def _explored(cells: list[PlannedCell], plan: Plan, newest: Mapping[str, Mapping
         losses = plan.progress(planned.cell_id).exam_losses
         loss = f" {losses[max(losses)]:.3f}" if losses else ""
         record = newest.get(planned.cell_id)
-        if plan.state(planned.cell_id) == "running" and record is not None:
+        if plan.state(planned.cell_id) == "running" and record:  # empty before its first report
             loss += f" {record['tokens_seen'] / planned.cell.budget_tokens:.0%}"
         shown.append(f"{' ' if shown else ''}{mark}{loss}", style=style)
     return shown
