@@ -36,6 +36,7 @@ ELSEWHERE = {
     "ray down deploy/ray-cluster.yaml": "ends machines on AWS",
     "ray dashboard deploy/ray-cluster.yaml": "a tunnel to AWS; the job server is reached on the head itself",
     "kubectl apply -f deploy/rayjob.yaml": "needs Kubernetes; test_deploy.py holds the manifest to KubeRay's schema",
+    "sbatch deploy/slurm.sh first --preset matched": "needs Slurm; test_slurm.py runs the script with stand-ins",
     "kubectl port-forward svc/...-head-svc 8265": "needs Kubernetes",
     "MLFLOW_DB_PASSWORD=... MLFLOW_ALLOWED_HOSTS=HOST:5000 docker compose -f deploy/mlflow-compose.yaml up -d": (
         "needs Docker and its images; test_deploy.py holds the file to Compose's schema"
@@ -122,7 +123,7 @@ def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
 ) -> None:
     runs = tmp_path / "runs"
     environment = clean_environment(
-        PATH=f"{copy / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",  # "`.venv/bin/` stands before every `ray`"
+        PATH=f"{copy / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",  # as `activate` does
         PYTHONPATH=str(copy),
         SWEEPS_CACHE_DIR=str(tmp_path / "cache"),  # one for all, so that tokens are made once
         COLUMNS="200",
