@@ -1,4 +1,4 @@
-"""deploy/slurm.sh with stand-ins for ``sweeps`` and ``scontrol``: it begins, resumes, and requeues at its time limit."""
+"""deploy/slurm.sh with stand-ins for ``sweeps`` and ``scontrol``: begin, resume, requeue at the time limit."""
 
 from __future__ import annotations
 
