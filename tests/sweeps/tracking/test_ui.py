@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from sweeps.errors import BadInputError
+from sweeps.ledger.results import SweepResults
 from sweeps.tracking.projection import SweepView
 from sweeps.tracking.projector import sync
 from sweeps.tracking.store import TrackingStore, tracking_store
@@ -134,6 +135,20 @@ def test_a_saved_view_has_the_columns_and_charts_that_matter_as_the_ui_reads_the
     assert state["selectedColumns"] == list(COLUMNS)
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "strategy"}]
     assert state["compareRunCharts"][0]["metricKey"] == "val_loss"
+
+
+def state_of(results: SweepResults, view: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.loads(view_tags(results)[VIEW_TAG_PREFIX + view])["state"])
+    return found
+
+
+def test_no_strategy_is_missing_from_a_view_because_the_ui_loads_a_hundred_runs() -> None:
+    few = made_up.finished_sweep()
+    assert state_of(few, "cells")["orderByKey"] == "metrics.`test_loss`"
+    judged = [made_up.finished(made_up.cell(seed=100 + n, phase="confirm")) for n in range(101)]
+    for view in ("cells", "confirm"):
+        state = state_of(made_up.results(judged), view)
+        assert (state["searchFilter"], state["orderByKey"]) == ("tags.phase = 'confirm'", "tags.`seed`")
 
 
 @pytest.mark.slow
