@@ -194,6 +194,8 @@ def test_a_browser_shows_curves_by_strategy_at_the_first_address_and_the_report(
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1900, "height": 1200})
         page.set_default_timeout(60_000)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
         page.goto(curves)
         page.get_by_text("Which batch shape does").wait_for()
         page.get_by_text("balanced lr=0.02 seed=101 confirm").first.wait_for()
@@ -207,7 +209,11 @@ def test_a_browser_shows_curves_by_strategy_at_the_first_address_and_the_report(
         page.goto("about:blank")
         page.goto(report)
         page.frame_locator("iframe").get_by_text("Report of the first sweep").wait_for()
+        page.goto("about:blank")
+        page.goto(f"{served.base_url}/#/")
+        page.get_by_text("MLflow collects usage data").wait_for()
         browser.close()
+    assert [url for url in asked if not url.startswith((served.base_url, "about:", "data:", "blob:"))] == []
 
 
 def line_colours(page: Any) -> set[str]:
