@@ -26,6 +26,12 @@ _SYNONYMS = {
 }
 
 _RETIRED = {"fit_memory_gib": "leave it out; `sweeps new FILE --fit GIB` writes arms that fill a memory"}
+# What a section has no key for because there is no choice.
+_FIXED = {
+    "optimizer": "the optimizers are fixed: Muon for the matrices, AdamW for all else",
+    "model": "the architecture is fixed: Qwen3-MoE's",
+    "schedule": "its form is fixed: linear warm-up, plateau, linear decay",
+}
 
 
 def checked_strategy(table: Mapping[str, Any], *, source: str) -> Strategy:
@@ -149,7 +155,8 @@ def _unknown_key(section: type[Section], location: Location, where: str) -> tupl
     places = [path for path in paths if path.rpartition(".")[2] == key]
     place = places[0] if len(places) == 1 else _SYNONYMS.get(key)  # of several, none is more likely than the others
     remedy = f"did you mean '{place}'?" if place else did_you_mean(key, known)
-    return rule, remedy or _RETIRED.get(key) or f"leave it out; known keys: {', '.join(known)}"
+    fixed = f" ({_FIXED[parents[-1]]})" if parents and parents[-1] in _FIXED else ""
+    return rule, remedy or _RETIRED.get(key) or f"leave it out{fixed}; known keys: {', '.join(known)}"
 
 
 def _paths(annotation: Any, prefix: str = "") -> Iterator[str]:

@@ -248,6 +248,23 @@ def test_commands_that_a_document_shows_exist(path: Path) -> None:
     assert makes <= {target for line in targets for target in line.split()}
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_a_block_are_found_by_a_shell_in_the_projects_folder(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    bare = re.findall(r"^(?:[A-Z_]+=\S+ )*sweeps .*", blocks, flags=re.MULTILINE)
+    assert bare == [] or "`. .venv/bin/activate`" in text.partition(bare[0])[0]
+
+
+def test_the_readme_explains_its_words_before_it_uses_them() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for word in ("arm", "cell", "rung", "exam"):
+        explained = text.index(f"\n- *{word}*: ")
+        used = re.search(rf"\b{word}s?\b", text)
+        assert used is not None
+        assert used.start() <= explained + len(f"\n- *{word}*: "), f"{word} is used before it is explained"
+
+
 def test_every_folder_of_sweeps_has_its_line_in_the_design() -> None:
     rooms = prose_of(ROOT / "docs" / "design.md").partition("\n## The rooms of `sweeps`\n")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([^`]+)` \|", rooms, flags=re.MULTILINE)

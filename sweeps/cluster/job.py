@@ -26,6 +26,7 @@ from sweeps.cluster.node_probe import INSTALL_DEADLINE_S
 from sweeps.cluster.pinned import LACKING, project_pins
 from sweeps.cluster.shipping import CONSTRAINTS, UPLOAD_EXCLUDES, forwarded_environment, stage
 from sweeps.errors import EXIT_RESUMABLE, BadInputError, WorldError
+from sweeps.formatting import SHOWN_AS, shown_on, shown_script
 
 STOP_WAIT_S = 20
 """Ray kills a stopped job after 3 s; a sweep saves its cells within 20."""
@@ -104,11 +105,12 @@ def run_as_job(
 
 def detached_message(address: str, job_id: str, request: JobRequest) -> str:
     """Return the commands that show the job again, stop it, and resume its sweep."""
-    again = f"  follow it again:  ray job logs --address {address} --follow {job_id}"
-    stop = f"  stop it:          ray job stop --address {address} {job_id}"
+    ray = shlex.quote(shown_script("ray"))
+    again = f"  follow it again:  {ray} job logs --address {address} --follow {job_id}"
+    stop = f"  stop it:          {ray} job stop --address {address} {job_id}"
     lines = [f"detached; job {job_id} goes on at {address}", again, stop]
     if request.sweep:
-        resume = f"RAY_ADDRESS={address} sweeps resume {request.sweep} --runs-dir {request.runs_uri}"
+        resume = f"{shown_on(address)} {shlex.join(['resume', request.sweep, '--runs-dir', request.runs_uri])}"
         lines.append(f"  or, attaching to it while it runs and resuming it when it does not:\n    {resume}")
     return "\n".join(lines)
 
@@ -152,6 +154,7 @@ def _submit(
         "excludes": list(UPLOAD_EXCLUDES),
         "env_vars": {**variables, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
     }
+    runtime_env["env_vars"][SHOWN_AS] = shown_on(client.get_address())
     pins = project_pins(constraints) if constraints.is_file() else []
     lacking = _lacking(client, runtime_env, pins) if pins else []
     python = _interpreter(client)

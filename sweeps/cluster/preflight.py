@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.cluster.node_probe import OK, NodeAnswer, ask_nodes, node_deadline_s
 from sweeps.errors import SweepError
+from sweeps.formatting import with_shown_commands
 from sweeps.ledger.storage import Storage
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def preflight(
     return Preflight(
         answers=answers,
         problems=tuple(filter(None, (storage_problem, *problems))),
-        warnings=tuple(filter(None, (*warnings, tracking))),
+        warnings=tuple(map(with_shown_commands, filter(None, (*warnings, tracking)))),
     )
 
 

@@ -57,7 +57,9 @@ def hub_problem(dataset_id: str | None = None, *, timeout_s: float = PROBE_TIMEO
 
 
 def _http_problem(uri: str, timeout_s: float) -> str | None:
-    remedy = "start it, correct MLFLOW_TRACKING_URI, or unset it for the local store (`sweeps sync` catches up later)"
+    remedy = (
+        "start it, correct MLFLOW_TRACKING_URI, or unset it for the local store (`sweeps sync NAME` catches up later)"
+    )
     shown = without_credentials(uri)
     try:
         with urllib.request.urlopen(_request(f"{uri.rstrip('/')}/health"), timeout=timeout_s):  # noqa: S310 - scheme was checked

@@ -69,12 +69,14 @@ def render(rows: Sequence[Row]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from sweeps.formatting import with_shown_commands
+
     marks = {"ok": Text("ok", "green"), "warn": Text("warn", "yellow"), "bad": Text("bad", "red")}
     table = Table(show_header=True, header_style="bold")
     for column in ("what", "", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(row.what, marks[row.level], Text(row.found), Text(row.remedy))
+        table.add_row(row.what, marks[row.level], Text(row.found), Text(with_shown_commands(row.remedy)))
     return table
 
 

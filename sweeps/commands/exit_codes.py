@@ -53,9 +53,10 @@ def code_of(ledger: Ledger) -> int:
 def _code_of_known_error(error: ValueError) -> int:
     """Errors of ``moe`` and of record files are the user's to fix; any other ValueError is a bug of this program."""
     from moe.errors import DeviceMissing, MoeError
+    from sweeps.formatting import with_shown_commands
     from sweeps.verdict.records_table import RecordsError
 
     if not isinstance(error, MoeError | RecordsError):
         raise error
-    print(f"sweeps: {error}", file=sys.stderr)
+    print(f"sweeps: {with_shown_commands(str(error))}", file=sys.stderr)
     return EXIT_NO_DEVICE if isinstance(error, DeviceMissing) else EXIT_BAD_INPUT

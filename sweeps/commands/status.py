@@ -113,7 +113,7 @@ def render_list(found: list[dict[str, Any]], runs_dir: str) -> Table | str:
         table.add_column(column)
     for entry in found:
         if "problem" in entry:
-            table.add_row(entry["sweep"], "", "", "", escape(entry["problem"]))
+            table.add_row(entry["sweep"], "", "", "", escape(with_shown_commands(entry["problem"])))
             continue
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["created_s"]))
         cells = ", ".join(f"{count} {state}" for state, count in entry["cells_by_state"].items())
@@ -139,9 +139,10 @@ def render_status(ledger: Ledger) -> Group:
     elif found["verdict"] is None:
         how = f"not running; resume it with: {shown_command('resume', ledger.name)}"
     else:
-        how = f"{_outcome(found['verdict'])}: {with_shown_commands(found['verdict']['statement'])}"
+        how = found["verdict"]["statement"]
         if last := found["verdict"]["last_decided"]:
-            how = f"Last decided verdict ({last['verdict']}): {last['statement']}\n{how}"
+            how = f"Last decided verdict ({last['verdict']}): {last['statement']}\n{_outcome(found['verdict'])}: {how}"
+        how = with_shown_commands(how)
     table = sweep_table(status.plan, status.newest, ledger.name)
     return Group(table, Text(f"{cells}; {found['tokens_seen']:,} tokens"), Text(how))
 

@@ -22,6 +22,7 @@ from search_spaces import (
     explored_arms,
     time_cells,
 )
+from sweeps.formatting import plural
 from sweeps.ledger.models import PlanReason
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.sweep_folder import PlannedCell
@@ -77,7 +78,7 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
     if timed:
         cells += timed
         reasons.append(f"equal time: {len(timed)} cells with the tokens that each arm trains while the fastest ends")
-    return Added(cells=tuple(cells), because="; ".join(reasons), margin=_margin(space, results, cells))
+    return Added(cells=tuple(cells), because=". ".join(reasons), margin=_margin(space, results, cells))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +212,8 @@ def _because(fresh: Sequence[PlannedCell], choice: Choice) -> str:
     if fresh[0].reason == "widening":
         rates = ", ".join(f"{entry.cell.lr:g}" for entry in fresh)
         return f"{name}: the best rate {choice.lr:g} is at the edge of its grid, widened to {rates}"
-    return (
-        f"{name}: rate {choice.lr:g} chosen (validation loss {choice.val_loss:.4f}), {len(fresh)} fresh seeds confirm"
-    )
+    seeds = plural(len(fresh), f"{fresh[0].reason} seed")
+    return f"{name}: best rate {choice.lr:g} (validation {choice.val_loss:.4f}); now training {seeds}"
 
 
 def _margin(space: Space, results: SweepResults, added: Sequence[PlannedCell]) -> float | None:

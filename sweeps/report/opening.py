@@ -75,7 +75,7 @@ def _before(verdict: Verdict) -> str:
     if last is None:
         return ""
     now = written.sentence(f"with what was added since: {verdict.headline}")
-    return f"Decided in {last['verdict']}: {last['statement']} {now}"
+    return written.with_shown_commands(f"Decided in {last['verdict']}: {last['statement']} {now}")
 
 
 def _lead_sentences(facts: Facts) -> Iterator[str]:

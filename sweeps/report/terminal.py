@@ -33,7 +33,9 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     if verdict.last_decided is not None:
         last = verdict.last_decided
         before = f"Last decided verdict ({last['verdict']}): {last['statement']}"
-        console.print(before, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+        console.print(
+            written.with_shown_commands(before), markup=False, highlight=False, soft_wrap=not console.is_terminal
+        )
     console.print(statement, style="bold", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces import Space, planned_cells
-from sweeps.formatting import duration, short_count
+from sweeps.formatting import duration, short_count, with_shown_commands
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.plan.forecast import forecast_from_records
 from sweeps.plan.queue import Plan
@@ -80,7 +80,8 @@ class SweepWatch:
     def say(self, line: str) -> None:
         """Print one line with the time since the start."""
         if not self._quiet:
-            self._console.print(f"[dim]{self._since():>12}[/]  {escape(line)}", soft_wrap=True, highlight=False)
+            shown = escape(with_shown_commands(line))
+            self._console.print(f"[dim]{self._since():>12}[/]  {shown}", soft_wrap=True, highlight=False)
 
     def _since(self) -> str:
         return duration(round(time.monotonic() - self._started_s))
@@ -103,7 +104,7 @@ class SweepWatch:
             parts.append(f"{speed:,.0f} tokens/s")
         elif "running" in states.values():
             parts.append("workers are starting")
-        if left.seconds_left:
+        if left.seconds_left and round(left.seconds_left):
             parts.append(f"about {duration(round(left.seconds_left))} left")
         silent_s = time.monotonic() - self._last_report_s
         if silent_s > SILENCE_S:
@@ -146,7 +147,7 @@ class LiveSweepWatch(SweepWatch):
 
     def __init__(self, console: Console, space: Space, name: str, workers: int) -> None:
         super().__init__(console, space, name, workers)
-        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._lines: deque[tuple[str, str]] = deque(maxlen=_LINES_KEPT)
 
     def on_report(self, cell_id: str, record: Mapping[str, Any]) -> None:
         """Keep what a running cell reported; the table shows it at its next redraw."""
@@ -154,7 +155,7 @@ class LiveSweepWatch(SweepWatch):
 
     def say(self, line: str) -> None:
         """Show a line under the table; older ones scroll away, the ledger keeps what matters."""
-        self._lines.append(f"{self._since():>12}  {line}")
+        self._lines.append((self._since(), with_shown_commands(line)))
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -164,14 +165,16 @@ class LiveSweepWatch(SweepWatch):
 
     def picture(self) -> Group:
         """The table, the summary and the newest lines."""
-        lines = [Text(line, style="dim") for line in list(self._lines)]
+        lines = Table.grid(padding=(0, 2, 0, 0))  # what does not fit goes on below its own column
+        for since, line in list(self._lines):
+            lines.add_row(Text(since, style="dim", justify="right"), Text(line, style="dim"))
         if self._plan is None:
-            return Group(Text("starting ..."), *lines)
+            return Group(Text("starting ..."), lines)
         return Group(
             sweep_table(self._plan, self._newest, self._name),
             Text(_LEGEND, style="dim"),
             Text(self.summary()),
-            *lines,
+            lines,
         )
 
 
@@ -216,7 +219,7 @@ def _explored(cells: list[PlannedCell], plan: Plan, newest: Mapping[str, Mapping
         losses = plan.progress(planned.cell_id).exam_losses
         loss = f" {losses[max(losses)]:.3f}" if losses else ""
         record = newest.get(planned.cell_id)
-        if plan.state(planned.cell_id) == "running" and record is not None:
+        if plan.state(planned.cell_id) == "running" and record:  # empty before its first report
             loss += f" {record['tokens_seen'] / planned.cell.budget_tokens:.0%}"
         shown.append(f"{' ' if shown else ''}{mark}{loss}", style=style)
     return shown

@@ -102,6 +102,7 @@ def _run_new(choice: SpaceChoice, name: str | None, options: SessionOptions, wor
         machines = found.declaring(space.resources.declared_gpus)
         space = in_resolved_precision(space, machines)
         notes: tuple[str, ...] = ()
+        options.say("predicting the memory of each arm")
         peaks_gib = predicted_peaks(space, machines.device, vocab_size=vocab_size)
         packing = _packing(space, peaks_gib, machines, options)
         if choice.hours is not None:
@@ -295,7 +296,7 @@ def _ray(space: Space, machines: Machines, packing: Packing, options: SessionOpt
     if machines.address is not None:
         yield
         return
-    options.say("starting Ray on this machine")
+    options.say("starting Ray on this machine, which takes some seconds")
     with local_ray(cpus=packing.workers * packing.threads, declared_gpus=space.resources.declared_gpus):
         yield
 

@@ -10,7 +10,7 @@ from typing import Final
 from rich.console import Console
 
 from sweeps.errors import BadInputError, SweepHeldError
-from sweeps.formatting import shown_command
+from sweeps.formatting import shown_command, with_shown_commands
 from sweeps.ledger.lease import DRIVER_LEASE, living_holder
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.queue import Plan
@@ -67,7 +67,7 @@ def register(ledger: Ledger, runs_uri: str, console: Console, *, quiet: bool) ->
         if not isinstance(error, BadInputError) and not is_outage(error):
             raise
         line = f"The winner is not registered ({error}); try again with: {shown_command('sync', ledger.name)}"
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(with_shown_commands(line), markup=False, soft_wrap=True)
         return
     if uri is not None and not quiet:
         line = f"The winner's weights: {uri} in MLflow, or {shown_command('export', ledger.name)} --out DIR"

@@ -47,14 +47,16 @@ def parent_note(view: SweepView, artifacts_url: str) -> str:
     if links:
         parts.append("Files: " + " · ".join(links))
     parts.append(f"The sweep itself is its folder; `sweeps report {view.results.name}` writes the report again.")
-    note = "\n\n".join(part for part in parts if part)
+    note = written.with_shown_commands("\n\n".join(part for part in parts if part))
     return note if len(note) <= MAX_NOTE_CHARS else note[:MAX_NOTE_CHARS] + "\n\n(cut: see the report)"
 
 
 def _statement(view: SweepView) -> str:
     if view.verdict is None:
         return "**No verdict yet.** " + ("The sweep is running." if view.states is not None else "It can be resumed.")
-    statement = f"**{view.verdict.outcome}**: {view.verdict.statement}"
+    statement = view.verdict.statement
+    if view.verdict.is_decided:
+        statement = f"**{view.verdict.outcome}**: {statement}"
     last = view.verdict.last_decided
     return statement if last is None else f"{statement}\n\nLast decided ({last['verdict']}): {last['statement']}"
 

@@ -30,13 +30,20 @@ CHARTS = ("val_loss", "train_loss", "grad_norm", "lr", "tokens_per_s", "expert_l
 CELLS_VIEW, STRATEGIES_VIEW = "cells", "confirm"
 
 
+RUNS_LOADED = 100
+"""The UI loads so many runs, and more on request: what is ordered by loss would leave the worst strategies out."""
+
+
 def view_tags(results: SweepResults) -> dict[str, str]:
     """Return the experiment's tags that hold the saved views, by tag name."""
     created_ms = round(results.beginning["created_s"] * 1000)
+    n_confirm = sum(result.cell.phase == "confirm" for result in results.cells)
+    by_seed = {"search": "tags.phase = 'confirm'", "order_by": "tags.`seed`"}  # every strategy has each seed
+    cells = ("Cells, best test loss first", _state("tags.phase != 'sweep'", order_by="metrics.`test_loss`"))
     views = {
         # The runs carry their strategy's colour.
-        CELLS_VIEW: ("Cells, best test loss first", _state("tags.phase != 'sweep'")),
-        STRATEGIES_VIEW: ("Confirm seeds, mean by strategy", _state("tags.phase = 'confirm'", group_by=("strategy",))),
+        CELLS_VIEW: cells if n_confirm <= RUNS_LOADED else ("Confirm cells, seed by seed", _state(**by_seed)),
+        STRATEGIES_VIEW: ("Confirm seeds, mean by strategy", _state(**by_seed, group_by=("strategy",))),
     }
     return {
         VIEW_TAG_PREFIX + key: json.dumps(
@@ -58,11 +65,11 @@ def report_path(experiment_id: str, run_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html?workflowType=machine_learning"
 
 
-def _state(search: str, *, group_by: Sequence[str] = ()) -> dict[str, Any]:
+def _state(search: str, *, order_by: str, group_by: Sequence[str] = ()) -> dict[str, Any]:
     keys = [{"mode": "tag", "groupByData": tag} for tag in group_by]
     return {
         "searchFilter": search,
-        "orderByKey": "metrics.`test_loss`",
+        "orderByKey": order_by,
         "orderByAsc": True,
         "selectedColumns": list(COLUMNS),
         "columnOrder": list(COLUMNS),

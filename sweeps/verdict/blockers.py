@@ -90,12 +90,8 @@ def command_for(found: Sequence[Blocker], results: SweepResults) -> str | None:
 def _too_few_seeds(results: SweepResults, confirmed: Confirmed, looks: Looks) -> Iterator[Blocker]:
     declared = int(results.rule("seeds", "confirm", 0))
     planned = {arm: len(confirmed.fresh(arm)) or declared for arm in confirmed.arms}
-    noun = "confirm seeds" if confirmed.pairing == "seeds" else "unpaired runs"
     if planned and min(planned.values()) < confirmed.fewest:
-        counts = ", ".join(f"{arm} {number}" for arm, number in planned.items())
-        none = f"no {noun} at the chosen rates" if confirmed.elsewhere else f"no {noun}"
-        have = f"too few {noun} ({counts})" if any(planned.values()) else none
-        text = f"{have}, where a verdict needs {confirmed.fewest} in every arm"
+        text = _seeds_there(planned, confirmed)
         yield Blocker(outcome="exploratory", text=text, extend=(f"--seeds {confirmed.fewest}",))
         return
     fresh = [seed for seed in confirmed.complete_seeds if seed not in looks.seen_seeds]
@@ -106,6 +102,19 @@ def _too_few_seeds(results: SweepResults, confirmed: Confirmed, looks: Looks) ->
             f"{FEWEST_SEEDS} seeds that no decision has seen, of which there are {len(fresh)}"
         )
         yield Blocker(outcome="exploratory", text=text, extend=(f"--seeds {total}",))
+
+
+def _seeds_there(planned: Mapping[str, int], confirmed: Confirmed) -> str:
+    """How many seeds the arms have and need."""
+    noun = "confirm seed" if confirmed.pairing == "seeds" else "unpaired run"
+    numbers = set(planned.values())
+    if numbers == {0}:
+        there = f"no {noun}s at the chosen rates" if confirmed.elsewhere else f"no {noun}s"
+    elif len(numbers) == 1:
+        return f"{written.plural(min(numbers), noun.removeprefix('confirm '))} per arm ({confirmed.fewest} needed)"
+    else:
+        there = f"{noun}s: {written.listed([f'{number} of {arm}' for arm, number in planned.items()])}"
+    return f"{there} ({confirmed.fewest} needed per arm)"
 
 
 def _one_arm(results: SweepResults, confirmed: Confirmed) -> Iterator[Blocker]:
@@ -171,9 +180,15 @@ def _edges(
     for rate, side in dict.fromkeys((edge.rate, edge.side) for edge in found):
         group = [edge for edge in found if (edge.rate, edge.side) == (rate, side)]
         noun = "rate" if rate == "lr" else "AdamW rate"
-        arms = written.listed([f"{edge.strategy} ({edge.best:g}, next {edge.next_rate:g})" for edge in group])
-        best, end = (f"the best {noun} of", "is") if len(group) == 1 else (f"the best {noun}s of", "are")
-        text = f"{best} {arms} {end} the {side}est tried"
+        is_every = len(group) == len(confirmed.arms) > 1
+        arms = "every arm" if is_every else written.listed([edge.strategy for edge in group])
+        best = dict.fromkeys(f"{edge.best:g}" for edge in group)
+        text = f"{arms} {'was' if is_every or len(group) == 1 else 'were'} best at "
+        if len(best) == 1:
+            text += f"{'its' if is_every or len(group) == 1 else 'their'} {side}est {noun}, {next(iter(best))}"
+        else:
+            pairs = ", ".join(f"{edge.strategy} {edge.best:g}" for edge in group)
+            text += f"{'its' if is_every else 'their'} {side}est {noun} ({pairs})"
         yield Blocker(outcome="withheld", text=text, extend=tuple(dict.fromkeys(edge.option for edge in group)))
 
 

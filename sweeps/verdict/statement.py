@@ -1,4 +1,4 @@
-"""The verdict in one sentence, from the data by template: a clause whose condition fails is not written."""
+"""The verdict in words, from the data by template: a clause whose condition fails is not written."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UNSEEN_FAILURE_LEVEL = 0.05
 
 
 def compose(case: Case) -> str:
-    """Return the sentence for a case."""
+    """Return one sentence for a decision, else what is missing."""
     sentences = {"wins": _wins, "tie": _tie, "undecided": _undecided}
     if case.outcome not in sentences:
-        return f"{_no_verdict(case)}."
+        return _no_verdict(case)
     clauses = [
         *sentences[case.outcome](case),
         *_change(case),
@@ -112,25 +112,26 @@ def _settling(case: Case) -> Iterator[str]:
 
 
 def _no_verdict(case: Case) -> str:
-    word = "Exploratory" if case.outcome == "exploratory" else "Withheld"
-    clauses = [f"{word}: {'; '.join(blocker.text for blocker in case.blockers)}"]
+    """Several sentences: what stands in the way, what to run, and what was seen so far."""
+    *first, last = (blocker.text for blocker in case.blockers)
+    joined = f", and {last}" if len(first) == 1 else "".join(f"; {text}" for text in [*first[1:], last])
+    sentences = [f"No verdict yet: {first[0]}{joined}" if first else f"No verdict yet: {last}"]
     if case.command:
-        clauses.append(f"`{case.command}` would supply what is missing")
-    clauses += _so_far(case)
-    clauses += _behind(case)
-    if len(case.confirmed.arms) > 1:
-        clauses += _excluded(case)
-    return "; ".join(clauses)
+        sentences.append(f"Run `{case.command}`")
+    sentences += _so_far(case)
+    names = case.results.arm_names
+    rest = [*_behind(case), *(_excluded(case) if len(case.confirmed.arms) > 1 else ())]
+    return " ".join([*(f"{text}." for text in sentences), *(written.sentence(text, *names) for text in rest)])
 
 
 def _so_far(case: Case) -> Iterator[str]:
     if case.best is not None and case.n_seeds:
-        seeds = written.plural(case.n_seeds, "complete seed")
-        yield f"so far {case.best} has the lowest mean test loss ({seeds}), which is not a finding yet"
+        means = f"lowest mean test loss over {written.plural(case.n_seeds, 'complete seed')}"
+        yield f"Leading so far: {case.best} ({means})"
         return
     lowest = _lowest_explored(case.results)
     if lowest is not None:
-        yield f"the lowest explore loss is {lowest[0]}'s ({written.loss(lowest[1])}), which is not a finding yet"
+        yield f"Leading so far: {lowest[0]} (lowest explore loss, {written.loss(lowest[1])})"
 
 
 def _lowest_explored(results: SweepResults) -> tuple[str, float] | None:
@@ -230,30 +231,36 @@ def _evidence(lead: Lead, case: Case) -> str:
     if lead.low is None or lead.high is None:
         return "no interval from one seed"
     level = f"{100 * (1 - case.looks.alpha):.3g}%"
-    text = f"{level} interval {written.signed(lead.low)} to {written.signed(lead.high)}, {_p(lead.p_value)}"
+    text = f"{level} interval {_span(lead.low, lead.high)}, {_p(lead.p_value)}"
     seeds, welch = lead.tests.get("seeds"), lead.tests.get("welch")
     if "documents" in lead.tests and seeds is not None:
-        return f"{text}; on this exam {written.signed(seeds.low)} to {written.signed(seeds.high)}"
+        return f"{text}; on this exam {_span(seeds.low, seeds.high)}"
     if welch is not None and seeds is not None:
         return f"{text}; paired {_p(seeds.p_value)}, unpaired {_p(welch.p_value)}"
     return text
 
 
+def _span(low: float, high: float) -> str:
+    """An interval of a lead, with signs only where it reaches below zero: "0.1 below" needs no plus."""
+    return written.interval(low, high, sign=low < 0)
+
+
 def _compared(case: Case) -> str:
     """What the differences are taken over."""
+    each = "each difference " if len(case.leads) > 1 else ""
     numbers = sorted(set(case.n_runs.values()))
     runs = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     if case.confirmed.pairing == "runs":
-        return f"each difference over {runs} unpaired runs per arm by Welch's test"
+        return f"{each}over {runs} unpaired runs per arm by Welch's test"
     if case.confirmed.pairing == "both":
         return (
-            f"each difference paired over {written.plural(case.n_seeds, 'shared seed')} and unpaired over {runs} runs "
+            f"{each}paired over {written.plural(case.n_seeds, 'shared seed')} and unpaired over {runs} runs "
             "per arm, the larger p-value deciding"
         )
     extra = f" (unplanned look {case.looks.unplanned}, earlier seeds left out)" if case.looks.unplanned else ""
     exam = case.exam
     documents = "" if exam.documents is None else f" and {exam.documents:,} {exam.units} of the exam"
-    return f"each difference paired over {written.plural(case.n_seeds, 'fresh seed')}{documents}{extra}"
+    return f"{each}paired over {written.plural(case.n_seeds, 'fresh seed')}{documents}{extra}"
 
 
 def _p(p_value: float | None) -> str:

@@ -122,7 +122,7 @@ def test_the_document_leads_from_nothing_to_a_sweep_on_three_machines(
 ) -> None:
     runs = tmp_path / "runs"
     environment = clean_environment(
-        PATH=f"{copy / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",  # "`.venv/bin/` stands before every `ray`"
+        PATH=f"{copy / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",  # as `activate` does
         PYTHONPATH=str(copy),
         SWEEPS_CACHE_DIR=str(tmp_path / "cache"),  # one for all, so that tokens are made once
         COLUMNS="200",

@@ -134,9 +134,19 @@ def draw_rates(facts: Facts, axes: Sequence[Axes], tips: Tips) -> None:
         log_ticks(panel, rates, limit=5)
         panel.set_xlim(min(rates) / 1.3, max(rates) * 1.3)
         _draw_arm_rates(panel, facts, arm, top + 1.2 * room, tips)
+        if any(result.cell.strategy == arm.name and result.outcome not in ("completed", None) for result in explored):
+            _end_scale(panel, top + 0.6 * room)
         panel.set_title(label(arm.name), color=arm_colour(facts.index[arm.name]))
         panel.set_xlabel("learning rate (Muon)")
         panel.set_ylabel("validation loss (nats per token)")
+
+
+def _end_scale(panel: Axes, height: float) -> None:
+    """Above ``height`` there is no scale: a line, and no ticks beyond it."""
+    panel.axhline(height, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+    low, high = panel.get_ylim()
+    panel.set_yticks([tick for tick in panel.get_yticks() if low <= tick < height])
+    panel.set_ylim(low, high)
 
 
 def _draw_arm_rates(panel: Axes, facts: Facts, arm: ArmResult, ceiling: float, tips: Tips) -> None:

@@ -85,9 +85,9 @@ PLOTS = (
     Plot(
         name="rates",
         title="Loss against learning rate",
-        note="Each mark is one explore cell at the end of its schedule. An arrow is a cell that was stopped earlier, "
-        "with the loss at which it was (undecayed, not comparable); a cross diverged or failed. A dashed line is the "
-        "optimum by a quadratic fit, the pale band its interval.",
+        note="Each mark is one explore cell at the end of its schedule. Above the dotted line, which ends the scale, "
+        "an arrow is a cell that was stopped earlier, with its loss there (undecayed, not comparable), and a cross one "
+        "that diverged or failed. A dashed line is the optimum by a quadratic fit, the pale band its interval.",
         available=answer.has_rates,
         draw=answer.draw_rates,
         height_in=lambda _: 2.9,

@@ -23,6 +23,7 @@ from sweeps.cluster.job import (
 )
 from sweeps.cluster.pinned import LACKING
 from sweeps.errors import BadInputError, WorldError
+from sweeps.formatting import shown_on
 
 ADDRESS = "http://head:8265"
 REQUEST = JobRequest(arguments=("run", "--preset", "smoke", "--name", "first"), runs_uri="s3://b/runs", sweep="first")
@@ -123,7 +124,11 @@ def test_the_job_is_the_same_command_with_an_absolute_runs_folder(
     assert submitted["entrypoint"] == "python -m sweeps run --preset smoke --name first --runs-dir s3://b/runs"
     assert submitted["metadata"] == {"sweep": "first", "runs_uri": "s3://b/runs"}
     assert "pip" not in submitted["runtime_env"]
-    assert submitted["runtime_env"]["env_vars"] == {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "20"}
+    assert submitted["runtime_env"]["env_vars"] == {
+        "PYTHONUNBUFFERED": "1",
+        "RAY_JOB_STOP_WAIT_TIME_S": "20",
+        "SWEEPS_SHOWN_AS": shown_on(ADDRESS),
+    }, "commands that the job prints are typed here"
     assert capsys.readouterr().out == "cell 1\ncell 2\n"
     assert said == ["submitted job raysubmit_1 to http://head:8265; Ctrl-C stops following it, not the job"]
 
@@ -229,7 +234,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back_and_how_to_stop(server: JobSe
     assert said[-1] == detached_message(ADDRESS, "raysubmit_1", REQUEST)
     assert "ray job logs --address http://head:8265 --follow raysubmit_1" in said[-1]
     assert "ray job stop --address http://head:8265 raysubmit_1" in said[-1]
-    assert "RAY_ADDRESS=http://head:8265 sweeps resume first --runs-dir s3://b/runs" in said[-1]
+    assert f"{shown_on(ADDRESS)} resume first --runs-dir s3://b/runs" in said[-1]
 
 
 def test_a_broken_connection_is_made_again_and_no_line_is_shown_twice(

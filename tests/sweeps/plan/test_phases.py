@@ -60,7 +60,7 @@ def test_an_arm_goes_to_confirm_at_its_best_rate_without_waiting_for_the_others(
     }
     assert [entry.cell.seed for entry in added.cells] == [101, 102, 103, 104, 105]
     assert added.margin is None
-    assert "balanced: rate 0.01 chosen" in added.because
+    assert added.because == "balanced: best rate 0.01 (validation 4.0000); now training 5 confirm seeds"
 
 
 def test_the_margin_is_fixed_once_every_arm_has_explored() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sweeps.report.facts import Facts, Stretch
-from sweeps.report.plots.answer import FEWEST_TARGETS, position_losses
+from sweeps.report.plots.answer import FEWEST_TARGETS, draw_rates, position_losses
 from sweeps.report.plots.files import PLOTS, Picture, draw_all
 from sweeps.report.plots.schedule import MAX_STRETCHES, merged
 from sweeps.report.plots.style import (
@@ -187,3 +187,16 @@ def test_a_long_timeline_is_drawn_with_few_bars(facts: Facts) -> None:
     groups = merged(stretches)
     assert len(groups) == 1
     assert groups[0][-1].end_s == stretches[-1].end_s
+
+
+def test_cells_that_were_stopped_stand_above_the_end_of_the_scale(facts: Facts) -> None:
+    with drawing():
+        panels = list(mpl.figure.Figure().subplots(1, len(facts.arms)))
+        draw_rates(facts, panels, Tips())
+    stopped = {result.cell.strategy for result in facts.cells("explore") if result.outcome == "stopped_early"}
+    assert stopped
+    for arm, panel in zip(facts.arms, panels, strict=True):
+        if arm.name in stopped:
+            (end,) = [line.get_ydata()[0] for line in panel.lines if list(line.get_xdata()) == [0, 1]]
+            heights = [float(y) for marks in panel.collections for _, y in np.asarray(marks.get_offsets())]
+            assert max(heights) > end > max(panel.get_yticks())

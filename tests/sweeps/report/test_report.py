@@ -91,7 +91,7 @@ def test_a_sweep_without_a_verdict_begins_with_what_was_seen_then_the_reason_the
     order = [
         "balanced has the lowest mean so far",
         "nats below long_seq",
-        "Too few confirm seeds",
+        "2 seeds per arm (3 needed).",
         "extend first --seeds 3",
     ]
     places = [page.index(words) for words in order]

@@ -131,7 +131,7 @@ def test_the_arm_in_front_is_the_one_that_the_statement_names() -> None:
         for fate in [result.cell.strategy == "large_batch" and result.cell.seed > 102]
     ]
     facts = judged(planted.sweep(planted.explore() + cells))
-    assert "so far balanced has the lowest mean test loss (2 complete seeds)" in facts.verdict.statement
+    assert "Leading so far: balanced (lowest mean test loss over 2 complete seeds)" in facts.verdict.statement
     assert facts.verdict.leading == "balanced"
 
 

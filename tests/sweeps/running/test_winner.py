@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,10 @@ def test_a_model_is_exported_whatever_windows_it_was_trained_on(
 
     from safetensors.torch import load_file
 
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert set(modes.values()) == {0o666 & ~mask}, "whoever may read other new files may read the model"
     (weights,) = (tmp_path / "model").glob("*.safetensors")
     exported = load_file(weights)["model.embed_tokens.weight"]
     assert torch.equal(exported, model.embed_tokens.weight.detach())

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from sweeps.errors import BadInputError
+from sweeps.ledger.results import SweepResults
 from sweeps.tracking.projection import SweepView
 from sweeps.tracking.projector import sync
 from sweeps.tracking.store import TrackingStore, tracking_store
@@ -136,6 +137,20 @@ def test_a_saved_view_has_the_columns_and_charts_that_matter_as_the_ui_reads_the
     assert state["compareRunCharts"][0]["metricKey"] == "val_loss"
 
 
+def state_of(results: SweepResults, view: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.loads(view_tags(results)[VIEW_TAG_PREFIX + view])["state"])
+    return found
+
+
+def test_no_strategy_is_missing_from_a_view_because_the_ui_loads_a_hundred_runs() -> None:
+    few = made_up.finished_sweep()
+    assert state_of(few, "cells")["orderByKey"] == "metrics.`test_loss`"
+    judged = [made_up.finished(made_up.cell(seed=100 + n, phase="confirm")) for n in range(101)]
+    for view in ("cells", "confirm"):
+        state = state_of(made_up.results(judged), view)
+        assert (state["searchFilter"], state["orderByKey"]) == ("tags.phase = 'confirm'", "tags.`seed`")
+
+
 @pytest.mark.slow
 def test_the_ui_serves_the_sweep_and_its_report(served: Served) -> None:
     with urllib.request.urlopen(f"{served.base_url}/health", timeout=60) as answer:  # it still imports
@@ -179,6 +194,8 @@ def test_a_browser_shows_curves_by_strategy_at_the_first_address_and_the_report(
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1900, "height": 1200})
         page.set_default_timeout(60_000)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
         page.goto(curves)
         page.get_by_text("Which batch shape does").wait_for()
         page.get_by_text("balanced lr=0.02 seed=101 confirm").first.wait_for()
@@ -192,7 +209,11 @@ def test_a_browser_shows_curves_by_strategy_at_the_first_address_and_the_report(
         page.goto("about:blank")
         page.goto(report)
         page.frame_locator("iframe").get_by_text("Report of the first sweep").wait_for()
+        page.goto("about:blank")
+        page.goto(f"{served.base_url}/#/")
+        page.get_by_text("MLflow collects usage data").wait_for()
         browser.close()
+    assert [url for url in asked if not url.startswith((served.base_url, "about:", "data:", "blob:"))] == []
 
 
 def line_colours(page: Any) -> set[str]:

@@ -66,7 +66,7 @@ def test_an_edge_that_is_the_reason_of_no_verdict_is_not_a_caveat_too(finished: 
     edge = changed(finished, lambda r: None if r.cell.phase == "explore" and r.cell.lr == 0.005 else r)
     verdict = decide(edge)
     assert verdict.outcome == "withheld"
-    assert "are the lowest tried" in verdict.statement
+    assert "were best at their lowest rate, 0.01" in verdict.statement
     assert broken(edge, 7) == []
     assert [check.value for check in checks_of(edge, 7)] == ["large_batch 0.02"]
 

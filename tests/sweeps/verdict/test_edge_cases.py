@@ -112,7 +112,7 @@ def test_one_arm_without_confirm_cells_is_exploratory_in_records_and_withheld_in
     rows += [row("c", 99, 4.7, phase="explore", lr=lr) for lr in (0.01, 0.02)]
     verdict = decide_records(rows)
     assert verdict.outcome == "exploratory"
-    assert "too few confirm seeds (a 5, b 5, c 0), where a verdict needs 3 in every arm" in verdict.statement
+    assert "confirm seeds: 5 of a, 5 of b and 0 of c (3 needed per arm)" in verdict.statement
     cells = [found for found in confirm() if found.cell.strategy != "long_seq"]
     untrained = decide(sweep([*explore(), *cells]))
     assert untrained.outcome == "withheld"
@@ -159,7 +159,7 @@ def test_runs_that_share_no_seed_are_compared_by_welch_from_five_runs_on() -> No
     assert any("looked at before is not known" in caveat for caveat in verdict.caveats)
     few = records({"a": around(4.40, range(3)), "b": losses["b"]})
     assert few.outcome == "exploratory"
-    assert "too few unpaired runs (a 3, b 30), where a verdict needs 5 in every arm" in few.statement
+    assert "unpaired runs: 3 of a and 30 of b (5 needed per arm)" in few.statement
 
 
 @pytest.mark.parametrize("unpaired", [False, True])

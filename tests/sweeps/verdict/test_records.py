@@ -63,15 +63,15 @@ def test_the_published_studys_twelve_numbers_are_exploratory_and_the_statement_s
     ]
     verdict = decide_file(write(tmp_path, rows))
     assert (verdict.outcome, verdict.winner) == ("exploratory", None)
-    assert "a verdict needs 3 in every arm" in verdict.statement
+    assert "(3 needed" in verdict.statement
     assert "long_seq 2,457,600 (7.7% fewer)" in verdict.statement
     if phase == "explore":
         assert "no confirm seeds" in verdict.statement
         # 0.257 and 0.513 behind, where the last steps of their grids gained 0.014 and 0.010: more rates change nothing
         assert (
-            "the best rate of balanced (0.04) is the highest tried, but it is 0.2570 nats behind" in verdict.statement
+            "The best rate of balanced (0.04) is the highest tried, but it is 0.2570 nats behind" in verdict.statement
         )
-        assert "the best rate of long_seq (0.04) is the highest tried" in verdict.statement
+        assert "The best rate of long_seq (0.04) is the highest tried" in verdict.statement
         assert verdict.as_dict()["strategies"][0]["best_lr"] == 0.03
     assert "sweeps extend" not in verdict.statement  # there is no sweep to extend
 

@@ -1,7 +1,8 @@
-"""The one sentence: every clause stands exactly where its condition holds."""
+"""The statement: every clause stands exactly where its condition holds."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -31,17 +32,34 @@ def test_a_clear_win_quotes_its_numbers_and_without_documents_it_is_on_this_exam
     assert text.startswith(
         "large_batch wins on this exam: its test loss after 1,000 tokens is 0.2000 nats below balanced (95% "
     )
-    assert "interval +0.1965 to +0.2035, p < 0.001) and 0.4000 nats below long_seq" in text
-    assert "over 5 fresh seeds" in text
+    assert "interval 0.1965 to 0.2035, p < 0.001) and 0.4000 nats below long_seq" in text
+    assert ", each difference paired over 5 fresh seeds" in text
     for qualifier in ("at the chosen rates", "own context", "negligible", "unplanned"):
         assert qualifier not in text
 
 
-def test_it_is_one_sentence_whatever_the_outcome() -> None:
+def test_between_two_arms_there_is_one_difference_and_no_mention_of_each() -> None:
+    two = [cell for cell in explore() + confirm() if cell.cell.strategy != "long_seq"]
+    results = sweep(two)
+    arms = [arm for arm in results.beginning["strategies"] if arm["name"] != "long_seq"]
+    text = statement(with_beginning(results, strategies=arms))
+    assert "p < 0.001), paired over 5 fresh seeds" in text
+    assert "each difference" not in text
+
+
+def test_a_lead_that_may_be_none_is_written_with_signs() -> None:
+    noisy = {**CLEAR_WIN, "balanced": (4.50, 4.41, 4.59, 4.40, 4.40), "large_batch": (4.40, 4.51, 4.39, 4.41, 4.39)}
+    assert re.search(
+        r"below balanced \(95% interval −0\.\d+ to \+0\.\d+, ", statement(sweep(explore() + confirm(noisy)))
+    )
+
+
+def test_a_decision_is_one_sentence_and_what_is_missing_comes_in_sentences_of_its_own() -> None:
     for cells in ([], explore(), explore() + confirm(), explore() + confirm(NARROW)):
         text = statement(sweep(cells))
         assert text.endswith(".")
-        assert ". " not in text
+        assert ". " not in text or text.startswith("No verdict yet: ")
+        assert ".." not in text
         assert "None" not in text
         assert "nan" not in text
 
@@ -100,7 +118,7 @@ def test_confirm_seeds_at_another_rate_are_not_said_to_be_missing() -> None:
         sweep(explore() + confirm(lr=0.01), seeds={"explore": 1, "confirm": 0})
     )
     text = statement(sweep(explore(), seeds={"explore": 1, "confirm": 0}))
-    assert "no confirm seeds, where" in text
+    assert "no confirm seeds (3 needed per arm)" in text
 
 
 def test_an_arm_whose_finished_cells_have_no_loss_is_not_said_to_be_short_of_the_budget() -> None:
@@ -109,20 +127,30 @@ def test_an_arm_whose_finished_cells_have_no_loss_is_not_said_to_be_short_of_the
     assert "no explore cell of balanced has a validation loss at the full budget (outcomes: completed)" in text
 
 
-def test_no_verdict_says_which_arm_is_lowest_so_far_and_that_it_is_not_a_finding_yet() -> None:
+def test_no_verdict_says_what_is_missing_what_to_run_and_who_leads_so_far() -> None:
     text = statement(sweep(explore()))
-    assert "the lowest explore loss is large_batch's (4.4000), which is not a finding yet" in text
+    assert text.endswith(". Leading so far: large_batch (lowest explore loss, 4.4000).")
     two = {arm: losses[:2] for arm, losses in CLEAR_WIN.items()}
     text = statement(sweep(explore() + confirm(two), seeds={"explore": 1, "confirm": 2}))
-    assert text.startswith("Exploratory: too few confirm seeds (large_batch 2, balanced 2, long_seq 2)")
-    assert "so far large_batch has the lowest mean test loss (2 complete seeds), which is not a finding yet" in text
+    assert text == (
+        "No verdict yet: 2 seeds per arm (3 needed). Run `sweeps extend planted --seeds 3`. Leading so far: "
+        "large_batch (lowest mean test loss over 2 complete seeds)."
+    )
+    rising = {arm: {0.005: 4.8, 0.01: 4.7, 0.02: 4.6} for arm in CURVES}
+    text = statement(sweep(explore(rising) + confirm(two), seeds={"explore": 1, "confirm": 2}))
+    assert text.startswith(
+        "No verdict yet: 2 seeds per arm (3 needed), and every arm was best at its highest rate, 0.02. Run "
+        "`sweeps extend planted --seeds 3 --lr 0.04`. Leading so far: large_batch"
+    )
 
 
 def test_several_arms_at_the_edge_are_told_together() -> None:
     falling = {arm: {0.01: 4.9, 0.02: 4.8, 0.04: 4.6} for arm in CURVES}
     text = statement(sweep(explore(falling) + confirm(lr=0.04)))
-    assert "the best rates of large_batch (0.04, next 0.08), balanced (0.04, next 0.08) and long_seq" in text
-    assert "`sweeps extend planted --lr 0.08` would supply what is missing" in text
+    assert "every arm was best at its highest rate, 0.04. Run `sweeps extend planted --lr 0.08`." in text
+    falling["large_batch"] = {0.01: 4.9, 0.02: 4.6, 0.04: 4.8}
+    text = statement(sweep(explore(falling) + confirm()))
+    assert "balanced and long_seq were best at their highest rate, 0.04" in text
 
 
 @pytest.mark.parametrize(

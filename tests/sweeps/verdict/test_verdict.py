@@ -133,8 +133,8 @@ def test_exploratory_outranks_withheld_and_both_reasons_are_told() -> None:
     two = {arm: losses[:2] for arm, losses in CLEAR_WIN.items()}
     verdict = decide(sweep(explore(rising) + confirm(two, lr=0.01), seeds={"explore": 1, "confirm": 2}))
     assert verdict.outcome == "exploratory"
-    assert "too few confirm seeds" in verdict.statement
-    assert "lowest tried" in verdict.statement
+    assert "2 seeds per arm (3 needed)" in verdict.statement
+    assert "every arm was best at its lowest rate, 0.01" in verdict.statement
 
 
 def test_a_best_rate_at_the_edge_withholds_and_prints_the_command() -> None:
