@@ -70,10 +70,12 @@ def run(
     >>> sweep.verdict().outcome
     'exploratory'
     """
+    from sweeps.formatting import commands_for
     from sweeps.running.session import run_new
 
     options = _options(runs_dir, command=f"sweeps.run({name=})", show=show, exclusive=exclusive, on_end=on_end)
-    return Sweep(run_new(_choice(space, set, hours), name, options))
+    with commands_for(os.fspath(runs_dir)):
+        return Sweep(run_new(_choice(space, set, hours), name, options))
 
 
 def open(name: str, *, runs_dir: str | os.PathLike[str] = "runs") -> Sweep:  # noqa: A001 - `sweeps.open` reads well
@@ -194,13 +196,15 @@ class Sweep:
         >>> sweep.report().endswith("first/report.html")
         True
         """
+        from sweeps.formatting import commands_for
         from sweeps.running.finish import write_reports
         from sweeps.verdict.decision import decide
 
         results = self.results()
         verdict = decide(results)
         self.ledger.write_verdict(verdict.as_dict())
-        write_reports(self.ledger, results, verdict, price_per_hour)
+        with commands_for(self.ledger.runs_uri):
+            write_reports(self.ledger, results, verdict, price_per_hour)
         return f"{self.folder}/report.html"
 
     def resume(
@@ -216,10 +220,12 @@ class Sweep:
         >>> sweep.resume().verdict().outcome
         'exploratory'
         """
+        from sweeps.formatting import commands_for
         from sweeps.running.session import resume
 
         options = self._options(show, retry_failed=retry_failed, allow_code_change=allow_code_change, on_end=on_end)
-        resume(self.name, options)
+        with commands_for(self.ledger.runs_uri):
+            resume(self.name, options)
         return self
 
     def extend(
@@ -239,13 +245,15 @@ class Sweep:
         What has an outcome never runs again. Raises what ``run`` raises.
         """
         from sweeps.commands.extend import extension
+        from sweeps.formatting import commands_for
         from sweeps.running.session import resume
 
         options = self._options(show, allow_code_change=allow_code_change, on_end=on_end)
         more = extension(
             options.say, lr=lr, adamw_lr=adamw_lr, strategies=strategies, confirm_seeds=seeds, budgets=budgets
         )
-        resume(self.name, options, extend=more)
+        with commands_for(self.ledger.runs_uri):
+            resume(self.name, options, extend=more)
         return self
 
     def results(self) -> SweepResults:

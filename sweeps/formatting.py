@@ -8,7 +8,9 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -244,8 +246,21 @@ def _shown(line: str) -> str:
     return f"{environment}{program} {command}{rest}{option}"
 
 
+_RUNS_DIR: ContextVar[str | None] = ContextVar("runs folder", default=None)
+
+
+@contextmanager
+def commands_for(runs_dir: str) -> Iterator[None]:
+    """Show commands for this runs folder until the block ends, whatever options and environment name."""
+    before = _RUNS_DIR.set(runs_dir)
+    try:
+        yield
+    finally:
+        _RUNS_DIR.reset(before)
+
+
 def _other_runs_dir() -> str | None:
-    """The runs folder of this command, from its options or environment; None where it is ``runs`` right here."""
+    """The runs folder in use, else that of options or environment; None where it is ``runs`` right here."""
     of_environment = os.environ.get("SWEEPS_RUNS_DIR") or None
     named = of_environment
     for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
@@ -253,6 +268,7 @@ def _other_runs_dir() -> str | None:
             named = following
         elif word.startswith("--runs-dir="):
             named = word.partition("=")[2]
+    named = _RUNS_DIR.get() or named
     if not named or "://" in named:
         return named
     path = Path(named).expanduser().absolute()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.formatting import sentence, shown_command, shown_line, shown_on, with_shown_commands
+from sweeps.formatting import commands_for, sentence, shown_command, shown_line, shown_on, with_shown_commands
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -144,3 +144,14 @@ def test_a_line_that_was_completed_stays_as_it_is(
 )
 def test_a_sentence_begins_with_a_capital_unless_it_begins_with_a_name(clause: str, written: str) -> None:
     assert sentence(clause, "balanced") == written
+
+
+def test_a_runs_folder_that_a_program_names_goes_before_that_of_options(
+    monkeypatch: pytest.MonkeyPatch, checkout: Path
+) -> None:
+    typed(monkeypatch, "--runs-dir", "of something else")
+    with commands_for("elsewhere"):
+        assert shown_command("resume", "first") == ".venv/bin/sweeps resume first --runs-dir elsewhere"
+    with commands_for(str(checkout / "runs")):
+        assert shown_command("resume", "first") == ".venv/bin/sweeps resume first"
+    assert shown_command("resume", "first").endswith("--runs-dir 'of something else'")
