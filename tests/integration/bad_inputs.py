@@ -65,7 +65,7 @@ BAD_INPUTS = {
             "resources.gpu_per_trial=2": 'must be "auto", 0, a share of one GPU from 0.01 to 1',
             "corpus.validation_share=0.6": "corpus.validation_share=0.6 must be less than 0.5; choose a value < 0.5",
             "strategies.².seq_len=8": "--set strategies.² names none of the strategies",
-            "optimizer.kind=adamw": 'optimizer.kind="adamw" is not a key of optimizer; leave it out; known keys:',
+            "optimizer.kind=adamw": 'optimizer.kind="adamw" is not a key of optimizer; leave it out (the optimizers are fixed: Muon',
         }.items()
     },
     # --set
@@ -142,7 +142,9 @@ BAD_INPUTS = {
     "a sweep like no other": Row(
         words="status elsewhere", says=("there is no sweep 'elsewhere'", "`sweeps status` lists those that are there")
     ),
-    "no sweep at all": Row(words="resume --runs-dir nothing", says=("there is no sweep in", "`sweeps run` starts one")),
+    "no sweep at all": Row(
+        words="resume --runs-dir nothing", says=("there is no sweep in", "`sweeps run --runs-dir nothing` starts one")
+    ),
     "list of no sweep": Row(words="status --runs-dir nothing", code=0, says=("No sweep in nothing yet",)),
     # extend and resume
     "extend by nothing": Row(
@@ -447,7 +449,7 @@ PROBLEMS_SEEN_IN_THE_FILE = (
     "model.n_layers=1.5 must be a whole number",
     "model.n_heads=6 makes heads of 3 channels, and RoPE needs an even number",
     "model.top_k=3 exceeds model.n_experts (2); choose top_k <= 2",
-    "model.dropout=0.1 is not a key of model; leave it out; known keys:",
+    "model.dropout=0.1 is not a key of model; leave it out (the architecture is fixed: Qwen3-MoE's); known keys:",
     "corpus.kind=\"fils\" must be one of embedded, files, hub; did you mean 'files'?",
     "corpus.max_epochs=0 must be greater than 0",
     "tokenizer.vocab_size is missing, and a tokenizer of kind 'bpe' needs it",

@@ -45,9 +45,8 @@ def world(tmp_path: Path, begun: Path, token_cache: Path, monkeypatch: pytest.Mo
     shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     write_wrong_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SWEEPS_RUNS_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SWEEPS_RUNS_DIR", "runs")
     monkeypatch.setenv("SWEEPS_CACHE_DIR", str(token_cache))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # `sweeps` is on it

@@ -35,7 +35,8 @@ def test_a_sweep_runs_to_its_verdict_and_mlflow_shows_each_cell_once(undisturbed
     said = (undisturbed.folder / "first.txt").read_text()
     verdict = undisturbed.verdict("first")
     assert set(verdict) == VERDICT_KEYS
-    assert verdict["statement"] in re.sub(r"[^\s`]*/sweeps ", "sweeps ", " ".join(said.split()))
+    plain = re.sub(r"[^\s`]*/sweeps ", "sweeps ", " ".join(said.split()))
+    assert verdict["statement"] in re.sub(r" --runs-dir [^\s`]+", "", plain)
     assert "<html" in (undisturbed.runs / "first" / "report.html").read_text()
     outcomes = undisturbed.outcomes("first")
     assert Counter((found["phase"], found["outcome"]) for found in outcomes.values()) == {
