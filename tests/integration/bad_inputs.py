@@ -65,7 +65,7 @@ BAD_INPUTS = {
             "resources.gpu_per_trial=2": 'must be "auto", 0, a share of one GPU from 0.01 to 1',
             "corpus.validation_share=0.6": "corpus.validation_share=0.6 must be less than 0.5; choose a value < 0.5",
             "strategies.².seq_len=8": "--set strategies.² names none of the strategies",
-            "optimizer.kind=adamw": 'optimizer.kind="adamw" is not a key of optimizer; leave it out (the optimizers are',
+            "optimizer.kind=adamw": 'optimizer.kind="adamw" is not a key of optimizer; leave it out (the optimizers',
         }.items()
     },
     # --set
