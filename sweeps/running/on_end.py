@@ -59,7 +59,7 @@ def ending(ledger: Ledger | None, error: BaseException | None) -> dict[str, Any]
             verdict = ledger.verdict() or {}
             known |= {key: verdict.get(key) for key in ("outcome", "winner", "statement")}
             known["report"] = f"{ledger.storage.uri}/report.html"
-            message = f"{ledger.name}: {verdict.get('statement')}"
+            message = with_shown_commands(f"{ledger.name}: {verdict.get('statement')}")
         else:
             known["resume"] = shown_command("resume", ledger.name)
     return {"schema": 1, "event": event, "message": message, **known}
