@@ -26,6 +26,8 @@ FORWARD_SHARE: Final = 1 / 3
 """Of a training step: a backward pass is two forward passes."""
 BUSY_SHARE: Final = 0.96
 """Of workers' time in training and exams, as measured in sweeps of ``laptop`` on two cores; the rest is waiting."""
+WIDENINGS: Final = 0.5
+"""Cells beyond the edge of an arm's grid at each budget, where the grid may widen: 3 at 6 places in ``laptop``."""
 OUTSIDE_S: Final = 25.0
 """Before the first worker trains and after the last one has ended: Ray, imports, verdict and report, on two cores."""
 
@@ -66,7 +68,7 @@ def expected_seconds(space: Space, data: TrainingData, speed: Speed) -> float:
 
 
 def expected_tokens(space: Space) -> dict[str, int]:
-    """Tokens of training per arm: explore with early stopping, and every confirm and control cell."""
+    """Tokens of training per arm: explore with early stopping and some widening, every confirm and control cell."""
     found = dict.fromkeys((arm.name for arm in space.strategies), 0)
     brackets: Counter[tuple[str, str, int, int]] = Counter()
     for cell in planned_cells(space):
@@ -76,6 +78,7 @@ def expected_tokens(space: Space) -> dict[str, int]:
             found[cell.strategy] += cell.budget_tokens
     for (strategy, _, _, budget), n_cells in brackets.items():
         found[strategy] += explore_tokens_per_arm(space, n_cells, budget)
+        found[strategy] += round(WIDENINGS * budget) if space.rates.max_widenings else 0
     return found
 
 
