@@ -36,6 +36,7 @@ ELSEWHERE = {
     "ray down deploy/ray-cluster.yaml": "ends machines on AWS",
     "ray dashboard deploy/ray-cluster.yaml": "a tunnel to AWS; the job server is reached on the head itself",
     "kubectl apply -f deploy/rayjob.yaml": "needs Kubernetes; test_deploy.py holds the manifest to KubeRay's schema",
+    "sbatch deploy/slurm.sbatch --preset matched --name first": "needs Slurm; test_slurm.py runs the file on one",
     "kubectl port-forward svc/...-head-svc 8265": "needs Kubernetes",
     "MLFLOW_DB_PASSWORD=... MLFLOW_ALLOWED_HOSTS=HOST:5000 docker compose -f deploy/mlflow-compose.yaml up -d": (
         "needs Docker and its images; test_deploy.py holds the file to Compose's schema"
