@@ -116,7 +116,7 @@ def test_a_job_near_its_time_limit_saves_and_a_preempted_one_goes_on(
     job.wait_until_a_cell_has_ended()
     cluster.run("scancel", "--batch", "--signal=USR1", str(job.number))  # what Slurm sends before the time limit
     job.wait_for_restart(1)
-    assert "Interrupted; finished work is kept" in job.log
+    assert "interrupted; finished work is kept" in job.log
     assert "ended at once" not in job.log
     job.wait_until_a_cell_has_ended()
     urgent = cluster.submit("--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
