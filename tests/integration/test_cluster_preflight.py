@@ -122,5 +122,5 @@ def test_a_plan_is_for_the_nodes_of_the_cluster_and_asks_them_for_their_gpus(clu
     plan = json.loads(done.stdout)
     assert {arm["gpu_fraction"] for arm in plan["arms"]} == {1.0}
     assert plan["workers"] == 1, "the cluster has one GPU"
-    assert plan["hours"] is None
+    assert plan["hours"] > 0, "steps of each arm are timed on the node that has it"
     assert any(warning.startswith("the memory of the GPUs is unknown") for warning in plan["warnings"])
