@@ -27,9 +27,10 @@ from search_spaces.pydantic_errors import checked_strategy
 from search_spaces.reading import load_space, parse_space, template_text, with_overrides
 from search_spaces.scaling import budget_unit, scaled_space
 from search_spaces.sections import EarlyStopping, OptunaSearch, Strategy
-from search_spaces.space import Space
+from search_spaces.space import MOST_BUDGET_TOKENS, Space
 
 __all__ = [
+    "MOST_BUDGET_TOKENS",
     "Arrangement",
     "Cell",
     "CorpusFacts",

@@ -15,6 +15,9 @@ from search_spaces.pydantic_errors import field_problems, sound_values
 from search_spaces.rules import broken_rules
 from search_spaces.shorthand import written_out
 
+MOST_BUDGET_TOKENS = 10**12
+"""Eleven days of a GPU at a million tokens per second."""
+
 
 class Space(Section):
     """What one sweep asks. Build it with ``load_space``, ``parse_space`` or ``Space.from_resolved``.
@@ -25,7 +28,7 @@ class Space(Section):
     """
 
     description: Text = ""
-    budget_tokens: Count = Field(le=10**12)  # eleven days of a GPU at a million tokens per second
+    budget_tokens: Count = Field(le=MOST_BUDGET_TOKENS)
     budgets_tokens: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = ()
     rungs_tokens: Annotated[tuple[Count, ...], Field(max_length=100)] = ()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

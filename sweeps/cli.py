@@ -9,8 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sweeps.api import Sweep
-from sweeps.api import open as open_sweep
+from sweeps.commands.api import Sweep
+from sweeps.commands.api import open as open_sweep
 from sweeps.commands.arguments import (
     AllowCodeChange,
     AnyName,
@@ -253,7 +253,8 @@ def report(
         Path | None, typer.Option(help="Where a comparison is written; in the runs folder without it.")
     ] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option(help="What an hour of the machine cost: the report says what is saved.", min=0)
+        float | None,
+        typer.Option(help="Of a GPU, or of the machine without one: the report says what is saved.", min=0),
     ] = None,
 ) -> None:
     """Write report.html, report.md and the pictures again; with several sweeps, put them side by side."""

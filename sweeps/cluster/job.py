@@ -26,7 +26,7 @@ from sweeps.cluster.node_probe import INSTALL_DEADLINE_S
 from sweeps.cluster.pinned import LACKING, project_pins
 from sweeps.cluster.shipping import CONSTRAINTS, UPLOAD_EXCLUDES, forwarded_environment, stage
 from sweeps.errors import EXIT_RESUMABLE, BadInputError, WorldError
-from sweeps.formatting import SHOWN_AS, shown_on, shown_script
+from sweeps.shown_commands import SHOWN_AS, shown_on, shown_script
 
 STOP_WAIT_S = 20
 """Ray kills a stopped job after 3 s; a sweep saves its cells within 20."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from sweeps.cluster.node_probe import OK, NodeAnswer, ask_nodes, node_deadline_s
 from sweeps.errors import SweepError
-from sweeps.formatting import with_shown_commands
 from sweeps.ledger.storage import Storage
+from sweeps.shown_commands import with_shown_commands
 
 if TYPE_CHECKING:
     from rich.table import Table

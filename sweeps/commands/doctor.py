@@ -69,7 +69,7 @@ def render(rows: Sequence[Row]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from sweeps.formatting import with_shown_commands
+    from sweeps.shown_commands import with_shown_commands
 
     marks = {"ok": Text("ok", "green"), "warn": Text("warn", "yellow"), "bad": Text("bad", "red")}
     table = Table(show_header=True, header_style="bold")

@@ -20,7 +20,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     Raises what no user can fix: a bug of this program.
     """
     from search_spaces import SpaceErrors
-    from sweeps.formatting import with_shown_commands
+    from sweeps.shown_commands import with_shown_commands
 
     code: int = 0
     try:
@@ -53,7 +53,7 @@ def code_of(ledger: Ledger) -> int:
 def _code_of_known_error(error: ValueError) -> int:
     """Errors of ``moe`` and of record files are the user's to fix; any other ValueError is a bug of this program."""
     from moe.errors import DeviceMissing, MoeError
-    from sweeps.formatting import with_shown_commands
+    from sweeps.shown_commands import with_shown_commands
     from sweeps.verdict.records_table import RecordsError
 
     if not isinstance(error, MoeError | RecordsError):

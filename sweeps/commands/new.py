@@ -9,9 +9,9 @@ from pathlib import Path
 from search_spaces import Space, parse_space, preset_text, template_text, with_shapes
 from sweeps.cluster.machines import local_machine
 from sweeps.errors import BadInputError
-from sweeps.formatting import shown_command
 from sweeps.ledger.destinations import require_new_file
 from sweeps.packing.memory import FALLBACK_VOCAB_SIZE, fit_arms
+from sweeps.shown_commands import shown_command
 
 
 def new_space(path: Path, preset: str | None, fit_gib: float | None, say: Callable[[str], None]) -> None:

@@ -11,12 +11,13 @@ from search_spaces import Cell, Space, corpus_warnings, planned_cells
 from sweeps.cluster.connection import cluster_address, is_job_address
 from sweeps.cluster.machines import Machines, machines_at_hand
 from sweeps.errors import BadInputError, WorldError
-from sweeps.formatting import listed, plural, rounded_duration, with_shown_commands
+from sweeps.formatting import listed, plural, rounded_duration
 from sweeps.packing.duration import Speed, expected_seconds, expected_tokens, find_speed
 from sweeps.packing.hours import within_hours
 from sweeps.packing.memory import FALLBACK_VOCAB_SIZE, predicted_peaks
 from sweeps.packing.shares import MAX_TRIALS_PER_GPU, Packing, pack, require_runnable
 from sweeps.running.begin import SpaceChoice, audit_table
+from sweeps.shown_commands import with_shown_commands
 from sweeps.training_config import model_config
 from sweeps.trial.precision import in_resolved_precision
 

@@ -10,6 +10,7 @@ from sweeps import formatting as written
 from sweeps.errors import BadInputError
 from sweeps.ledger.destinations import require_new_file, write_file, writing
 from sweeps.ledger.results import SweepResults
+from sweeps.shown_commands import shown_command
 from sweeps.verdict.decision import decide
 from sweeps.verdict.records import decide_file
 from sweeps.verdict.records_table import RecordsError, csv_bytes, parquet_bytes, rows_of
@@ -61,7 +62,7 @@ def _judged(results: SweepResults, out: Path) -> Iterator[str]:
     except RecordsError as error:
         yield f"No verdict can be made from it: {error.problems[0]}"
         return
-    yield f"Judge it: {written.shown_command('verdict', '--records', str(out), *options)}"
+    yield f"Judge it: {shown_command('verdict', '--records', str(out), *options)}"
     if _numbers(found) == _numbers(own):
         yield f"It gives what the sweep's own verdict gives, with the same means and intervals: {found.headline}"
     else:

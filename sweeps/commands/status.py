@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Space, SpaceErrors
 from sweeps.errors import SweepError
-from sweeps.formatting import duration, shown_command, with_shown_commands
+from sweeps.formatting import duration
 from sweeps.ledger.lease import CELL_LEASE, DRIVER_LEASE, living_holder
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.space import space_of
@@ -19,6 +19,8 @@ from sweeps.ledger.sweep_folder import Ledger, sweep_names
 from sweeps.plan.forecast import forecast_from_records
 from sweeps.plan.queue import Plan, progress_of
 from sweeps.running.driver import stopping_rule
+from sweeps.shown_commands import shown_command, with_shown_commands
+from sweeps.verdict.verdict import before_extension
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -141,7 +143,7 @@ def render_status(ledger: Ledger) -> Group:
     else:
         how = found["verdict"]["statement"]
         if last := found["verdict"]["last_decided"]:
-            how = f"Last decided verdict ({last['verdict']}): {last['statement']}\n{_outcome(found['verdict'])}: {how}"
+            how = f"{before_extension(last)}\n{_outcome(found['verdict'])}: {how}"
         how = with_shown_commands(how)
     table = sweep_table(status.plan, status.newest, ledger.name)
     return Group(table, Text(f"{cells}; {found['tokens_seen']:,} tokens"), Text(how))

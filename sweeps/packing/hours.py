@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from search_spaces import Space, SpaceErrors, budget_unit, scaled_space
+from search_spaces import MOST_BUDGET_TOKENS, Space, SpaceErrors, budget_unit, scaled_space
 from sweeps.errors import BadInputError
 from sweeps.formatting import listed, rounded_duration
 from sweeps.packing.duration import Speed, expected_seconds
 
 if TYPE_CHECKING:
     from sweeps.training_data import TrainingData
-
-MOST_TOKENS: Final = 10**12
-"""The largest budget that a space may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ def largest_within(hours: float, space: Space, seconds: Callable[[Space], float]
         BadInputError: the shortest sweep of this space takes longer, or its corpus is too small for any.
     """
     unit = budget_unit(space)
-    most = min(most_tokens, MOST_TOKENS) // unit
+    most = min(most_tokens, MOST_BUDGET_TOKENS) // unit
     least = _least(space, unit, most)
 
     def fits(count: int) -> bool:

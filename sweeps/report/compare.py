@@ -16,6 +16,7 @@ from sweeps.report.markdown import blocks_text
 from sweeps.report.report import ReportFiles, render_page, write_picture
 from sweeps.report.tables import flat, shape_text
 from sweeps.report.why import estimate_text
+from sweeps.shown_commands import shown_line, with_shown_commands
 from sweeps.verdict.rows import PairResult
 from sweeps.verdict.verdict import Verdict
 
@@ -123,7 +124,7 @@ def _not_comparable(sweeps: Sequence[Facts], undecided: Sequence[Facts]) -> str:
     missing = f"{without} {'has' if len(undecided) == 1 else 'have'} no decided verdict"
     if len(undecided) == len(sweeps):
         missing = f"{'neither' if len(sweeps) == 2 else 'none'} has a decided verdict"
-    commands = [f"`{written.shown_line(f.verdict.command)}`" for f in undecided if f.verdict.command]
+    commands = [f"`{shown_line(f.verdict.command)}`" for f in undecided if f.verdict.command]
     decide = f" To decide: {', '.join(commands)}." if commands else ""
     earlier = [f"{f.results.name}: {f.verdict.last_decided['statement']}" for f in undecided if f.verdict.last_decided]
     before = f" Decided before it was extended: {' '.join(earlier)}" if earlier else ""
@@ -141,9 +142,7 @@ def shared_pairs(sweeps: Sequence[Facts]) -> list[SharedPair]:
 
 
 def _sections(sweeps: Sequence[Facts], pairs: Sequence[SharedPair]) -> list[Section]:
-    statements = tuple(
-        f"{facts.results.name}: {written.with_shown_commands(facts.verdict.statement)}" for facts in sweeps
-    )
+    statements = tuple(f"{facts.results.name}: {with_shown_commands(facts.verdict.statement)}" for facts in sweeps)
     note = (
         "The first arm's loss minus the second's, paired by seed within each sweep: below zero, the first is better. "
         "Intervals are over seeds, and over documents of the exam where losses by document are known."

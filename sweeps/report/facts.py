@@ -42,7 +42,7 @@ class Stretch:
 class Facts:
     """Everything that tables, sentences and pictures share, derived once from results and verdict.
 
-    ``price_per_hour`` is that of the whole machine, where the reader has given one.
+    ``price_per_hour`` is that of a device (a GPU, or the machine without one), where the reader has given one.
     """
 
     def __init__(self, results: SweepResults, verdict: Verdict, price_per_hour: float | None = None) -> None:

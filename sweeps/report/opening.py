@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sweeps import formatting as written
 from sweeps.report.facts import Facts
+from sweeps.shown_commands import shown_line, with_shown_commands
 from sweeps.verdict.rows import TokensToTarget
 from sweeps.verdict.verdict import Verdict
 
@@ -54,8 +55,8 @@ def opening(facts: Facts) -> Opening:
         leads=tuple(_lead_sentences(facts)),
         meaning=OUTCOME_MEANINGS[verdict.outcome].format(over=facts.over),
         reasons=reasons,
-        command=written.shown_line(verdict.command) if verdict.command and not verdict.is_decided else "",
-        statement=written.with_shown_commands(verdict.statement),
+        command=shown_line(verdict.command) if verdict.command and not verdict.is_decided else "",
+        statement=with_shown_commands(verdict.statement),
         before=_before(verdict),
     )
 
@@ -71,11 +72,8 @@ def _headline(verdict: Verdict) -> str:
 
 def _before(verdict: Verdict) -> str:
     """The last decided verdict of an extended sweep, and what is seen since."""
-    last = verdict.last_decided
-    if last is None:
-        return ""
     now = written.sentence(f"with what was added since: {verdict.headline}")
-    return written.with_shown_commands(f"Decided in {last['verdict']}: {last['statement']} {now}")
+    return with_shown_commands(f"{verdict.before} {now}") if verdict.before else ""
 
 
 def _lead_sentences(facts: Facts) -> Iterator[str]:
@@ -149,9 +147,9 @@ def _savings(facts: Facts) -> Iterator[str]:
 
 
 def _in_money(row: TokensToTarget, facts: Facts) -> str:
-    if row.machine_hours is None or row.time_share is None or facts.price_per_hour is None:
+    if row.device_hours is None or row.time_share is None or facts.price_per_hour is None:
         return ""
-    cost = row.machine_hours * facts.price_per_hour
+    cost = row.device_hours * facts.price_per_hour
     saved = written.money(cost * (1 - row.time_share))
     return f": of the {written.money(cost)} that a run of {row.b} costs, {saved} is saved"
 

@@ -38,6 +38,7 @@ from sweeps.report.tables import (
     work_table,
 )
 from sweeps.report.why import why_blocks
+from sweeps.shown_commands import shown_command, shown_line, with_shown_commands
 
 SPACE_FILE = "space.toml"
 
@@ -86,7 +87,7 @@ def _budgets(facts: Facts) -> Section:
 def _checks(facts: Facts) -> Section:
     names = [arm.name for arm in facts.arms]
     broken = [check for check in facts.verdict.checks if not check.kept]
-    sentences = tuple(written.with_shown_commands(written.sentence(check.sentence, *names)) for check in broken)
+    sentences = tuple(with_shown_commands(written.sentence(check.sentence, *names)) for check in broken)
     kept = kept_checks(facts)
     checks = written.plural(len(kept.rows), "check")
     return section(
@@ -159,20 +160,20 @@ def commands(facts: Facts) -> list[tuple[str, str]]:
     name, settling = facts.results.name, facts.verdict.command
     found = []
     if settling:
-        found.append((written.shown_line(settling), "supply what the verdict is missing"))
+        found.append((shown_line(settling), "supply what the verdict is missing"))
     elif facts.outcomes["unfinished"]:
-        found.append((written.shown_command("resume", name), "run the cells that have no outcome yet"))
+        found.append((shown_command("resume", name), "run the cells that have no outcome yet"))
     else:
         seeds = len({result.cell.seed for result in facts.cells("confirm")}) + 3
-        found.append((written.shown_command("extend", name, "--seeds", str(seeds)), "judge again on fresh seeds"))
-    found.append((written.shown_command("verdict", name), "decide again from the ledger"))
+        found.append((shown_command("extend", name, "--seeds", str(seeds)), "judge again on fresh seeds"))
+    found.append((shown_command("verdict", name), "decide again from the ledger"))
     if any(result.outcome == "completed" for result in facts.cells("confirm")):
-        export = written.shown_command("export", name, "--out", "model")
-        exam = written.shown_command("exam", name, "--out", "exam.npz")
+        export = shown_command("export", name, "--out", "model")
+        exam = shown_command("exam", name, "--out", "exam.npz")
         found.append((export, "write the best model for stock transformers"))
         found.append((exam, "write the exam, to score any other model on it"))
     if facts.space:
-        again = written.shown_command("run", "--space", space_path(facts))
+        again = shown_command("run", "--space", space_path(facts))
         found.append((again, "run the same sweep again under a fresh name, from the resolved space's own copy"))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sweeps import formatting as written
+from sweeps.shown_commands import with_shown_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,13 +30,9 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
             "" if arm.tokens_per_s is None else written.count(arm.tokens_per_s),
         )
     console.print(table)
-    statement = written.with_shown_commands(verdict.statement)
-    if verdict.last_decided is not None:
-        last = verdict.last_decided
-        before = f"Last decided verdict ({last['verdict']}): {last['statement']}"
-        console.print(
-            written.with_shown_commands(before), markup=False, highlight=False, soft_wrap=not console.is_terminal
-        )
+    statement = with_shown_commands(verdict.statement)
+    if before := verdict.before:
+        console.print(with_shown_commands(before), markup=False, highlight=False, soft_wrap=not console.is_terminal)
     console.print(statement, style="bold", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from search_spaces import OptunaSearch, Space
-from sweeps.formatting import shown_command
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.results import RETRIED_OUTCOMES, SweepResults
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.running.winner import best_cell
+from sweeps.shown_commands import shown_command
 
 if TYPE_CHECKING:
     from sweeps.plan.queue import Plan

@@ -16,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces import Space, planned_cells
-from sweeps.formatting import duration, short_count, with_shown_commands
+from sweeps.formatting import duration, short_count
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.plan.forecast import forecast_from_records
 from sweeps.plan.queue import Plan
+from sweeps.shown_commands import with_shown_commands
 
 _MARKS: Final = {
     "running": ("▶", "bold cyan"),

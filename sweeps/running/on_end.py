@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 from sweeps.errors import EXIT_RESUMABLE
-from sweeps.formatting import shown_command, with_shown_commands
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.running.driver import failed_cells
+from sweeps.shown_commands import shown_command, with_shown_commands
 
 LONGEST_S: Final = 60.0
 Event = Literal["verdict", "interrupted", "failed"]

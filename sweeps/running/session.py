@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,6 @@ from rich.console import Console
 from search_spaces import Identity, Space, SpaceErrors, corpus_warnings, frozen_differences, with_overrides
 from sweeps.cluster.machines import Machines, machines_at_hand
 from sweeps.errors import BadInputError
-from sweeps.formatting import shown_command
 from sweeps.ledger.destinations import require_folder
 from sweeps.ledger.free_space import require_room
 from sweeps.ledger.identifiers import require_name
@@ -39,6 +37,7 @@ from sweeps.running.on_end import Word, word_at_end
 from sweeps.running.ray_tune import local_ray
 from sweeps.running.signals import Interruption, stopped_by_signals
 from sweeps.running.tracking_session import register, tracked
+from sweeps.shown_commands import shown_command
 from sweeps.tracking.store import tracking_store
 from sweeps.training_config import with_absolute_paths
 from sweeps.training_data import TrainingData, corpus_facts, load_training_data
@@ -113,13 +112,11 @@ def _run_new(choice: SpaceChoice, name: str | None, options: SessionOptions, wor
         for note in (*notes, *space.warnings(), *found_later):
             options.say(f"note: {note}")
         require_room(ledger, space, vocab_size=vocab_size)
-        with ThreadPoolExecutor(max_workers=1) as beside:
-            audited = beside.submit(audit_table, space, data)  # in the seconds that Ray takes to start
-            with _ray(space, machines, packing, options), _driver_lease(ledger) as lease:
-                audit = audited.result()
-                require_new(ledger)  # again: another driver may have started it meanwhile
-                begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)
-                _run(ledger, lease, space, data.identity, packing, options, interruption)
+        audit = audit_table(space, data)
+        with _ray(space, machines, packing, options), _driver_lease(ledger) as lease:
+            require_new(ledger)  # again: another driver may have started it meanwhile
+            begin(ledger, space, data, audit=audit, peaks_gib=peaks_gib, command=options.command)
+            _run(ledger, lease, space, data.identity, packing, options, interruption)
     return ledger
 
 

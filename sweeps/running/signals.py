@@ -15,9 +15,9 @@ from typing import Final, NoReturn, Self
 from rich.console import Console
 
 from sweeps.errors import EXIT_RESUMABLE, BadInputError, DamagedError, WorldError
-from sweeps.formatting import shown_command
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.running.driver import Driver
+from sweeps.shown_commands import shown_command
 
 GRACE_PERIOD_S: Final = 13.0
 """How long a session may take after a first signal to save, update MLflow, and end its Ray."""

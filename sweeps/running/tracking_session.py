@@ -10,11 +10,11 @@ from typing import Final
 from rich.console import Console
 
 from sweeps.errors import BadInputError, SweepHeldError
-from sweeps.formatting import shown_command, with_shown_commands
 from sweeps.ledger.lease import DRIVER_LEASE, living_holder
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.plan.queue import Plan
 from sweeps.running.finish import view_of
+from sweeps.shown_commands import shown_command, with_shown_commands
 
 CLOSE_S: Final = 30.0
 START_AFTER_S: Final = 8.0  # importing MLflow takes a core some seconds, in which the first workers start

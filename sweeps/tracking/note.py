@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from sweeps import formatting as written
+from sweeps.shown_commands import with_shown_commands
 
 if TYPE_CHECKING:
     from sweeps.ledger.results import SweepResults
@@ -47,7 +48,7 @@ def parent_note(view: SweepView, artifacts_url: str) -> str:
     if links:
         parts.append("Files: " + " · ".join(links))
     parts.append(f"The sweep itself is its folder; `sweeps report {view.results.name}` writes the report again.")
-    note = written.with_shown_commands("\n\n".join(part for part in parts if part))
+    note = with_shown_commands("\n\n".join(part for part in parts if part))
     return note if len(note) <= MAX_NOTE_CHARS else note[:MAX_NOTE_CHARS] + "\n\n(cut: see the report)"
 
 
@@ -57,8 +58,7 @@ def _statement(view: SweepView) -> str:
     statement = view.verdict.statement
     if view.verdict.is_decided:
         statement = f"**{view.verdict.outcome}**: {statement}"
-    last = view.verdict.last_decided
-    return statement if last is None else f"{statement}\n\nLast decided ({last['verdict']}): {last['statement']}"
+    return "\n\n".join(part for part in (statement, view.verdict.before) if part)
 
 
 def _arm_table(verdict: Verdict | None) -> str:

@@ -69,7 +69,7 @@ def by_budget(
         evidence = evidence_of(results, confirmed.cells_on(seeds), own)
         tokens = TokensView(
             budget_tokens=results.budget_tokens,
-            to_target=_to_target(results, trend, confirmed.arms, confirmed.arms[int(evidence.best)]),
+            to_target=_to_target(trend, confirmed, results.budget_tokens, confirmed.arms[int(evidence.best)]),
             **_view(confirmed.arms, evidence, alpha, is_judged=is_judged),
         )
     return BudgetViews(
@@ -80,19 +80,21 @@ def by_budget(
 
 
 def _to_target(
-    results: SweepResults, trend: Trend, arms: tuple[str, ...], lowest: str
+    trend: Trend, confirmed: Confirmed, budget_tokens: int, lowest: str
 ) -> tuple[TokensToTarget, ...] | None:
     """Per rival what the leading arm needs to reach the rival's loss, from decayed cells only."""
-    found = [pair.leads[-1].tokens for rival in arms if (pair := trend.of(lowest, rival)) is not None]
-    speeds = measured_speeds({arm: results.of("confirm", arm) for arm in arms})
-    return tuple(_target_row(results.budget_tokens, shares, speeds) for shares in found) or None
+    found = [pair.leads[-1].tokens for rival in confirmed.arms if (pair := trend.of(lowest, rival)) is not None]
+    if not found:
+        return None
+    speeds = measured_speeds({arm: confirmed.cells[arm].values() for arm in confirmed.arms})
+    return tuple(_target_row(budget_tokens, shares, speeds) for shares in found)
 
 
 def _target_row(budget_tokens: int, shares: TokenShare, speeds: Speeds | None) -> TokensToTarget:
-    slower = machine_hours = None
+    slower = device_hours = None
     if speeds is not None and speeds.concurrent_trials is not None:
         slower = speeds.tokens_per_s[shares.rival] / speeds.tokens_per_s[shares.leader]
-        machine_hours = budget_tokens / speeds.tokens_per_s[shares.rival] / speeds.concurrent_trials / 3600
+        device_hours = budget_tokens / speeds.tokens_per_s[shares.rival] / speeds.concurrent_trials / 3600
     times = [
         None if slower is None or each is None else slower * each for each in (shares.share, shares.low, shares.high)
     ]
@@ -106,7 +108,7 @@ def _target_row(budget_tokens: int, shares: TokenShare, speeds: Speeds | None) -
         time_share=times[0],
         time_ci_low=times[1],
         time_ci_high=times[2],
-        machine_hours=machine_hours,
+        device_hours=device_hours,
     )
 
 

@@ -213,8 +213,8 @@ class TokensToTarget:
     """The share of its tokens, and of its training time, with which ``a`` reaches the loss of ``b``.
 
     ``ci_low`` is None where nothing bounds the share from below. Times are the shares at the arms' measured speeds,
-    which count as known; None where the speeds do not compare. ``machine_hours`` is the part of an hour of the whole
-    machine that one run of ``b`` trains, beside as many others as were measured.
+    which count as known; None where the speeds do not compare. ``device_hours`` is what one run of ``b`` takes of its
+    device's time, a GPU's or without one the machine's, where it shares that with as many trials as were counted.
     """
 
     a: str
@@ -226,7 +226,7 @@ class TokensToTarget:
     time_share: float | None
     time_ci_low: float | None
     time_ci_high: float | None
-    machine_hours: float | None
+    device_hours: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

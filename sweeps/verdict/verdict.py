@@ -65,6 +65,11 @@ class Verdict:
     other_views: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
 
     @property
+    def before(self) -> str | None:
+        """What was decided before the sweep was extended, where the newest verdict decides nothing."""
+        return None if self.last_decided is None else before_extension(self.last_decided)
+
+    @property
     def is_decided(self) -> bool:
         """Whether the arms were judged: neither exploratory nor withheld."""
         return self.outcome in DECIDED
@@ -104,3 +109,8 @@ class Verdict:
             "trend": as_json(self.trend.pairs) or None,
             "caveats": list(self.caveats),
         }
+
+
+def before_extension(last_decided: Mapping[str, Any]) -> str:
+    """``last_decided``, as a verdict or its JSON holds it, in words."""
+    return f"Last decided verdict ({last_decided['verdict']}): {last_decided['statement']}"

@@ -89,8 +89,12 @@ def test_the_table_has_at_least_forty_rows_and_every_exit_code_of_a_refusal() ->
 
 def test_a_refusal_leaves_nothing_behind(ask: Ask, world: Path) -> None:
     before = sorted(path.relative_to(world) for path in world.rglob("*"))
-    for words in ("run --space everything.toml --name a", "run --space space.toml --set exam.rows_test=9000 --name a"):
-        assert ask(words)[0] == 2
+    for wrong in (
+        "everything.toml",
+        "space.toml --set exam.rows_test=9000",
+        "space.toml --set corpus=files:copies.jsonl",
+    ):
+        assert ask(f"run --space {wrong} --name a")[0] == 2
     assert sorted(path.relative_to(world) for path in world.rglob("*")) == before
 
 

@@ -23,7 +23,7 @@ from sweeps.cluster.job import (
 )
 from sweeps.cluster.pinned import LACKING
 from sweeps.errors import BadInputError, WorldError
-from sweeps.formatting import shown_on
+from sweeps.shown_commands import shown_on
 
 ADDRESS = "http://head:8265"
 REQUEST = JobRequest(arguments=("run", "--preset", "smoke", "--name", "first"), runs_uri="s3://b/runs", sweep="first")

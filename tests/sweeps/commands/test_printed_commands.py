@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 
 from search_spaces import Identity, explore_cells, load_space
-from sweeps.api import open as open_sweep
 from sweeps.cli import app
+from sweeps.commands.api import open as open_sweep
 from sweeps.commands.doctor import Row
 from sweeps.commands.doctor import render as render_doctor
 from sweeps.commands.exit_codes import exit_code_of

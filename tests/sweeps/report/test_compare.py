@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from sweeps.errors import BadInputError
-from sweeps.formatting import shown_line
 from sweeps.ledger.identifiers import require_name
 from sweeps.ledger.results import SweepResults
 from sweeps.report.compare import agreement, compare_report, comparison_folder, shared_pairs
+from sweeps.shown_commands import shown_line
 from sweeps.verdict.decision import decide
 from tests.sweeps.report_data import ARMS, judged, results
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sweeps.formatting import shown_command
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.report.facts import worked
 from sweeps.report.opening import how_sure, opening
 from sweeps.report.sections import commands
 from sweeps.report.tables import pair_table
 from sweeps.report.why import why_blocks
+from sweeps.shown_commands import shown_command
 from sweeps.verdict.decision import decide
 from sweeps.verdict.rows import ControlSplit, Estimate
 from tests.sweeps import planted_sweep as planted
@@ -226,7 +226,8 @@ def test_an_extension_that_decides_nothing_keeps_the_last_decision_as_the_headli
     top = opening(judged(finished, **changed, last_decided=last))
     assert top.headline == "balanced wins, as decided before the sweep was extended"
     assert top.before == (
-        "Decided in verdicts/0001.json: balanced wins. With what was added since: long_seq has the lowest mean so far."
+        "Last decided verdict (verdicts/0001.json): balanced wins. "
+        "With what was added since: long_seq has the lowest mean so far."
     )
     tied = opening(judged(finished, **changed, last_decided={**last, "outcome": "tie", "winner": None}))
     assert tied.headline.startswith("a tie, as decided before")

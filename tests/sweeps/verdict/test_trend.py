@@ -264,11 +264,11 @@ def test_what_a_lead_saves_is_a_share_of_tokens_and_at_measured_speeds_of_time()
         assert row.ci_high > row.share or row.is_upper_bound
         assert row.time_share == pytest.approx(row.share * speeds[row.b] / 200.0)
         assert row.time_ci_high == pytest.approx(row.ci_high * speeds[row.b] / 200.0)
-        assert row.machine_hours == pytest.approx(1_000 / speeds[row.b] / 2 / 3600), "two shared the machine"
+        assert row.device_hours == pytest.approx(1_000 / speeds[row.b] / 2 / 3600), "two shared the device"
 
     apart = decide(at_speeds(results, speeds, {"large_batch": 1, "balanced": 2, "long_seq": 3})).by_budget.tokens
     assert apart is not None and apart.to_target is not None
-    assert {(row.time_share, row.machine_hours) for row in apart.to_target} == {(None, None)}, "other loads"
+    assert {(row.time_share, row.device_hours) for row in apart.to_target} == {(None, None)}, "other loads"
 
 
 def test_the_report_says_what_is_saved_and_in_money_where_an_hour_has_a_price() -> None:

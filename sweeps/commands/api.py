@@ -70,10 +70,13 @@ def run(
     >>> sweep.verdict().outcome
     'exploratory'
     """
-    from sweeps.formatting import commands_for
     from sweeps.running.session import run_new
+    from sweeps.shown_commands import commands_for
 
-    options = _options(runs_dir, command=f"sweeps.run({name=})", show=show, exclusive=exclusive, on_end=on_end)
+    given = {"name": name, "set": set, "hours": hours}
+    words = [repr(space), *(f"{key}={value!r}" for key, value in given.items() if value is not None)]
+    command = f"sweeps.run({', '.join(words)})"
+    options = _options(runs_dir, command=command, show=show, exclusive=exclusive, on_end=on_end)
     with commands_for(os.fspath(runs_dir)):
         return Sweep(run_new(_choice(space, set, hours), name, options))
 
@@ -191,13 +194,13 @@ class Sweep:
     def report(self, *, price_per_hour: float | None = None) -> str:
         """Write verdict, report and pictures into the sweep's folder, and return the address of its ``report.html``.
 
-        With the price of an hour of the whole machine the report says what the leading arm saves in money.
+        With the price of an hour of a GPU, or of the machine without one, the report says what the leading arm saves.
 
         >>> sweep.report().endswith("first/report.html")
         True
         """
-        from sweeps.formatting import commands_for
         from sweeps.running.finish import write_reports
+        from sweeps.shown_commands import commands_for
         from sweeps.verdict.decision import decide
 
         results = self.results()
@@ -220,8 +223,8 @@ class Sweep:
         >>> sweep.resume().verdict().outcome
         'exploratory'
         """
-        from sweeps.formatting import commands_for
         from sweeps.running.session import resume
+        from sweeps.shown_commands import commands_for
 
         options = self._options(show, retry_failed=retry_failed, allow_code_change=allow_code_change, on_end=on_end)
         with commands_for(self.ledger.runs_uri):
@@ -245,8 +248,8 @@ class Sweep:
         What has an outcome never runs again. Raises what ``run`` raises.
         """
         from sweeps.commands.extend import extension
-        from sweeps.formatting import commands_for
         from sweeps.running.session import resume
+        from sweeps.shown_commands import commands_for
 
         options = self._options(show, allow_code_change=allow_code_change, on_end=on_end)
         more = extension(
