@@ -38,7 +38,9 @@ def read_state(folder: Path, config: TrainConfig, identity: dict[str, str]) -> d
             every field that differs, with both values.
     """
     document = _read(folder)
-    differences = _differences(json.loads(document["config"]), json.loads(json.dumps(config.as_dict())))
+    stored = json.loads(document["config"])
+    stored["optimizer"].setdefault("kind", "muon")  # earlier versions had no other
+    differences = _differences(stored, json.loads(json.dumps(config.as_dict())))
     differences += _differences(document["identity"], identity)
     if differences:
         raise CheckpointError(

@@ -66,10 +66,11 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Muon for hidden matrices at ``lr``, AdamW for embeddings, router and norms at ``adamw_lr``."""
+    """Hidden matrices at ``lr`` by Muon or AdamW (``kind``); embeddings, router and norms at ``adamw_lr`` by AdamW."""
 
     lr: float
     adamw_lr: float
+    kind: Literal["muon", "adamw"] = "muon"
     muon_momentum: float = 0.95
     muon_weight_decay: float = 0.0
     adamw_betas: tuple[float, float] = (0.9, 0.95)

@@ -99,7 +99,7 @@ class PeakMemory:
 def training_tensors(model: MoELanguageModel, optimizers: Optimizers) -> list[Tensor]:
     """Weights, their gradients and the optimizers' state: what lives between the steps of training."""
     gradients = [param.grad for param in model.parameters() if param.grad is not None]
-    states = [optimizer.state.values() for optimizer in (optimizers.muon, optimizers.adamw)]
+    states = [optimizer.state.values() for optimizer in (optimizers.hidden, optimizers.rest)]
     state_tensors = [leaf for leaf in tree_leaves([list(values) for values in states]) if isinstance(leaf, Tensor)]
     return [*model.parameters(), *gradients, *state_tensors]
 

@@ -1,4 +1,4 @@
-"""Muon for hidden matrices and AdamW for the rest, under one decision to step or to skip."""
+"""Muon (or AdamW) for hidden matrices and AdamW for the rest, under one decision to step or to skip."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class StepNumbers:
 
 
 class Optimizers:
-    """Muon and AdamW as one: all of them step, or none does."""
+    """The optimizer of the hidden matrices and that of the rest as one: both step, or neither does."""
 
-    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
-        self.muon = muon
-        self.adamw = adamw
-        self._each = {"muon": muon, "adamw": adamw}
+    def __init__(self, hidden: torch.optim.Optimizer, rest: torch.optim.Optimizer) -> None:
+        self.hidden = hidden
+        self.rest = rest
+        self._each = {"muon" if isinstance(hidden, Muon) else "hidden": hidden, "adamw": rest}
         self._full_lr = {name: float(optimizer.param_groups[0]["lr"]) for name, optimizer in self._each.items()}
         self.params: list[Tensor] = [
             param for optimizer in self._each.values() for group in optimizer.param_groups for param in group["params"]
@@ -60,13 +60,13 @@ class Optimizers:
 
     @property
     def lr(self) -> float:
-        """Muon's rate now."""
-        return float(self.muon.param_groups[0]["lr"])
+        """The hidden matrices' rate now."""
+        return float(self.hidden.param_groups[0]["lr"])
 
     @property
     def adamw_lr(self) -> float:
-        """AdamW's rate now."""
-        return float(self.adamw.param_groups[0]["lr"])
+        """The rate of the rest now."""
+        return float(self.rest.param_groups[0]["lr"])
 
     def step(self) -> None:
         """Steps every optimizer without looking at the gradients."""
@@ -136,21 +136,29 @@ def _global_norm(grads: list[Tensor]) -> Tensor:
 
 
 def build_optimizers(groups: WeightGroups, config: OptimizerConfig, choices: DeviceChoices) -> Optimizers:
-    """Muon over ``groups.muon`` and fused AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) over the rest."""
-    muon = Muon(
-        [param for _, param in groups.muon],
-        lr=config.lr,
-        momentum=config.muon_momentum,
-        weight_decay=config.muon_weight_decay,
-        newton_schulz_dtype=choices.newton_schulz_dtype,
-        batch_elements=choices.newton_schulz_elements,
-    )
-    adamw = torch.optim.AdamW(
-        [param for _, param in groups.adamw],
-        lr=config.adamw_lr,
+    """Muon or AdamW over ``groups.muon``, AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) over the rest."""
+    matrices = [param for _, param in groups.muon]
+    hidden: torch.optim.Optimizer
+    if config.kind == "muon":
+        hidden = Muon(
+            matrices,
+            lr=config.lr,
+            momentum=config.muon_momentum,
+            weight_decay=config.muon_weight_decay,
+            newton_schulz_dtype=choices.newton_schulz_dtype,
+            batch_elements=choices.newton_schulz_elements,
+        )
+    else:
+        hidden = _adamw(matrices, config.lr, config)
+    return Optimizers(hidden, _adamw([param for _, param in groups.adamw], config.adamw_lr, config))
+
+
+def _adamw(params: list[torch.nn.Parameter], lr: float, config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        params,
+        lr=lr,
         betas=config.adamw_betas,
         eps=config.adamw_eps,
         weight_decay=config.adamw_weight_decay,
         fused=True,
     )
-    return Optimizers(muon, adamw)

@@ -10,13 +10,12 @@ from search_spaces.cells import (
     Rate,
     cell_at,
     confirm_cells,
-    control_cells,
     explore_cells,
     explore_cells_at,
-    explored_arms,
+    grid_of,
     planned_cells,
     rates_at,
-    time_cells,
+    view_cells,
 )
 from search_spaces.corpus_facts import CorpusFacts, check_against_corpus, corpus_warnings
 from search_spaces.extension import extended_space, frozen_differences, widened_rate
@@ -26,10 +25,11 @@ from search_spaces.problems import Problem, SpaceErrors, did_you_mean
 from search_spaces.pydantic_errors import checked_strategy
 from search_spaces.reading import load_space, parse_space, template_text, with_overrides
 from search_spaces.scaling import budget_unit, scaled_space
-from search_spaces.sections import EarlyStopping, OptunaSearch, Strategy
+from search_spaces.sections import ARM_TABLES, EarlyStopping, OptunaSearch, Strategy
 from search_spaces.space import MOST_BUDGET_TOKENS, Space
 
 __all__ = [
+    "ARM_TABLES",
     "MOST_BUDGET_TOKENS",
     "Arrangement",
     "Cell",
@@ -47,15 +47,14 @@ __all__ = [
     "check_against_corpus",
     "checked_strategy",
     "confirm_cells",
-    "control_cells",
     "corpus_warnings",
     "did_you_mean",
     "explore_cells",
     "explore_cells_at",
-    "explored_arms",
     "extended_space",
     "fitted_space",
     "frozen_differences",
+    "grid_of",
     "load_space",
     "parse_space",
     "planned_cells",
@@ -64,7 +63,7 @@ __all__ = [
     "rates_at",
     "scaled_space",
     "template_text",
-    "time_cells",
+    "view_cells",
     "widened_rate",
     "with_overrides",
     "with_shapes",

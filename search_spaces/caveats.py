@@ -20,7 +20,7 @@ FEW_UPDATES = 50
 
 def caveats(space: Space) -> list[str]:
     """The caveats of ``space`` that its file alone shows, one sentence each."""
-    return [*_of_steps(space), *_of_seeds(space), *_of_rates(space), *_of_rungs(space)]
+    return [*_of_steps(space), *_of_routing(space), *_of_seeds(space), *_of_rates(space), *_of_rungs(space)]
 
 
 def _of_steps(space: Space) -> Iterator[str]:
@@ -35,16 +35,26 @@ def _of_steps(space: Space) -> Iterator[str]:
                 yield f"{name} makes only {updates} updates in {budget} tokens"
 
 
+def _of_routing(space: Space) -> Iterator[str]:
+    for arm in space.strategies:
+        model = space.of_arm(arm.name).model
+        if model.top_k == 1 and model.n_experts > 1:
+            yield (
+                f"{arm.name} sends a token to one expert, whose renormalised weight is always 1: its router learns "
+                "from the balancing loss alone"
+            )
+
+
 def _of_seeds(space: Space) -> Iterator[str]:
     if space.seeds.confirm < MIN_CONFIRM_SEEDS:
         yield f"seeds.confirm={space.seeds.confirm} is below {MIN_CONFIRM_SEEDS}, so the verdict will be exploratory"
 
 
 def _of_rates(space: Space) -> Iterator[str]:
-    grid = isinstance(space.search, GridSearch)
-    if grid and len(space.rates.lr) < 3 and space.rates.max_widenings == 0:
+    few = min(len(space.of_arm(arm.name).rates.lr) for arm in space.strategies)
+    if isinstance(space.search, GridSearch) and few < 3 and space.rates.max_widenings == 0:
         yield (
-            f"every rate of rates.lr ({len(space.rates.lr)} given) is at the edge of its grid and "
+            f"every rate of rates.lr ({few} given) is at the edge of its grid and "
             "rates.max_widenings=0, so no arm's best rate can be shown to be one"
         )
 

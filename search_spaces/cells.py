@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from math import lcm
 from typing import Any, Literal
 
-from search_spaces.sections import OptunaSearch
+from search_spaces.sections import SHAPE, OptunaSearch
 from search_spaces.space import Space
 
-Phase = Literal["explore", "confirm", "control", "time"]
+Phase = Literal["explore", "confirm", "time", "flops"]
 Arrangement = Literal["shuffled", "grouped"]
 
 EXPLORE_SEEDS_FROM = 1
@@ -64,12 +64,12 @@ def confirm_seeds(total: int) -> tuple[int, ...]:
     return tuple(range(CONFIRM_SEEDS_FROM, CONFIRM_SEEDS_FROM + total))
 
 
-def rates_at(space: Space, lr: float) -> tuple[Rate, ...]:
-    """Muon's ``lr`` with each AdamW rate that the space pairs with it.
+def rates_at(space: Space, strategy: str, lr: float) -> tuple[Rate, ...]:
+    """An arm's ``lr`` with each AdamW rate that it is paired with.
 
     An optuna search that draws the ratio itself has no pairing; asking for one is a programmer's error.
     """
-    rates = space.rates
+    rates = space.of_arm(strategy).rates
     if rates.adamw_ratio is not None:
         return (Rate(lr=lr, adamw_lr=tidy(lr * rates.adamw_ratio)),)
     if rates.adamw_fixed is not None:
@@ -83,16 +83,9 @@ def tidy(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def explored_arms(space: Space, budget_tokens: int) -> tuple[tuple[str, Arrangement], ...]:
-    """Every (strategy, arrangement) with a rate search at a budget: all arms, and at the largest the control's."""
-    arms: list[tuple[str, Arrangement]] = [(strategy.name, "shuffled") for strategy in space.strategies]
-    grouped = _control_arms(space) if budget_tokens == space.budget_tokens else ()
-    return (*arms, *((name, "grouped") for name in grouped))
-
-
-def _control_arms(space: Space) -> list[str]:
-    """The arms that the control regroups: those shorter than the longest, when ``controls`` is set."""
-    return [arm.name for arm in space.strategies if space.controls and arm.seq_len < space.block_len]
+def grid_of(space: Space, strategy: str) -> tuple[Rate, ...]:
+    """The rates of an arm's grid."""
+    return tuple(rate for lr in space.of_arm(strategy).rates.lr for rate in rates_at(space, strategy, lr))
 
 
 def cell_at(
@@ -103,7 +96,6 @@ def cell_at(
     strategy: str,
     rate: Rate | None,
     seed: int,
-    arrangement: Arrangement = "shuffled",
     budget_tokens: int | None = None,
 ) -> Cell:
     """The cell at this point of the space, with the space's largest budget unless another is given."""
@@ -113,7 +105,7 @@ def cell_at(
         strategy=strategy,
         lr=None if rate is None else float(rate.lr),
         adamw_lr=None if rate is None else float(rate.adamw_lr),
-        arrangement=arrangement,
+        arrangement=space.strategy(strategy).windows,
         seed=seed,
         budget_tokens=space.budget_tokens if budget_tokens is None else budget_tokens,
     )
@@ -132,50 +124,27 @@ def explore_cells(space: Space, identity: Identity | None) -> tuple[Cell, ...]:
 
     With an optuna search, as many cells without a rate as it will suggest.
     """
-    rates: Sequence[Rate | None]
-    if isinstance(space.search, OptunaSearch):
-        rates = [None] * space.search.trials_per_arm
-    else:
-        rates = [rate for lr in space.rates.lr for rate in rates_at(space, lr)]
+    search = space.search
+    grids: dict[str, Sequence[Rate | None]] = {
+        arm.name: [None] * search.trials_per_arm if isinstance(search, OptunaSearch) else grid_of(space, arm.name)
+        for arm in space.strategies
+    }
     return tuple(
-        cell_at(
-            space,
-            identity,
-            phase="explore",
-            strategy=name,
-            rate=rate,
-            seed=seed,
-            arrangement=arrangement,
-            budget_tokens=budget,
-        )
+        cell_at(space, identity, phase="explore", strategy=arm.name, rate=rate, seed=seed, budget_tokens=budget)
         for budget in space.budgets_tokens
         for seed in _explore_seeds(space)
-        for rate in rates
-        for name, arrangement in explored_arms(space, budget)
+        for place in range(max(map(len, grids.values())))
+        for arm in space.arms_at(budget)
+        for rate in grids[arm.name][place : place + 1]
     )
 
 
 def explore_cells_at(
-    space: Space,
-    identity: Identity | None,
-    *,
-    strategy: str,
-    rates: Iterable[Rate],
-    budget_tokens: int,
-    arrangement: Arrangement = "shuffled",
+    space: Space, identity: Identity | None, *, strategy: str, rates: Iterable[Rate], budget_tokens: int
 ) -> tuple[Cell, ...]:
     """One arm's explore cells at the given rates, on every explore seed: a widening, an extension, a suggestion."""
     return tuple(
-        cell_at(
-            space,
-            identity,
-            phase="explore",
-            strategy=strategy,
-            rate=rate,
-            seed=seed,
-            arrangement=arrangement,
-            budget_tokens=budget_tokens,
-        )
+        cell_at(space, identity, phase="explore", strategy=strategy, rate=rate, seed=seed, budget_tokens=budget_tokens)
         for rate in rates
         for seed in _explore_seeds(space)
     )
@@ -197,7 +166,7 @@ def confirm_cells(
     ``total_seeds`` is ``seeds.confirm`` unless given, the budget the largest. Every budget has the same seeds. Cells
     are ordered by seed, so that pairs finish together.
     """
-    rates = chosen or {}
+    rates, budget = chosen or {}, space.budget_tokens if budget_tokens is None else budget_tokens
     return tuple(
         cell_at(
             space,
@@ -206,38 +175,22 @@ def confirm_cells(
             strategy=arm.name,
             rate=rates.get(arm.name),
             seed=seed,
-            budget_tokens=budget_tokens,
+            budget_tokens=budget,
         )
         for seed in confirm_seeds(space.seeds.confirm if total_seeds is None else total_seeds)
-        for arm in space.strategies
+        for arm in space.arms_at(budget)
     )
 
 
-def control_cells(
+def view_cells(
     space: Space,
     identity: Identity | None,
-    chosen: Mapping[str, Rate] | None = None,
-    total_seeds: int | None = None,
-    budget_tokens: int | None = None,
-) -> tuple[Cell, ...]:
-    """The control on the confirm seeds: short arms with grouped windows, each at the rate that its own search chose."""
-    short = _control_arms(space)
-    cells = confirm_cells(space, None, chosen, total_seeds, budget_tokens)
-    return tuple(
-        _identified(space, identity, replace(cell, phase="control", arrangement="grouped"))
-        for cell in cells
-        if cell.strategy in short
-    )
-
-
-def time_cells(
-    space: Space,
-    identity: Identity | None,
+    phase: Literal["time", "flops"],
     chosen: Mapping[str, Rate] | None,
     budgets_tokens: Mapping[str, float],
     total_seeds: int | None = None,
 ) -> tuple[Cell, ...]:
-    """The time view on the confirm seeds: each arm named in ``budgets_tokens`` with its own budget.
+    """A view at equal time or equal FLOPs on the confirm seeds: each arm of ``budgets_tokens`` with its own budget.
 
     A budget is rounded to the nearest whole number of the arm's steps and of blocks, and is at least one of them.
     """
@@ -247,34 +200,40 @@ def time_cells(
         budgets[name] = max(1, round(tokens / unit)) * unit
     cells = [cell for cell in confirm_cells(space, None, chosen, total_seeds) if cell.strategy in budgets]
     return tuple(
-        _identified(space, identity, replace(cell, phase="time", budget_tokens=budgets[cell.strategy]))
-        for cell in cells
+        _identified(space, identity, replace(cell, phase=phase, budget_tokens=budgets[cell.strategy])) for cell in cells
     )
 
 
 def planned_cells(space: Space, identity: Identity | None = None) -> tuple[Cell, ...]:
-    """What a sweep will run as far as it can be known before it starts: explore, confirm and control cells."""
+    """What a sweep will run as far as it can be known before it starts: explore and confirm cells."""
     confirm = [cell for budget in space.budgets_tokens for cell in confirm_cells(space, identity, budget_tokens=budget)]
-    return (*explore_cells(space, identity), *confirm, *control_cells(space, identity))
+    return (*explore_cells(space, identity), *confirm)
 
 
 def _cell_id(space: Space, identity: Identity, cell: Cell) -> str:
-    """A hash of all that decides the cell's numbers. Names, paths, shares, rungs and verdict rules do not."""
-    resolved = space.resolved()
+    """A hash of all that decides the cell's numbers. Names, paths, shares, rungs and verdict rules do not.
+
+    A choice that is newer than the sweeps of earlier versions is named where it differs from what was fixed then.
+    """
+    arm, resolved = space.strategy(cell.strategy), space.of_arm(cell.strategy).resolved()
     point = cell.as_dict()
     del point["cell_id"], point["strategy"]
+    if arm.is_control and cell.phase == "confirm":
+        point["phase"] = "control"  # a phase of its own then
+    optimizer = resolved["optimizer"]
+    newer = {"kind": "muon", "betas_at_tokens_per_step": None}
     deciding = {
         "schema": 1,
         "point": point,
-        "strategy": space.strategy(cell.strategy).model_dump(exclude={"name"}),
+        "strategy": arm.model_dump(include=set(SHAPE)),
         "block_len": space.block_len,
         "precision": space.precision,
         "model": resolved["model"],
-        "optimizer": resolved["optimizer"],
+        "optimizer": {key: value for key, value in optimizer.items() if key not in newer or value != newer[key]},
         "schedule": resolved["schedule"],
         "identity": asdict(identity),
     }
     if not space.resources.deterministic:
-        deciding["deterministic"] = False  # named where it is off: it is on in every sweep from before it was a choice
+        deciding["deterministic"] = False
     text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -57,12 +57,11 @@ def extended_space(
     problems += [problem for arm in arms for problem in _arm_problems(space, arm)]
     table = space.resolved()
     table["strategies"] = [*table["strategies"], *arms]
-    if not isinstance(space.search, OptunaSearch):
-        added = dict.fromkeys(rate for rate in lr if is_rate(rate) and rate not in space.rates.lr)
-        table["rates"]["lr"] = [*table["rates"]["lr"], *added]
-    if space.rates.adamw_grid is not None:
-        grid = space.rates.adamw_grid
-        table["rates"]["adamw_grid"] = [*grid, *dict.fromkeys(r for r in adamw_lr if is_rate(r) and r not in grid)]
+    for rates in (table["rates"], *(arm.get("rates", {}) for arm in table["strategies"])):
+        if not isinstance(space.search, OptunaSearch) and rates.get("lr") is not None:
+            rates["lr"] = _grown(rates["lr"], lr)
+        if rates.get("adamw_grid") is not None:
+            rates["adamw_grid"] = _grown(rates["adamw_grid"], adamw_lr)
     table |= _with_budgets(space, budgets)
     if confirm_seeds is not None:
         table["seeds"]["confirm"] = confirm_seeds
@@ -73,6 +72,11 @@ def extended_space(
     if problems:
         raise SpaceErrors(problems, source="the extension")
     return extended
+
+
+def _grown(grid: Sequence[float], added: Sequence[float]) -> list[float]:
+    """A grid with the rates that it lacks; what is no rate is reported elsewhere."""
+    return [*grid, *dict.fromkeys(rate for rate in added if is_rate(rate) and rate not in grid)]
 
 
 def _with_budgets(space: Space, added: Sequence[int]) -> dict[str, Any]:

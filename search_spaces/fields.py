@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 # Far beyond every rate that trains, and near enough that ratios and widened grids stay finite and above zero.
 MIN_RATE, MAX_RATE = 1e-12, 1e3
@@ -20,6 +21,23 @@ class Section(BaseModel):
     """A table of a space's TOML file: frozen, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChangesTo:
+    """Annotates a table that holds any of a section's keys, each checked as the section checks it."""
+
+    def __init__(self, section: type[Section], *, but: tuple[str, ...] = ()) -> None:
+        self.keys: Mapping[str, Any] = {
+            key: field.rebuild_annotation() for key, field in section.model_fields.items() if key not in but
+        }
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A table of which every key may be left out and none may be added."""
+        fields = {
+            key: core_schema.typed_dict_field(handler.generate_schema(annotation), required=False)
+            for key, annotation in self.keys.items()
+        }
+        return core_schema.typed_dict_schema(fields, extra_behavior="forbid")
 
 
 def rule_broken(rule: str, remedy: str) -> PydanticCustomError:

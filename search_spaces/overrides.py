@@ -8,13 +8,11 @@ from copy import deepcopy
 from typing import Any
 
 from search_spaces.problems import Problem, did_you_mean, shortened
+from search_spaces.sections import ADAMW_RATES
 from search_spaces.shorthand import SHORTHANDS
 
-# A space has one key of each of these groups: setting one removes the others.
-_ALTERNATIVES = {
-    "rates": ("adamw_ratio", "adamw_fixed", "adamw_grid"),
-    "": ("budget_tokens", "budgets_tokens"),
-}
+# A table has one key of each of these groups: setting one removes the others.
+_ALTERNATIVES = (ADAMW_RATES, ("budget_tokens", "budgets_tokens"))
 
 
 def apply_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
@@ -35,14 +33,19 @@ def _apply(table: dict[str, Any], override: str) -> Problem | None:
     except ValueError as error:
         rule = f"is not a TOML value ({error})"
         return Problem(where=f"--set {key}", value=shortened(text), rule=rule, remedy="quote it as TOML")
-    alternatives = _ALTERNATIVES.get(".".join(path[:-1]), ())
-    section = table.get(path[0]) if path[:-1] else table
-    if path[-1] in alternatives and isinstance(section, dict):
-        for alternative in alternatives:
-            section.pop(alternative, None)
-    if path[0] == "strategies" and len(path) > 3:
-        path = [path[0], ".".join(path[1:-1]), path[-1]]  # names of arms may have dots in them
-    return _set(table, path, value)
+    return _set(table, _with_whole_name(table, path), value)
+
+
+def _with_whole_name(table: Mapping[str, Any], path: list[str]) -> list[str]:
+    """``path`` with the name of an arm in one piece: names may have dots in them."""
+    arms = table.get("strategies")
+    if path[0] != "strategies" or not isinstance(arms, list):
+        return path
+    names = {arm.get("name") for arm in arms if isinstance(arm, dict)}
+    for end in range(len(path) - 1, 2, -1):
+        if (name := ".".join(path[1:end])) in names:
+            return [path[0], name, *path[end:]]
+    return path
 
 
 def override_value(text: str) -> Any:
@@ -70,6 +73,10 @@ def _set(table: dict[str, Any], path: list[str], value: Any) -> Problem | None:
         where = ".".join(path)
         remedy = f"set one of its keys, like {where}.micro_batch_size=16"
         return Problem(where=f"--set {where}", rule="names a whole arm", remedy=remedy)
+    for alternatives in _ALTERNATIVES:
+        if path[-1] in alternatives:
+            for alternative in alternatives:
+                here.pop(alternative, None)
     here[path[-1]] = value
     return None
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from search_spaces.fields import ONE_LINE, Section
+from search_spaces.fields import ONE_LINE, ChangesTo, Section
 from search_spaces.problems import MAX_PROBLEMS, Problem, SpaceErrors, as_toml, did_you_mean, shortened
-from search_spaces.sections import GridSearch, OptunaSearch, Strategy
+from search_spaces.sections import ARM_TABLES, GridSearch, OptunaSearch, Strategy
 
 Location = tuple[str | int, ...]
 Detail = Mapping[str, Any]
@@ -28,10 +29,16 @@ _SYNONYMS = {
 _RETIRED = {"fit_memory_gib": "leave it out; `sweeps new FILE --fit GIB` writes arms that fill a memory"}
 # What a section has no key for because there is no choice.
 _FIXED = {
-    "optimizer": "the optimizers are fixed: Muon for the matrices, AdamW for all else",
+    "optimizer": "the optimizers are fixed: Muon or AdamW (kind) for the hidden matrices, AdamW for all else",
     "model": "the architecture is fixed: Qwen3-MoE's",
     "schedule": "its form is fixed: linear warm-up, plateau, linear decay",
 }
+
+_SHARED_BY_ALL_ARMS = {
+    *("corpus", "tokenizer", "exam", "seeds", "verdict", "search", "early_stopping", "precision", "resources"),
+    *("budget_tokens", "budgets_tokens", "rungs_tokens", "max_widenings"),
+}
+"""What a comparison rests on: no arm has its own."""
 
 
 def checked_strategy(table: Mapping[str, Any], *, source: str) -> Strategy:
@@ -72,7 +79,7 @@ def _sound(
         place = (*prefix, key)
         if place in wrong or (key not in table and field.is_required()):
             continue
-        value = table[key] if key in table else field.get_default()
+        value = table[key] if key in table else field.get_default(call_default_factory=True)
         value = value.model_dump() if isinstance(value, BaseModel) else value
         if place == ("strategies",):
             wheres = _arm_places(value)
@@ -80,8 +87,15 @@ def _sound(
             yield key, [{**arm, "where": where} for arm, where in zip(arms, wheres, strict=True)]
         elif (inner := _section_of(field.annotation, value)) is not None:
             yield from ((f"{key}.{path}", found) for path, found in _sound(inner, value, wrong, holders, place))
+        elif _changes(field) is not None and isinstance(value, Mapping):
+            yield key, {own: value[own] for own in value if not {(*place, own)} & (wrong | holders)}
         elif place not in holders:
             yield key, value
+
+
+def _changes(field: FieldInfo) -> ChangesTo | None:
+    """What a field's table may change, where it holds changes to a section."""
+    return next((item for item in field.metadata if isinstance(item, ChangesTo)), None)
 
 
 def _section_of(annotation: Any, value: object) -> type[Section] | None:
@@ -147,8 +161,15 @@ def _how_to_add(location: Location) -> str:
 
 def _unknown_key(section: type[Section], location: Location, where: str) -> tuple[str, str]:
     *parents, key = [part for part in location if isinstance(part, str)]
+    is_of_arm = parents[:1] == ["strategies"] or section is Strategy
+    table = parents[-1] if is_of_arm and parents and parents[-1] in ARM_TABLES else None
+    if key in _SHARED_BY_ALL_ARMS and is_of_arm:
+        where = f"[{table}]" if table else "the space itself"
+        return "is what the comparison rests on, the same for all arms", f"set it once, in {where}"
     paths = list(dict.fromkeys(_paths(section)))
     known = [path.rpartition(".")[2] for path in paths if path.split(".")[:-1] == parents]
+    if table is not None and (changes := _changes(Strategy.model_fields[table])) is not None:
+        known = list(changes.keys)
     if parents == ["search"] and key in known:
         return "belongs to the search of kind 'optuna'", "leave it out or set search.kind to optuna"
     rule = "is not a key of a space" if len(location) == 1 else f"is not a key of {where.rpartition('.')[0]}"
@@ -226,6 +247,7 @@ _WORDS: Mapping[str, Callable[[object, Detail], tuple[str, str]]] = {
     "tuple_type": _fixed("must be a list", "write it in brackets, like [1, 2]"),
     "too_short": _fixed("must not be empty", "write at least one value"),
     "too_long": _at_most("entries"),
+    "dict_type": _fixed("must be a table", "write it as a [table] with its keys"),
     "model_type": _fixed("must be a table", "write it as a [table] with its keys"),
     "model_attributes_type": _fixed("must be a table", "write it as a [table] with its keys"),
     "literal_error": _one_of,

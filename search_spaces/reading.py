@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
+from search_spaces.cells import grid_of
 from search_spaces.overrides import apply_overrides
 from search_spaces.presets import preset_text
-from search_spaces.problems import Problem, SpaceErrors
+from search_spaces.problems import Problem, SpaceErrors, problem_at
+from search_spaces.sections import OptunaSearch
 from search_spaces.space import Space
 
 # A space is a few kilobytes; a file of this size was named by mistake, and TOML is slow to parse.
@@ -68,6 +70,7 @@ def _changed_space(table: Mapping[str, Any], overrides: Sequence[str], source: s
     try:
         changed, problems = apply_overrides(table, overrides)
         space = Space.from_resolved(changed)
+        problems += _unequal_effort(space)
     except SpaceErrors as error:
         problems += error.problems
     except RecursionError as error:
@@ -75,6 +78,16 @@ def _changed_space(table: Mapping[str, Any], overrides: Sequence[str], source: s
     if problems:
         raise SpaceErrors(problems, source=source)
     return space
+
+
+def _unequal_effort(space: Space) -> Iterator[Problem]:
+    """An arm that tries more rates than another has an advantage. What extends a sweep later may add to one alone."""
+    usual = len(space.rates.lr) * len(space.rates.adamw_grid or (None,))
+    for arm in space.strategies:
+        count = 0 if isinstance(space.search, OptunaSearch) or not arm.rates else len(grid_of(space, arm.name))
+        if count and count != usual:
+            rule = f"makes {count} rates where [rates] makes {usual}, and every arm gets the same tuning effort"
+            yield problem_at(f"strategies.{arm.name}.rates", None, rule, f"give it {usual} rates")
 
 
 def _too_deep(source: str) -> SpaceErrors:

@@ -7,11 +7,26 @@ values, with ``where`` as ``--set`` addresses it.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import lcm, prod
 from typing import Any
 
+from search_spaces.arm_rules import (
+    Arms,
+    arms_differ,
+    controls_are_wanted,
+    controls_have_a_subject,
+    gpu_table_names_arms,
+    has_shape,
+    lengths_nest,
+    muon_is_used,
+    names_differ,
+    rates_of_its_own_are_a_grid,
+    two_arms,
+    values_of_its_own,
+    windows_can_be_grouped,
+)
 from search_spaces.budget_rules import (
     Problems,
     budget_is_the_largest,
@@ -25,11 +40,11 @@ from search_spaces.budget_rules import (
     smaller_budgets_are_whole,
     smaller_budgets_outlast_warmup,
 )
-from search_spaces.problems import Problem, as_toml, did_you_mean, nearest_divisors, problem_at
+from search_spaces.problems import Problem, as_toml, nearest_divisors, problem_at
+from search_spaces.sections import ARM_TABLES, SHAPE
 
-Arm = Mapping[str, Any]
-Arms = Sequence[Arm]
-SHAPE = ("micro_batch_size", "seq_len", "grad_accum_steps")
+Rule = tuple[Callable[..., Problems], tuple[str, ...]]
+"""A rule and the paths of the values that it reads, which are its arguments."""
 # Each cell has a folder in the ledger, a run in MLflow and a row in the report.
 MAX_CELLS = 10_000
 # A trial trains on one GPU, and training takes 12 bytes per parameter or more: over a terabyte.
@@ -37,14 +52,34 @@ MAX_PARAMETERS = 100_000_000_000
 
 
 def broken_rules(values: Mapping[str, Any]) -> list[Problem]:
-    """Every breach of a rule whose values are all among ``values`` (dotted path to sound value)."""
-    known = {**values, **_derived(values)}
-    return [
-        problem
-        for rule, reads in RULES
-        if all(path in known for path in reads)
-        for problem in rule(*(known[path] for path in reads))
-    ]
+    """Every breach of a rule whose values are all among ``values`` (dotted path to sound value).
+
+    The rules of the tables of which an arm may have values of its own are asked again of each arm that has some.
+    """
+    common = {**values, **_derived(values)}
+    problems = list(_breaches(common, RULES))
+    for arm in values.get("strategies", ()):
+        own = values_of_its_own(arm)
+        as_arm = {**values, **own}
+        as_arm |= _derived(as_arm)
+        rules = [
+            rule
+            for rule in RULES
+            if _is_about_an_arm(rule[1]) and any(as_arm.get(path) != common.get(path) for path in rule[1])
+        ]
+        problems += [replace(problem, where=f"{arm['where']}.{problem.where}") for problem in _breaches(as_arm, rules)]
+    return problems
+
+
+def _breaches(known: Mapping[str, Any], rules: Sequence[Rule]) -> Iterator[Problem]:
+    for rule, reads in rules:
+        if all(path in known for path in reads):
+            yield from rule(*(known[path] for path in reads))
+
+
+def _is_about_an_arm(reads: Sequence[str]) -> bool:
+    """Whether a rule is about one of the tables of which an arm may have values of its own."""
+    return any(path.partition(".")[0] in ARM_TABLES for path in reads) and "strategies" not in reads
 
 
 def _derived(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,9 +95,10 @@ def _derived(values: Mapping[str, Any]) -> dict[str, Any]:
         if "rates.lr" in values and "rates.adamw_grid" in values:
             derived["n_rates"] = len(values["rates.lr"]) * len(values["rates.adamw_grid"] or (None,))
     if "strategies" in values:
-        steps = [prod(arm[key] for key in SHAPE) for arm in values["strategies"] if _has_shape(arm)]
+        steps = [prod(arm[key] for key in SHAPE) for arm in values["strategies"] if has_shape(arm)]
         derived["steps_tokens"] = steps
         derived["multiple"] = _multiple_of_steps(steps)
+        derived["tables"] = {path: value for path, value in values.items() if path.partition(".")[0] in ARM_TABLES}
     return derived
 
 
@@ -71,86 +107,9 @@ def _multiple_of_steps(steps: Sequence[int]) -> tuple[int, str]:
     return lcm(*steps), f"every arm's tokens per step ({', '.join(map(str, dict.fromkeys(steps)))})"
 
 
-def _has_shape(arm: Arm) -> bool:
-    return all(key in arm for key in SHAPE)
-
-
-# Arms
-
-
-def two_arms(arms: Arms) -> Problems:
-    """A comparison needs two."""
-    if len(arms) < 2:
-        yield Problem(
-            where="strategies",
-            value=f"{len(arms)} given",
-            rule="must hold at least two arms, since a comparison needs two",
-            remedy="add a [[strategies]] table",
-        )
-
-
-def names_differ(arms: Arms) -> Problems:
-    """An arm is found by its name."""
-    for name, first, repeated in _repeated((arm["name"], arm) for arm in arms if "name" in arm):
-        rule = f"is already the name of {first['where']}"
-        yield problem_at(f"{repeated['where']}.name", name, rule, "give every arm its own name")
-
-
-def shapes_differ(arms: Arms) -> Problems:
-    """Arms of one shape would be the same cells."""
-    words = "shape {micro_batch_size} x {seq_len}, accumulate {grad_accum_steps}"
-    shapes = [(words.format_map(arm), arm) for arm in arms if _has_shape(arm)]
-    for shape, first, repeated in _repeated(shapes):
-        rule = f"has the same {shape} as {first['where']}, so both would be the same cells"
-        yield problem_at(repeated["where"], None, rule, "change one of them or leave it out")
-
-
-def _repeated(keyed: Iterable[tuple[str, Arm]]) -> Iterator[tuple[str, Arm, Arm]]:
-    """Every key that occurs again, with the first arm that has it and the one that repeats it."""
-    groups: dict[str, list[Arm]] = defaultdict(list)
-    for key, arm in keyed:
-        groups[key].append(arm)
-    return ((key, arms[0], repeated) for key, arms in groups.items() for repeated in arms[1:])
-
-
-def lengths_nest(arms: Arms) -> Problems:
-    """Every arm's windows are cut from blocks of the longest arm's length."""
-    longest = max((arm["seq_len"] for arm in arms if "seq_len" in arm), default=0)
-    for arm in arms:
-        if "seq_len" in arm and longest % arm["seq_len"]:
-            rule = f"must divide the longest seq_len ({longest}), from whose blocks every arm's windows are cut"
-            remedy = f"choose {nearest_divisors(arm['seq_len'], longest)}"
-            yield problem_at(f"{arm['where']}.seq_len", arm["seq_len"], rule, remedy)
-
-
-def controls_have_a_subject(controls: bool, arms: Arms) -> Problems:
-    """The control regroups the windows of arms shorter than the longest."""
-    lengths = {arm.get("seq_len") for arm in arms}
-    if controls and None not in lengths and len(arms) > 1 and len(lengths) == 1:
-        rule = "needs an arm shorter than the longest, and all arms have the same seq_len"
-        yield problem_at("controls", controls, rule, "set controls = false")
-
-
-def gpu_table_names_arms(gpu_per_trial: object, arms: Arms) -> Problems:
-    """A table of GPU shares has one entry per arm."""
-    if not isinstance(gpu_per_trial, dict):
-        return
-    names = [arm["name"] for arm in arms if "name" in arm]
-    for name, share in gpu_per_trial.items():
-        if name not in names:
-            remedy = did_you_mean(name, names) or f"the arms are {', '.join(names)}"
-            yield problem_at(f"resources.gpu_per_trial.{name}", share, "names no arm", remedy)
-    for name in names:
-        if name not in gpu_per_trial:
-            where = f"resources.gpu_per_trial.{name}"
-            yield problem_at(where, None, "is missing from the table", "give every arm its share")
-
-
-def cells_are_bounded(
-    arms: Arms, n_rates: int, explore: int, confirm: int, controls: bool, budgets_tokens: Sequence[int]
-) -> Problems:
+def cells_are_bounded(arms: Arms, n_rates: int, explore: int, confirm: int, budgets_tokens: Sequence[int]) -> Problems:
     """A sweep keeps track of every cell."""
-    n_cells = len(arms) * (n_rates * explore + confirm) * (len(budgets_tokens) + (1 if controls else 0))
+    n_cells = len(arms) * (n_rates * explore + confirm) * len(budgets_tokens)
     if n_cells > MAX_CELLS:
         counted = "arms x budgets x (rates x explore seeds + confirm seeds)"
         rule = f"has about {n_cells} cells ({counted}), and may have {MAX_CELLS}"
@@ -299,7 +258,7 @@ def _out_of_place(section: str, kind: str, given: Mapping[str, tuple[str, object
 _RATIO_BOUNDS = ("search.adamw_ratio_low", "search.adamw_ratio_high")
 _ADAMW = ("rates.adamw_ratio", "rates.adamw_fixed", "rates.adamw_grid", "ratio_is_searched")
 
-RULES: Sequence[tuple[Callable[..., Problems], tuple[str, ...]]] = (
+RULES: Sequence[Rule] = (
     (budget_is_whole, ("budget_tokens", "multiple")),
     (budgets_increase, ("budgets_tokens",)),
     (budget_is_the_largest, ("budget_tokens", "budgets_tokens")),
@@ -312,11 +271,15 @@ RULES: Sequence[tuple[Callable[..., Problems], tuple[str, ...]]] = (
     (keep_never_grows, ("early_stopping.keep", "n_rates")),
     (two_arms, ("strategies",)),
     (names_differ, ("strategies",)),
-    (shapes_differ, ("strategies",)),
+    (arms_differ, ("strategies", "tables")),
     (lengths_nest, ("strategies",)),
-    (controls_have_a_subject, ("controls", "strategies")),
+    (controls_are_wanted, ("controls", "strategies")),
+    (windows_can_be_grouped, ("strategies",)),
+    (controls_have_a_subject, ("strategies",)),
+    (muon_is_used, ("optimizer.kind", "strategies")),
     (gpu_table_names_arms, ("resources.gpu_per_trial", "strategies")),
-    (cells_are_bounded, ("strategies", "n_rates", "seeds.explore", "seeds.confirm", "controls", "budgets_tokens")),
+    (cells_are_bounded, ("strategies", "n_rates", "seeds.explore", "seeds.confirm", "budgets_tokens")),
+    (rates_of_its_own_are_a_grid, ("search.kind", "strategies")),
     (grid_has_rates, ("search.kind", "rates.lr")),
     (rates_differ, ("rates.lr", "rates.adamw_grid")),
     (grid_has_a_ratio, ("search.kind", "rates.lr", "rates.max_widenings")),

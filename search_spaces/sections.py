@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import floor
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from search_spaces.fields import (
     ArmName,
     AutoOrPositive,
     AutoOrWorkers,
+    ChangesTo,
     Count,
     CountOrZero,
     Fraction,
@@ -30,25 +31,6 @@ from search_spaces.fields import (
     Switch,
     Word,
 )
-
-
-class Strategy(Section):
-    """A shape: what one optimizer step of an arm is made of."""
-
-    name: ArmName
-    micro_batch_size: Count = Field(le=65_536)
-    seq_len: Count = Field(le=1_048_576)  # the longest contexts of today's models
-    grad_accum_steps: Count = Field(default=1, le=65_536)
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Target tokens of one optimizer step."""
-        return self.micro_batch_size * self.seq_len * self.grad_accum_steps
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(micro_batch_size, seq_len, grad_accum_steps)``: two strategies of one shape would be the same."""
-        return (self.micro_batch_size, self.seq_len, self.grad_accum_steps)
 
 
 class Rates(Section):
@@ -95,8 +77,15 @@ class Model(Section):
 
 
 class Optimizer(Section):
-    """What Muon and AdamW share across all cells; their rates are the search's."""
+    """What Muon and AdamW share across all cells; their rates are the search's.
 
+    ``kind`` is what trains the hidden matrices at ``lr``: Muon, or AdamW too. Momentum and betas are per step, so that
+    arms with other tokens per step average over other numbers of tokens; with ``betas_at_tokens_per_step`` they are
+    those of a step of so many tokens, and every arm has the same half-lives in tokens (arXiv 2507.07101).
+    """
+
+    kind: Literal["muon", "adamw"] = "muon"
+    betas_at_tokens_per_step: Count | None = Field(default=None, le=10**12)
     muon_momentum: FractionBelowOne = 0.95
     muon_weight_decay: NonNegative = 0.0
     adamw_betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.95)
@@ -110,6 +99,56 @@ class Schedule(Section):
 
     warmup_share: FractionBelowOne = 0.05
     decay_share: Fraction = 0.2
+
+
+SHAPE = ("micro_batch_size", "seq_len", "grad_accum_steps")
+ARM_TABLES = ("model", "optimizer", "schedule", "rates")
+"""The tables of a space of which an arm may have values of its own."""
+ADAMW_RATES = ("adamw_ratio", "adamw_fixed", "adamw_grid")
+"""AdamW's rate is decided by one of these."""
+
+
+class Strategy(Section):
+    """An arm: what one of its optimizer steps is made of, and what else sets it apart.
+
+    ``model``, ``optimizer``, ``schedule`` and ``rates`` hold those keys of the space's tables of these names that the
+    arm has another value for. ``windows`` says whether the arm's windows are shuffled, or stay grouped as they lie in
+    the blocks of the longest arm. A ``control`` is trained as any arm and can neither win nor tie: it explains the lead
+    of the arm that differs from it in ``windows`` alone.
+    """
+
+    name: ArmName
+    micro_batch_size: Count = Field(le=65_536)
+    seq_len: Count = Field(le=1_048_576)  # the longest contexts of today's models
+    grad_accum_steps: Count = Field(default=1, le=65_536)
+    model: Annotated[dict[str, Any], ChangesTo(Model)] = Field(default_factory=dict)
+    optimizer: Annotated[dict[str, Any], ChangesTo(Optimizer)] = Field(default_factory=dict)
+    schedule: Annotated[dict[str, Any], ChangesTo(Schedule)] = Field(default_factory=dict)
+    rates: Annotated[dict[str, Any], ChangesTo(Rates, but=("max_widenings",))] = Field(default_factory=dict)
+    windows: Literal["shuffled", "grouped"] = "shuffled"
+    role: Literal["contender", "control"] = "contender"
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An arm that differs in its shape alone is written as its shape."""
+        written: dict[str, Any] = serialize(self)
+        plain: dict[str, Any] = {**{key: {} for key in ARM_TABLES}, "windows": "shuffled", "role": "contender"}
+        return {key: value for key, value in written.items() if key not in plain or value != plain[key]}
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Target tokens of one optimizer step."""
+        return self.micro_batch_size * self.seq_len * self.grad_accum_steps
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(micro_batch_size, seq_len, grad_accum_steps)``."""
+        return (self.micro_batch_size, self.seq_len, self.grad_accum_steps)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the arm can neither win nor tie."""
+        return self.role == "control"
 
 
 class GridSearch(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -15,6 +15,8 @@ def written_out(table: Mapping[str, Any]) -> dict[str, Any]:
     model, search = full.get("model"), full.get("search")
     if isinstance(model, Mapping) and "n_heads" in model:
         full["model"] = {"n_kv_heads": model["n_heads"], **model}  # no grouped-query attention
+    if isinstance(full.get("strategies"), list | tuple):
+        full["strategies"] = _arms(full)
     if isinstance(search, Mapping):
         bounds = _ends_of_grid(full.get("rates")) if search.get("kind") == "optuna" else {}
         full["search"] = {"kind": "grid", **bounds, **search}
@@ -23,6 +25,39 @@ def written_out(table: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("fitted", "fit_memory_gib"):  # sweeps of before 0.2 hold them; arms are written as they were fitted
             full.pop(key, None)
     return full
+
+
+def _arms(table: dict[str, Any]) -> list[Any]:
+    """The arms with key-value heads that follow their heads, and with the controls that ``controls = true`` is for."""
+    model = table.get("model")
+    shares_heads = not isinstance(model, Mapping) or model.get("n_kv_heads") == model.get("n_heads")
+    arms = [_with_own_heads(arm) if shares_heads else arm for arm in table["strategies"]]
+    return [*arms, *_controls(arms)] if table.get("controls") is True else arms
+
+
+def _with_own_heads(arm: Any) -> Any:
+    model = arm.get("model") if isinstance(arm, Mapping) else None
+    if not isinstance(model, Mapping) or "n_heads" not in model:
+        return arm
+    return {**arm, "model": {"n_kv_heads": model["n_heads"], **model}}
+
+
+def _controls(arms: Sequence[Any]) -> list[Any]:
+    """A control of every arm that is shorter than the longest: the same arm on grouped windows."""
+    if not all(isinstance(arm, Mapping) and type(arm.get("seq_len")) is int for arm in arms):
+        return []
+    taken = {arm.get("name") for arm in arms}
+    short = [arm for arm in arms if arm["seq_len"] < max(other["seq_len"] for other in arms)]
+    return [
+        {**arm, "name": name, "windows": "grouped", "role": "control"}
+        for arm in short
+        if arm.get("windows", "shuffled") == "shuffled" and (name := control_name(arm.get("name"))) not in taken
+    ]
+
+
+def control_name(arm: object) -> str:
+    """The name of the control that ``controls = true`` adds for an arm."""
+    return f"{arm}_grouped"
 
 
 def _budgets(table: Mapping[str, Any]) -> dict[str, Any]:

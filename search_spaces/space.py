@@ -32,8 +32,9 @@ class Space(Section):
     budgets_tokens: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = ()
     rungs_tokens: Annotated[tuple[Count, ...], Field(max_length=100)] = ()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    controls: Switch = False
+    controls: Switch = Field(default=False, exclude=True)  # shorthand: the arms that it adds are what is kept
     time_view: Switch = False
+    flops_view: Switch = False
     keep: Literal["best", "all"] = "best"
     early_stopping: sections.EarlyStopping = sections.EarlyStopping(kind="none")
     search: Annotated[sections.GridSearch | sections.OptunaSearch, Field(discriminator="kind")] = sections.GridSearch()
@@ -62,7 +63,7 @@ class Space(Section):
                 problems = [problem for problem in problems if problem.where != "budget_tokens" or problem.value]
             problems += broken_rules(sound_values(cls, table, error))
             raise SpaceErrors(_in_file_order(problems, n_more)) from error
-        problems = broken_rules(sound_values(cls, space.model_dump()))
+        problems = broken_rules(sound_values(cls, {**space.model_dump(), "controls": space.controls}))
         if problems:
             raise SpaceErrors(_in_file_order(problems))
         return space
@@ -101,6 +102,19 @@ class Space(Section):
         if budget_tokens in self.budgets_tokens:
             return tuple(rung * budget_tokens // self.budget_tokens for rung in self.rungs_tokens)
         return tuple(rung for rung in self.rungs_tokens if rung < budget_tokens)
+
+    def arms_at(self, budget_tokens: int) -> tuple[sections.Strategy, ...]:
+        """The arms that have cells at one of ``budgets_tokens``: controls at the largest, all others at each."""
+        return tuple(arm for arm in self.strategies if not arm.is_control or budget_tokens == self.budget_tokens)
+
+    def of_arm(self, name: str) -> Space:
+        """The same space with one arm's own values in place of the common ones; ``KeyError`` without that arm."""
+        arm = self.strategy(name)
+        own = {key: dict(getattr(arm, key)) for key in sections.ARM_TABLES if getattr(arm, key)}
+        if "rates" in own and any(key in own["rates"] for key in sections.ADAMW_RATES):
+            own["rates"] = {**dict.fromkeys(sections.ADAMW_RATES), **own["rates"]}
+        sections_of_its_own = {key: getattr(self, key).model_copy(update=values) for key, values in own.items()}
+        return self.model_copy(update=sections_of_its_own) if own else self
 
     def strategy(self, name: str) -> sections.Strategy:
         """The strategy called ``name``; ``KeyError`` when there is none."""

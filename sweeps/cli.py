@@ -108,7 +108,7 @@ def extend(
     lr: Annotated[list[float] | None, typer.Option(help="One more rate for every arm. Repeatable.")] = None,
     adamw_lr: Annotated[list[float] | None, typer.Option(help="One more AdamW rate, where it has a grid.")] = None,
     strategy: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=BxT[xA]", help="One more arm, e.g. medium=16x128. Repeatable.")
+        list[str] | None, typer.Option(metavar="NAME=BxT[xA]", help="One more arm: wide=16x128,model.d_expert=256.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="A larger total of confirm seeds.")] = None,
     budget: Annotated[

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -171,6 +171,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_na
         return " | ".join(value.ljust(width) if i < n_names else value.rjust(width) for i, (value, width) in pairs)
 
     return "\n".join(f"| {padded(line)} |" for line in lines)
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """What sets an arm apart: ``model.top_k 1, optimizer.kind adamw``."""
+    return ", ".join(f"{key} {_setting(value)}" for key, value in values.items())
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " / ".join(map(_setting, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def terminal_table(title: str, *, texts: Sequence[str], numbers: Sequence[str] = ()) -> Table:

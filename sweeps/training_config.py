@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from search_spaces import Cell, Space
 
 if TYPE_CHECKING:
-    from moe.config import BatchConfig, ModelConfig, TrainConfig
+    from moe.config import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
     from moe.corpus import CorpusConfig
     from moe.tokenizer import TokenizerConfig
 
@@ -61,35 +61,50 @@ def batch_configs(space: Space) -> dict[str, BatchConfig]:
     }
 
 
-def model_config(space: Space, *, vocab_size: int) -> ModelConfig:
-    """The space's model with the tokenizer's vocabulary."""
+def model_config(space: Space, strategy: str, *, vocab_size: int) -> ModelConfig:
+    """An arm's model with the tokenizer's vocabulary."""
     from moe.config import ModelConfig
 
-    return ModelConfig(vocab_size=vocab_size, **space.model.model_dump(exclude={"document_attention"}))
+    model = space.of_arm(strategy).model
+    return ModelConfig(vocab_size=vocab_size, **model.model_dump(exclude={"document_attention"}))
+
+
+def optimizer_config(space: Space, cell: Cell) -> OptimizerConfig:
+    """A cell's optimizers; momentum and betas hold their half-lives in tokens where the space asks for that."""
+    from moe.config import OptimizerConfig
+
+    assert cell.lr is not None, "a cell is trained once its rate is decided"
+    assert cell.adamw_lr is not None, "AdamW's rate is decided with Muon's"
+    fields = space.of_arm(cell.strategy).optimizer.model_dump()
+    at_tokens = fields.pop("betas_at_tokens_per_step")
+    if at_tokens is not None:
+        steps = space.strategy(cell.strategy).tokens_per_step / at_tokens
+        fields["muon_momentum"] **= steps
+        fields["adamw_betas"] = tuple(beta**steps for beta in fields["adamw_betas"])
+    return OptimizerConfig(lr=cell.lr, adamw_lr=cell.adamw_lr, **fields)
 
 
 def train_config(space: Space, cell: Cell, *, vocab_size: int) -> TrainConfig:
     """Everything that decides one cell's numbers, with the schedule's horizon at the cell's own budget."""
-    from moe.config import OptimizerConfig, ScheduleConfig, TrainConfig
+    from moe.config import ScheduleConfig, TrainConfig
 
-    assert cell.lr is not None, "a cell is trained once its rate is decided"
-    assert cell.adamw_lr is not None, "AdamW's rate is decided with Muon's"
+    own = space.of_arm(cell.strategy)
     batch = batch_configs(space)[cell.strategy]
     budget = cell.budget_tokens
-    warmup_tokens = round(budget * space.schedule.warmup_share)
+    warmup_tokens = round(budget * own.schedule.warmup_share)
     return TrainConfig(
-        model=model_config(space, vocab_size=vocab_size),
+        model=model_config(space, cell.strategy, vocab_size=vocab_size),
         batch=batch,
-        optimizer=OptimizerConfig(lr=cell.lr, adamw_lr=cell.adamw_lr, **space.optimizer.model_dump()),
+        optimizer=optimizer_config(space, cell),
         schedule=ScheduleConfig(
             budget_tokens=budget,
             warmup_tokens=warmup_tokens,
-            decay_tokens=min(round(budget * space.schedule.decay_share), budget - warmup_tokens),  # both may round up
+            decay_tokens=min(round(budget * own.schedule.decay_share), budget - warmup_tokens),  # both may round up
         ),
         seed=cell.seed,
         block_len=space.block_len,
         precision=space.precision,
-        document_attention=space.model.document_attention,
+        document_attention=own.model.document_attention,
         arrangement=cell.arrangement,
         exam_at_tokens=(*space.rungs_at(budget), budget),
         report_every_tokens=_report_every(budget, batch.tokens_per_step),
@@ -105,7 +120,7 @@ def any_cell(space: Space, strategy: str) -> Cell:
         strategy=strategy,
         lr=0.01,
         adamw_lr=0.01,
-        arrangement="shuffled",
+        arrangement=space.strategy(strategy).windows,
         seed=0,
         budget_tokens=space.budget_tokens,
     )

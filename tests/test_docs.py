@@ -29,7 +29,7 @@ from sweeps.verdict.decision import decide
 from sweeps.verdict.records_table import COLUMNS, key_of
 from tests.sweeps import made_up_sweep as made_up
 from tests.sweeps.ending_trainer import EndingTrainer, whole_job
-from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, ladder, sweep
+from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, control, explore, ladder, sweep
 from tests.test_walls import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,20 +130,20 @@ def sweep_with_everything() -> SweepResults:
         for found in confirm()
     ]
     leader = CLEAR_WIN["large_batch"]
-    grouped = [
-        cell("large_batch", lr, 1, loss=loss, arrangement="grouped")
-        for lr, loss in ((0.01, 4.7), (0.02, 4.6), (0.04, 4.8))
+    grouped = control([loss + 0.1 for loss in leader], {0.01: 4.7, 0.02: 4.6, 0.04: 4.8})
+    at_equal_flops = [
+        cell("long_seq", 0.02, 101 + i, "flops", loss=loss + 0.2, budget=700)
+        for i, loss in enumerate(CLEAR_WIN["long_seq"])
     ]
-    control = [cell("large_batch", 0.02, 101 + i, "control", loss=loss + 0.1) for i, loss in enumerate(leader)]
     timed: list[CellResult] = [
         cell(arm, 0.02, 101 + i, "time", loss=loss + 0.3, budget=600, records=({"concurrent_trials": 1},))
         for arm in ("large_batch", "long_seq")
         for i, loss in enumerate(CLEAR_WIN[arm])
     ]
-    results = sweep([*explore(), *judged, *grouped, *control, *timed])
+    results = sweep([*explore(), *judged, *grouped, *at_equal_flops, *timed])
     shapes = [
-        {**shape, "tokens_per_step": tokens}
-        for shape, tokens in zip(results.beginning["strategies"], (50, 100, 200), strict=True)
+        {**shape, "tokens_per_step": tokens, "flops_per_token": flops, "model": {"top_k": 1}}
+        for shape, tokens, flops in zip(results.beginning["strategies"], (50, 100, 200, 50), (7, 7, 10, 7), strict=True)
     ]
     return replace(results, beginning={**results.beginning, "strategies": shapes})
 
@@ -184,7 +184,7 @@ def test_every_key_of_the_status_is_explained(tmp_path: Path) -> None:
 
 def test_every_key_of_a_plan_is_explained() -> None:
     parts: dict[str, Any] = {entry.name: () for entry in fields(SweepPlan)}
-    arm_parts: dict[str, Any] = {entry.name: 1 for entry in fields(ArmPlan)}
+    arm_parts: dict[str, Any] = {entry.name: 1 for entry in fields(ArmPlan)} | {"differs_in": {"model.top_k": 1}}
     finding_parts: dict[str, Any] = {entry.name: "ok" for entry in fields(Finding)}
     parts |= {"cells": (made_up.cell(),), "arms": (ArmPlan(**arm_parts),)}
     parts["audit"] = Audit(findings=(Finding(**finding_parts),)).as_dict()

@@ -10,7 +10,9 @@ from search_spaces.problems import Problem, SpaceErrors, did_you_mean
 def preset_names() -> tuple[str, ...]:
     """The names of all presets, from the smallest to the largest."""
     found = {entry.name.removesuffix(".toml") for entry in files(__name__).iterdir() if entry.name.endswith(".toml")}
-    ordered = [name for name in ("smoke", "laptop", "matched", "tutorial", "published") if name in found]
+    ordered = [
+        name for name in ("smoke", "laptop", "routing", "schedule", "matched", "tutorial", "published") if name in found
+    ]
     return (*ordered, *sorted(found.difference(ordered)))
 
 

@@ -170,7 +170,7 @@ class Sweep:
         """Return every planned cell as a row: where it stands in the space, and how it ended, if it has.
 
         ``outcome`` is ``completed``, ``stopped_early``, ``diverged``, ``oom`` or ``failed``, and missing while there is
-        none; losses are in nats per token, ``test_loss`` those of confirm, control and time cells.
+        none; losses are in nats per token, ``test_loss`` those of confirm, time and flops cells.
 
         >>> sweep.cells().outcome.isin(["completed", "stopped_early"]).all()
         np.True_

@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from search_spaces import (
     Rate,
     Space,
+    SpaceErrors,
     Strategy,
     checked_strategy,
     explore_cells,
     explore_cells_at,
-    explored_arms,
     extended_space,
     rates_at,
 )
 from search_spaces.cells import confirm_seeds
+from search_spaces.overrides import apply_overrides
 from sweeps.errors import BadInputError
 from sweeps.formatting import plural
 from sweeps.ledger.reading import LedgerReader
@@ -79,15 +80,14 @@ def extend_plan(
     added: list[PlannedCell] = [
         PlannedCell(cell=cell, reason="extension", may_stop_early=False)
         for budget in space.budgets_tokens
-        for name, arrangement in explored_arms(extended, budget)
+        for name in (arm.name for arm in extended.arms_at(budget))
         if name in old_arms
         for cell in explore_cells_at(
             extended,
             identity,
             strategy=name,
-            rates=_added_rates(extended, lr, adamw_lr),
+            rates=_added_rates(extended, name, lr, adamw_lr),
             budget_tokens=budget,
-            arrangement=arrangement,
         )
     ]
     fresh = [
@@ -99,7 +99,7 @@ def extend_plan(
     extension = {
         "lr": [float(rate) for rate in lr],
         "adamw_lr": [float(rate) for rate in adamw_lr],
-        "strategies": [strategy.model_dump() for strategy in strategies],
+        "strategies": [strategy.model_dump(mode="json") for strategy in strategies],
         "confirm_seeds": confirm_seeds,
         "budgets": list(budgets),
     }
@@ -125,24 +125,30 @@ def look_note(results: SweepResults, extended: Space) -> str | None:
     )
 
 
-def _added_rates(space: Space, lr: Sequence[float], adamw_lr: Sequence[float]) -> list[Rate]:
-    """New rates with every AdamW rate that goes with them, and new AdamW rates with every rate of the grid."""
-    added = [pair for rate in lr for pair in rates_at(space, rate)]
-    return added + [Rate(lr=rate, adamw_lr=adamw) for adamw in adamw_lr for rate in space.rates.lr]
+def _added_rates(space: Space, strategy: str, lr: Sequence[float], adamw_lr: Sequence[float]) -> list[Rate]:
+    """New rates with every AdamW rate that goes with them, and new AdamW rates with every rate of the arm's grid."""
+    added = [pair for rate in lr for pair in rates_at(space, strategy, rate)]
+    own = space.of_arm(strategy).rates
+    fresh = adamw_lr if own.adamw_grid is not None else ()
+    return added + [Rate(lr=rate, adamw_lr=adamw) for adamw in fresh for rate in own.lr]
 
 
 def parse_strategy(text: str) -> Strategy:
-    """``NAME=MICRO_BATCHxSEQ_LEN`` or ``NAME=MICRO_BATCHxSEQ_LENxACCUMULATION`` as a strategy.
+    """``NAME=MICRO_BATCHxSEQ_LEN[xACCUMULATION][,KEY=VALUE ...]`` as a strategy, keys as in a [[strategies]] table.
 
-    Raises BadInputError for text of another form, SpaceErrors for a name or numbers that no strategy can have.
+    Raises BadInputError for text of another form, SpaceErrors for a name or values that no strategy can have.
     """
-    name, _, shape = text.partition("=")
+    shaped, *changes = re.split(r",(?=[a-z_]+(?:\.[a-z_]+)?=)", text)
+    name, _, shape = shaped.partition("=")
     parts = shape.split("x")
     if not name or len(parts) not in (2, 3) or not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
         raise BadInputError(
-            f"--strategy {text!r} is not NAME=MICRO_BATCHxSEQ_LEN or NAME=MICRO_BATCHxSEQ_LENxACCUMULATION; "
-            "for example --strategy medium=16x128"
+            f"--strategy {text!r} is not NAME=MICRO_BATCHxSEQ_LEN or NAME=MICRO_BATCHxSEQ_LENxACCUMULATION, with "
+            "KEY=VALUE after commas; for example --strategy medium=16x128 or --strategy wide=32x64,model.d_expert=256"
         )
     keys = ("micro_batch_size", "seq_len", "grad_accum_steps")
     table = {"name": name, **dict(zip(keys, map(int, parts), strict=False))}
+    table, problems = apply_overrides(table, changes)
+    if problems:
+        raise SpaceErrors(problems, source=f"--strategy {text}")
     return checked_strategy(table, source=f"--strategy {text}")

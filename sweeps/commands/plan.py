@@ -12,6 +12,7 @@ from sweeps.cluster.connection import cluster_address, is_job_address
 from sweeps.cluster.machines import Machines, machines_at_hand
 from sweeps.errors import BadInputError, WorldError
 from sweeps.formatting import listed, plural, rounded_duration
+from sweeps.ledger.results import changes_of
 from sweeps.packing.duration import Speed, expected_seconds, expected_tokens, find_speed
 from sweeps.packing.hours import within_hours
 from sweeps.packing.memory import FALLBACK_VOCAB_SIZE, predicted_peaks
@@ -46,6 +47,8 @@ class ArmPlan:
     gpu_fraction: float | None
     n_cells: int
     tokens_expected: int
+    role: str
+    differs_in: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +154,8 @@ def make_plan(
         warnings.append(
             f"this machine would need about {found:,.0f} hours for it; a GPU, or --preset laptop, is faster"
         )
-    expected = expected_tokens(space)
+    expected = expected_tokens(space, vocab_size=vocab_size)
+    models = [model_config(space, arm.name, vocab_size=vocab_size) for arm in space.strategies]
     return SweepPlan(
         description=space.description,
         cells=cells,
@@ -167,13 +171,15 @@ def make_plan(
                 gpu_fraction=packing.gpu_fraction[arm.name],
                 n_cells=sum(cell.strategy == arm.name for cell in cells),
                 tokens_expected=expected[arm.name],
+                role=arm.role,
+                differs_in=changes_of(arm.model_dump(mode="json")),
             )
             for arm in space.strategies
         ),
         budget_tokens=space.budget_tokens,
         budgets_tokens=space.budgets_tokens,
         epochs=None if audit is None else float(_finding_of_epochs(audit)["value"]),
-        tokens_per_active_parameter=space.budget_tokens / active_parameters(model_config(space, vocab_size=vocab_size)),
+        tokens_per_active_parameter=space.budget_tokens / max(map(active_parameters, models)),
         tokens_full_grid=sum(cell.budget_tokens for cell in cells),
         tokens_expected=sum(expected.values()),
         workers=packing.workers,
@@ -229,15 +235,17 @@ def render(plan: SweepPlan) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from sweeps.formatting import terminal_table
+    from sweeps.formatting import settings, terminal_table
 
     on_gpus = any(arm.gpu_fraction is not None for arm in plan.arms)
     numbers = ("tokens/step", "updates", "cells", "tokens", "peak GiB", *(("GPU",) if on_gpus else ()))
-    table = terminal_table("Arms", texts=("arm", "shape"), numbers=numbers)
+    differs = any(arm.differs_in for arm in plan.arms)
+    table = terminal_table("Arms", texts=("arm", "shape", *(("differs in",) if differs else ())), numbers=numbers)
     for arm in plan.arms:
         table.add_row(
             arm.name,
             f"{arm.micro_batch_size}x{arm.seq_len}x{arm.grad_accum_steps}",
+            *((settings(arm.differs_in),) if differs else ()),
             f"{arm.tokens_per_step:,}",
             f"{arm.updates:,}",
             str(arm.n_cells),
@@ -245,7 +253,7 @@ def render(plan: SweepPlan) -> Group:
             "" if arm.predicted_peak_gib is None else f"{arm.predicted_peak_gib:.3g}",
             *(("none" if arm.gpu_fraction is None else f"{arm.gpu_fraction:.3g}",) if on_gpus else ()),
         )
-    phases = {phase: sum(cell.phase == phase for cell in plan.cells) for phase in ("explore", "confirm", "control")}
+    phases = {phase: sum(cell.phase == phase for cell in plan.cells) for phase in ("explore", "confirm")}
     budgets = listed([f"{budget:,}" for budget in plan.budgets_tokens])
     each = "each cell" if len(plan.budgets_tokens) == 1 else "each of the largest cells"
     lines = [

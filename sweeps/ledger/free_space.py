@@ -37,7 +37,8 @@ def bytes_needed(space: Space, *, vocab_size: int, ended: Sequence[Cell] = (), u
 
     explore, judged = left(explore=True), left(explore=False)
     at_once = max(explore, judged) if space.keep == "best" else explore + judged
-    checkpoint = total_parameters(model_config(space, vocab_size=vocab_size)) * BYTES_PER_PARAMETER
+    models = (model_config(space, arm.name, vocab_size=vocab_size) for arm in space.strategies)
+    checkpoint = max(map(total_parameters, models)) * BYTES_PER_PARAMETER
     return at_once * KEPT * checkpoint + (explore + judged) * BYTES_OF_RECORDS_PER_CELL + BYTES_OF_REPORT
 
 

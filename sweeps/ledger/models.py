@@ -18,9 +18,10 @@ def _folder_name(text: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
-Phase = Literal["explore", "confirm", "control", "time"]
+Phase = Literal["explore", "confirm", "time", "flops", "control"]
+"""``control`` was a phase in earlier versions."""
 Arrangement = Literal["shuffled", "grouped"]
-PlanReason = Literal["grid", "confirm", "widening", "extension", "suggestion", "control", "time"]
+PlanReason = Literal["grid", "confirm", "widening", "extension", "suggestion", "time", "flops", "control"]
 Outcome = Literal["completed", "stopped_early", "diverged", "oom", "failed"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sweeps.ledger.cell_folder import CellFolder
 from sweeps.ledger.results import CellResult, SweepResults
-from sweeps.ledger.space import current_space, identity_of, require_own_ids
+from sweeps.ledger.space import arm_entry, current_space, identity_of, require_own_ids
 from sweeps.ledger.sweep_folder import LEDGER_VERSION, Ledger, PlannedCell
 
 
@@ -60,7 +60,7 @@ def _with_extensions(ledger: Ledger) -> dict[str, Any]:
     known = {entry["name"] for entry in beginning["strategies"]}
     space = current_space(ledger)
     added = [
-        {**strategy.model_dump(), "tokens_per_step": strategy.tokens_per_step, "predicted_peak_gib": None}
+        arm_entry(space, strategy.name, vocab_size=beginning.get("vocab_size"))
         for strategy in space.strategies
         if strategy.name not in known
     ]

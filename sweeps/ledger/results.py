@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from search_spaces import Cell
+from search_spaces import ARM_TABLES, Cell
+from search_spaces.shorthand import control_name
 
 FINAL_OUTCOMES = ("completed", "stopped_early", "diverged", "oom", "failed")
 RETRIED_OUTCOMES = ("failed", "oom")
@@ -49,13 +50,27 @@ class CellResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A strategy as the verdict shows it. Records from a file do not know the shape: it is None then."""
+    """A strategy as the verdict shows it. Records from a file do not know the shape: it is None then.
+
+    ``differs_in`` holds the values that the arm has of its own, by dotted key (``{"model.top_k": 1}``). Parameters and
+    FLOPs (of training, per token) are None where they are not known.
+    """
 
     name: str
     micro_batch_size: int | None = None
     seq_len: int | None = None
     grad_accum_steps: int | None = None
     tokens_per_step: int | None = None
+    role: str = "contender"
+    differs_in: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    active_parameters: int | None = None
+    flops_per_token: float | None = None
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Micro-batch, length and accumulation."""
+        return (self.micro_batch_size, self.seq_len, self.grad_accum_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +125,33 @@ class SweepResults:
         return self.budget_tokens == max(self.budgets_tokens, default=0)
 
     @cached_property
-    def arms(self) -> tuple[Arm, ...]:
-        """Every strategy that was planned, in the order of the space, then of first appearance."""
-        shapes = self.beginning.get("strategies") or self.space.get("strategies") or ()
-        known = {str(shape["name"]): _arm(shape) for shape in shapes}
+    def every_arm(self) -> tuple[Arm, ...]:
+        """Every strategy that was planned, controls too, in the order of the space, then of first appearance."""
+        entries = self.beginning.get("strategies") or self.space.get("strategies") or ()
+        known = {str(entry["name"]): _arm(entry) for entry in entries}
         for result in self.cells:
             known.setdefault(result.cell.strategy, Arm(name=result.cell.strategy))
         return tuple(known.values())
+
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """Every arm that is compared, in order."""
+        return tuple(arm for arm in self.every_arm if arm.role != "control")
+
+    @cached_property
+    def controls(self) -> Mapping[str, Arm]:
+        """By the arm that it explains, the control: the same arm on grouped windows.
+
+        Records from a file know neither shapes nor settings for certain: there the name decides between arms alike.
+        """
+        found: dict[str, Arm] = {}
+        for control in self.every_arm:
+            if control.role == "control":
+                shuffled = [arm for arm in self.arms if "windows" not in arm.differs_in]
+                alike = [arm.name for arm in shuffled if _settings(arm) == _settings(control)]
+                named = [name for name in alike if control_name(name) == control.name]
+                found |= {name: control for name in (named or alike)[:1] if named or len(alike) == 1}
+        return found
 
     @cached_property
     def arm_names(self) -> tuple[str, ...]:
@@ -124,34 +159,38 @@ class SweepResults:
         return tuple(arm.name for arm in self.arms)
 
     @cached_property
-    def _index(self) -> Mapping[tuple[str, str, str], tuple[CellResult, ...]]:
-        index: dict[tuple[str, str, str], list[CellResult]] = {}
+    def _index(self) -> Mapping[tuple[str, str], tuple[CellResult, ...]]:
+        index: dict[tuple[str, str], list[CellResult]] = {}
         for result in self.seen:
-            cell = result.cell
-            index.setdefault((cell.phase, cell.strategy, cell.arrangement), []).append(result)
+            index.setdefault((result.cell.phase, result.cell.strategy), []).append(result)
         return {key: tuple(found) for key, found in index.items()}
 
     @cached_property
     def seen(self) -> tuple[CellResult, ...]:
-        """The cells of the budget at which the results are seen; those of equal time belong to the largest."""
+        """The cells of the budget at which the results are seen; those with budgets of their own are the largest's."""
         if len(self.budgets_tokens) < 2:
             return self.cells
         at, rest = self.budget_tokens, self.is_at_largest
         return tuple(
             result
             for result in self.cells
-            if (rest if result.cell.phase == "time" else result.cell.budget_tokens == at)
+            if (rest if result.cell.phase in ("time", "flops") else result.cell.budget_tokens == at)
         )
 
-    def of(self, phase: str, strategy: str, arrangement: str = "shuffled") -> tuple[CellResult, ...]:
-        """Return the seen cells of one phase, arm and window arrangement, in the order in which they were planned."""
-        return self._index.get((phase, strategy, arrangement), ())
+    def of(self, phase: str, strategy: str) -> tuple[CellResult, ...]:
+        """Return the seen cells of one phase and arm, in the order in which they were planned."""
+        return self._index.get((phase, strategy), ())
 
     def rule(self, section: str, key: str, default: Any) -> Any:
         """Return ``space[section][key]``, or ``default`` where the space does not say."""
         part = self.space.get(section)
         value = part.get(key) if isinstance(part, Mapping) else None
         return default if value is None else value
+
+    def rule_of(self, strategy: str, section: str, key: str, default: Any) -> Any:
+        """Return the same as one arm has it."""
+        own = {arm.name: arm.differs_in for arm in self.every_arm}.get(strategy, {})
+        return own.get(f"{section}.{key}", self.rule(section, key, default))
 
 
 def finite(value: object) -> float | None:
@@ -172,10 +211,29 @@ def _arm(shape: Mapping[str, Any]) -> Arm:
     per_step = shape.get("tokens_per_step")
     if per_step is None and batch is not None and length is not None:
         per_step = int(batch) * int(length) * int(accumulation or 1)
+    parameters = shape.get("parameters") or {}
     return Arm(
         name=str(shape["name"]),
         micro_batch_size=batch,
         seq_len=length,
         grad_accum_steps=accumulation,
         tokens_per_step=per_step,
+        role=shape.get("role", "contender"),
+        differs_in=changes_of(shape),
+        parameters=parameters.get("total"),
+        active_parameters=parameters.get("active"),
+        flops_per_token=shape.get("flops_per_token"),
     )
+
+
+def changes_of(strategy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that an arm of a resolved space has of its own and that decide its numbers, by dotted key."""
+    own = {f"{table}.{key}": value for table in ARM_TABLES for key, value in (strategy.get(table) or {}).items()}
+    windows = strategy.get("windows", "shuffled")
+    return own if windows == "shuffled" else {**own, "windows": windows}
+
+
+def _settings(arm: Arm) -> tuple[tuple[int | None, ...], str]:
+    """What makes an arm, apart from its windows and its grid of rates."""
+    own = {key: value for key, value in arm.differs_in.items() if key != "windows" and not key.startswith("rates.")}
+    return arm.shape, str(sorted(own.items()))

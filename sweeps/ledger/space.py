@@ -10,6 +10,7 @@ from search_spaces.cells import cell_at
 from sweeps.errors import DamagedError
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger, PlannedCell
+from sweeps.training_config import model_config
 
 
 def identity_of(beginning: Mapping[str, Any]) -> Identity:
@@ -36,6 +37,22 @@ def space_of(beginning: Mapping[str, Any]) -> Space:
     return Space.from_resolved(beginning["space"])
 
 
+def arm_entry(space: Space, name: str, *, vocab_size: int | None, peak_gib: float | None = None) -> dict[str, Any]:
+    """An arm as ``sweep.json`` holds it: its values, what follows from them, and the size of its model where known."""
+    arm = space.strategy(name)
+    entry = {**arm.model_dump(mode="json"), "tokens_per_step": arm.tokens_per_step, "predicted_peak_gib": peak_gib}
+    if vocab_size is None:
+        return entry
+    from moe.flops import active_parameters, flops_per_token, total_parameters
+
+    model = model_config(space, name, vocab_size=vocab_size)
+    return {
+        **entry,
+        "parameters": {"total": total_parameters(model), "active": active_parameters(model)},
+        "flops_per_token": flops_per_token(model, arm.seq_len),
+    }
+
+
 def require_own_ids(storage: Storage, space: Space, identity: Identity, planned: Iterable[PlannedCell]) -> None:
     """Raises DamagedError, naming the cell, where an id is not the hash of what decides the cell's numbers."""
     for entry in planned:
@@ -48,7 +65,6 @@ def require_own_ids(storage: Storage, space: Space, identity: Identity, planned:
                 strategy=cell.strategy,
                 rate=cell.rate,
                 seed=cell.seed,
-                arrangement=cell.arrangement,
                 budget_tokens=cell.budget_tokens,
             ).cell_id
         except (KeyError, ValueError, SpaceErrors) as error:

@@ -22,6 +22,11 @@ from typing import Any, Final
 from search_spaces import Cell, did_you_mean
 from sweeps.errors import BadInputError, DamagedError, StorageError, SweepHeldError
 from sweeps.ledger.cell_folder import CellFolder
+from sweeps.ledger.earlier_controls import (
+    has_earlier_controls,
+    with_cells_of_control_arms,
+    with_control_arms,
+)
 from sweeps.ledger.entries import (
     SCHEMA,
     add_numbered,
@@ -113,7 +118,7 @@ class Ledger:
             raise BadInputError(
                 f"sweep {self.name!r} has schema {schema}, this program reads {SCHEMA}; use the program that wrote it"
             )
-        return read_entry(self.storage, "sweep.json", Beginning)
+        return with_control_arms(read_entry(self.storage, "sweep.json", Beginning))
 
     def _schema(self) -> object:
         found = self.storage.read_json("sweep.json")
@@ -208,10 +213,20 @@ class Ledger:
             number += 1
         if number <= last:
             raise DamagedError(f"{self.storage.uri}/plan/{number:04d}.json is missing; restore it from a copy")
-        pages = list(self._pages.values())
+        pages = list(map(self._of_today, self._pages.values()))
         if len({page.get("sweep_id") for page in pages}) < 2:
             return pages
         return [page for page in pages if page.get("sweep_id") in (None, self._sweep_id())]
+
+    def _of_today(self, page: dict[str, Any]) -> dict[str, Any]:
+        """A page of the plan, with the controls of an earlier version as the arms that they are today."""
+        if all(cell["arrangement"] == "shuffled" for cell in page["cells"]):
+            return page
+        try:
+            space = read_entry(self.storage, "sweep.json", Beginning)["space"]
+        except FileNotFoundError:
+            return page
+        return with_cells_of_control_arms(page) if has_earlier_controls(space) else page
 
     def cell_folder(self, cell_id: str) -> CellFolder:
         """The folder of one cell; it need not exist yet. Raises DamagedError for what cannot be a cell's id."""

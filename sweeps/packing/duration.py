@@ -14,6 +14,7 @@ from sweeps.cluster.speed import seconds_per_token, seconds_per_token_on_cluster
 from sweeps.packing.shares import Packing
 from sweeps.plan.forecast import explore_tokens_per_arm
 from sweeps.training_config import model_config
+from sweeps.verdict.token_costs import SAME_FLOPS
 
 if TYPE_CHECKING:
     from sweeps.training_data import TrainingData
@@ -67,28 +68,41 @@ def expected_seconds(space: Space, data: TrainingData, speed: Speed) -> float:
     return OUTSIDE_S + _worker_seconds(space, data, speed.seconds_per_token) / (speed.processes * BUSY_SHARE)
 
 
-def expected_tokens(space: Space) -> dict[str, int]:
-    """Tokens of training per arm: explore with early stopping and some widening, every confirm and control cell."""
+def expected_tokens(space: Space, *, vocab_size: int) -> dict[str, int]:
+    """Tokens of training per arm: explore with early stopping and some widening, confirm, the view at equal FLOPs."""
     found = dict.fromkeys((arm.name for arm in space.strategies), 0)
-    brackets: Counter[tuple[str, str, int, int]] = Counter()
+    brackets: Counter[tuple[str, int, int]] = Counter()
     for cell in planned_cells(space):
         if cell.phase == "explore":
-            brackets[cell.strategy, cell.arrangement, cell.seed, cell.budget_tokens] += 1
+            brackets[cell.strategy, cell.seed, cell.budget_tokens] += 1
         else:
             found[cell.strategy] += cell.budget_tokens
-    for (strategy, _, _, budget), n_cells in brackets.items():
+    for (strategy, _, budget), n_cells in brackets.items():
         found[strategy] += explore_tokens_per_arm(space, n_cells, budget)
         found[strategy] += round(WIDENINGS * budget) if space.rates.max_widenings else 0
+    costs = _flops_per_token(space, vocab_size) if space.flops_view else {}
+    for strategy, cost in costs.items():
+        if space.strategy(strategy).is_control:
+            continue
+        share = min(costs.values()) / cost
+        found[strategy] += round(space.seeds.confirm * space.budget_tokens * share) if share < 1 / SAME_FLOPS else 0
     return found
 
 
 def _from_flops(space: Space, vocab_size: int, threads: int) -> dict[str, float]:
     """Seconds of training per token of each arm, estimated from FLOPs and the rate of matrix products."""
+    rate = matmul_flops_per_s() * SHARE_OF_MATMUL * threads
+    return {arm: flops / rate for arm, flops in _flops_per_token(space, vocab_size).items()}
+
+
+def _flops_per_token(space: Space, vocab_size: int) -> dict[str, float]:
+    """Training FLOPs per token of each arm."""
     from moe.flops import flops_per_token
 
-    model = model_config(space, vocab_size=vocab_size)
-    rate = matmul_flops_per_s() * SHARE_OF_MATMUL * threads
-    return {arm.name: flops_per_token(model, arm.seq_len) / rate for arm in space.strategies}
+    return {
+        arm.name: flops_per_token(model_config(space, arm.name, vocab_size=vocab_size), arm.seq_len)
+        for arm in space.strategies
+    }
 
 
 def _slowest_step_s(space: Space, seconds: Mapping[str, float]) -> float:
@@ -97,7 +111,7 @@ def _slowest_step_s(space: Space, seconds: Mapping[str, float]) -> float:
 
 def _worker_seconds(space: Space, data: TrainingData, seconds: Mapping[str, float]) -> float:
     """Training and exams of all cells, if one worker did them."""
-    trained = expected_tokens(space)
+    trained = expected_tokens(space, vocab_size=data.tokens.vocab_size)
     return sum(
         seconds[arm] * (tokens + FORWARD_SHARE * _exam_tokens(space, data, arm)) for arm, tokens in trained.items()
     )

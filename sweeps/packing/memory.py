@@ -19,8 +19,8 @@ from sweeps.training_config import any_cell, train_config
 if TYPE_CHECKING:
     from moe.device import Device
 
-Predict = Callable[[int, int], float]
-"""Predicted peak in GiB of ``(micro_batch_size, seq_len)``; grows with the micro-batch."""
+Predict = Callable[[str, int], float]
+"""Predicted peak in GiB of an arm, by name, at a micro-batch, with which it grows."""
 
 FALLBACK_VOCAB_SIZE = 49_152
 """Where a tokenizer's size shows only once it is read: that of SmolLM's, the published study's."""
@@ -55,9 +55,8 @@ def predicted_peaks(space: Space, device: Device, *, vocab_size: int) -> dict[st
 def fit_arms(space: Space, memory_gib: float, device: Device, *, vocab_size: int) -> MemoryFit:
     """``fit_memory`` by predictions for a device."""
 
-    def predict(micro_batch_size: int, seq_len: int) -> float:
-        arm = next(arm for arm in space.strategies if arm.seq_len == seq_len)
-        tried = arm.model_copy(update={"micro_batch_size": micro_batch_size, "grad_accum_steps": 1})
+    def predict(name: str, micro_batch_size: int) -> float:
+        tried = space.strategy(name).model_copy(update={"micro_batch_size": micro_batch_size, "grad_accum_steps": 1})
         return _predicted_gib(space, tried, vocab_size, device)
 
     return fit_memory(space, memory_gib, predict)
@@ -80,23 +79,23 @@ def _predicted_gib(space: Space, arm: Strategy, vocab_size: int, device: Device)
     return float(remembered("peaks", (config, precision, device), predict))
 
 
-def largest_micro_batch(seq_len: int, memory_gib: float, predict: Predict) -> int:
+def largest_micro_batch(arm: str, memory_gib: float, predict: Predict) -> int:
     """The largest micro-batch whose predicted peak is at most ``memory_gib``; 0 where not even one window fits.
 
     Peaks are nearly a straight line in the micro-batch, so a line through two predictions is tried first and its
     nearest values confirm it: five to ten predictions instead of twenty.
     """
-    if predict(1, seq_len) > memory_gib:
+    if predict(arm, 1) > memory_gib:
         return 0
     before, fits, too_large, stride = 1, 1, MOST_MICRO_BATCH + 1, 1
     while too_large - fits > 1:
-        trial = _on_the_line(seq_len, before, fits, memory_gib, predict) if fits > 1 else 2
+        trial = _on_the_line(arm, before, fits, memory_gib, predict) if fits > 1 else 2
         if trial <= fits:  # the line says that this is the largest: try the next one, then farther ones
             trial = fits + stride
             stride *= 2
         if trial >= too_large:
             trial = (fits + too_large) // 2
-        if predict(trial, seq_len) <= memory_gib:
+        if predict(arm, trial) <= memory_gib:
             before, fits = fits, trial
         else:
             too_large = trial
@@ -112,9 +111,9 @@ def fit_memory(space: Space, memory_gib: float, predict: Predict) -> MemoryFit:
         SpaceErrors: an arm has room for no window.
     """
     remembered = cache(predict)
-    largest = {arm.name: largest_micro_batch(arm.seq_len, memory_gib, remembered) for arm in space.strategies}
+    largest = {arm.name: largest_micro_batch(arm.name, memory_gib, remembered) for arm in space.strategies}
     fitted = fitted_space(space, largest)
-    peaks_gib = {arm.name: remembered(arm.micro_batch_size, arm.seq_len) for arm in fitted.strategies}
+    peaks_gib = {arm.name: remembered(arm.name, arm.micro_batch_size) for arm in fitted.strategies}
     warnings = []
     if min(peaks_gib.values()) < EQUAL_MEMORY * memory_gib:
         filled = " / ".join(f"{peak_gib / memory_gib:.0%}" for peak_gib in peaks_gib.values())
@@ -146,13 +145,13 @@ def fullest_step(arms: tuple[Strategy, ...], largest: Mapping[str, int]) -> int:
     return best[1]
 
 
-def _on_the_line(seq_len: int, before: int, fits: int, memory_gib: float, predict: Predict) -> int:
+def _on_the_line(arm: str, before: int, fits: int, memory_gib: float, predict: Predict) -> int:
     """Where a line through the predictions at ``before`` and ``fits`` meets the memory, or a part of the way there.
 
     Small micro-batches may all have the peak of the optimizer's step, of which no line says where it ends.
     """
-    fits_gib = predict(fits, seq_len)
-    slope_gib = (fits_gib - predict(before, seq_len)) / (fits - before)
+    fits_gib = predict(arm, fits)
+    slope_gib = (fits_gib - predict(arm, before)) / (fits - before)
     farthest = min(fits * LONGEST_LEAP, MOST_MICRO_BATCH)
     return farthest if slope_gib <= 0 else min(fits + int((memory_gib - fits_gib) / slope_gib), farthest)
 

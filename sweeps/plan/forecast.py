@@ -75,4 +75,5 @@ def explore_tokens_per_arm(space: Space, cells: int, budget_tokens: int) -> int:
 def _unplanned_confirm_tokens(space: Space, plan: Plan, strategy: str) -> float:
     of_arm = (entry.cell for entry in plan.cells if entry.cell.strategy == strategy)
     planned = {cell.budget_tokens for cell in of_arm if cell.phase == "confirm"}
-    return float(space.seeds.confirm * sum(set(space.budgets_tokens) - planned))
+    budgets = {budget for budget in space.budgets_tokens if space.strategy(strategy) in space.arms_at(budget)}
+    return float(space.seeds.confirm * sum(budgets - planned))

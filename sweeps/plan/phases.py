@@ -1,4 +1,4 @@
-"""What a sweep plans next, once the cells before it have ended: widened grids, confirm cells, controls.
+"""What a sweep plans next, once the cells before it have ended: widened grids, confirm cells, views at other budgets.
 
 Pure: the ledger's results go in, cells to be added come out. At each budget an arm goes on to its confirm cells as soon
 as its own explore cells have ended, so that no worker waits for another arm.
@@ -8,27 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from search_spaces import (
-    Arrangement,
     Cell,
     Identity,
     OptunaSearch,
     Rate,
     Space,
     confirm_cells,
-    control_cells,
     explore_cells_at,
-    explored_arms,
-    time_cells,
+    view_cells,
 )
 from sweeps.formatting import plural
-from sweeps.ledger.models import PlanReason
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.verdict.best_rate import Choice, choose
 from sweeps.verdict.margin import default_margin
 from sweeps.verdict.speeds import measured_speeds
+from sweeps.verdict.token_costs import SAME_FLOPS, token_costs
+
+View = Literal["time", "flops"]
+VIEWS: Final[Mapping[View, str]] = {"time": "time", "flops": "FLOPs"}
+"""The phases in which arms have budgets of their own, and what is equal in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
     reasons: list[str] = []
     for search in _searches(space, results):
         seen = results.at(search.budget_tokens)
-        explored = seen.of("explore", search.strategy, search.arrangement)
+        explored = seen.of("explore", search.strategy)
         if any(result.outcome is None for result in explored):
             continue
         n_suggested = sum(entry.reason == "suggestion" and search.has(entry.cell) for entry in planned)
@@ -63,7 +65,7 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
         if suggested:
             cells += suggested
             continue
-        choice = choose(seen, search.strategy, search.arrangement)
+        choice = choose(seen, search.strategy)
         if choice is None:
             continue
         times = len({entry.cell.rate for entry in widened if search.has(entry.cell)})
@@ -74,10 +76,12 @@ def next_cells(space: Space, identity: Identity, results: SweepResults, planned:
         if fresh:
             cells += fresh
             reasons.append(search.at_its_budget(_because(fresh, choice), space))
-    timed = [] if cells else _time_cells(space, identity, results, known)
-    if timed:
-        cells += timed
-        reasons.append(f"equal time: {len(timed)} cells with the tokens that each arm trains while the fastest ends")
+    for phase in () if cells else VIEWS:
+        viewed = _view_cells(space, identity, results, phase, known)
+        if viewed:
+            cells += viewed
+            cells_of_arms = plural(len(viewed), "cell")
+            reasons.append(f"equal {VIEWS[phase]}: {cells_of_arms} with the tokens that each arm has in them")
     return Added(cells=tuple(cells), because=". ".join(reasons), margin=_margin(space, results, cells))
 
 
@@ -87,12 +91,10 @@ class _Search:
 
     budget_tokens: int
     strategy: str
-    arrangement: Arrangement
 
     def has(self, cell: Cell) -> bool:
         """Whether a cell is part of it, or judged at its outcome."""
-        place = (cell.budget_tokens, cell.strategy, cell.arrangement)
-        return place == (self.budget_tokens, self.strategy, self.arrangement)
+        return (cell.budget_tokens, cell.strategy) == (self.budget_tokens, self.strategy)
 
     def at_its_budget(self, sentence: str, space: Space) -> str:
         """``sentence``, with the budget where there are several."""
@@ -103,10 +105,10 @@ def _searches(space: Space, results: SweepResults) -> list[_Search]:
     """Every search of a sweep: those of the space, and those that an extension added."""
     explored = [r.cell for r in results.cells if r.cell.phase == "explore"]
     places = [
-        *((budget, *arm) for budget in space.budgets_tokens for arm in explored_arms(space, budget)),
-        *((cell.budget_tokens, cell.strategy, cell.arrangement) for cell in explored),
+        *((budget, arm.name) for budget in space.budgets_tokens for arm in space.arms_at(budget)),
+        *((cell.budget_tokens, cell.strategy) for cell in explored),
     ]
-    return [_Search(budget_tokens=b, strategy=s, arrangement=a) for b, s, a in dict.fromkeys(places)]
+    return [_Search(budget_tokens=budget, strategy=strategy) for budget, strategy in dict.fromkeys(places)]
 
 
 def _suggestion(
@@ -122,7 +124,7 @@ def _suggestion(
         return ()
     from sweeps.plan.search import suggest
 
-    rate = suggest(space, search.strategy, search.arrangement, explored, search.budget_tokens)
+    rate = suggest(space, search.strategy, explored, search.budget_tokens)
     cells = _explored_at(space, identity, search, rate)
     stops = space.early_stopping.kind != "none"
     return tuple(PlannedCell(cell=cell, reason="suggestion", may_stop_early=stops) for cell in cells)
@@ -130,14 +132,7 @@ def _suggestion(
 
 def _explored_at(space: Space, identity: Identity, search: _Search, rate: Rate) -> tuple[Cell, ...]:
     """The explore cells of one rate."""
-    return explore_cells_at(
-        space,
-        identity,
-        strategy=search.strategy,
-        rates=[rate],
-        budget_tokens=search.budget_tokens,
-        arrangement=search.arrangement,
-    )
+    return explore_cells_at(space, identity, strategy=search.strategy, rates=[rate], budget_tokens=search.budget_tokens)
 
 
 def _widening(space: Space, identity: Identity, search: _Search, choice: Choice) -> Iterator[PlannedCell]:
@@ -152,38 +147,39 @@ def _widening(space: Space, identity: Identity, search: _Search, choice: Choice)
 def _judging(space: Space, identity: Identity, search: _Search, choice: Choice) -> Iterator[PlannedCell]:
     """The cells on which the arm is judged at its chosen rate."""
     chosen = {choice.strategy: _rate_of(choice)}
-    reason: PlanReason = "control" if search.arrangement == "grouped" else "confirm"
-    make = control_cells if search.arrangement == "grouped" else confirm_cells
-    for cell in make(space, identity, chosen, budget_tokens=search.budget_tokens):
+    for cell in confirm_cells(space, identity, chosen, budget_tokens=search.budget_tokens):
         if cell.cell_id is not None:
-            yield PlannedCell(cell=cell, reason=reason, may_stop_early=False)
+            yield PlannedCell(cell=cell, reason="confirm", may_stop_early=False)
 
 
-def _time_cells(
-    space: Space, identity: Identity, results: SweepResults, known: Collection[str | None]
+def _view_cells(
+    space: Space, identity: Identity, results: SweepResults, phase: View, known: Collection[str | None]
 ) -> list[PlannedCell]:
-    """The time view: each slower arm with the tokens that it trains in the time of the fastest one's full budget.
+    """The view at equal time or equal FLOPs: each costlier arm with the tokens that it has in what the cheapest needs.
 
-    Planned when every confirm cell has ended. The measured budgets are frozen with the first cells: seeds that an
-    extension adds, and a rate that it makes the best one, get the same.
+    Planned when every confirm cell has ended. The budgets are frozen with the first cells: seeds that an extension
+    adds, and a rate that it makes the best one, get the same.
     """
-    if not space.time_view:
+    if not (space.time_view if phase == "time" else space.flops_view):
         return []
-    confirmed = {arm.name: results.of("confirm", arm.name) for arm in space.strategies}
+    confirmed = {arm.name: results.of("confirm", arm.name) for arm in space.strategies if not arm.is_control}
     if any(not cells or any(result.outcome is None for result in cells) for cells in confirmed.values()):
         return []
-    frozen = {r.cell.strategy: float(r.cell.budget_tokens) for r in results.cells if r.cell.phase == "time"}
-    budgets = frozen or _budgets_of_equal_time(space, confirmed)
+    frozen = {r.cell.strategy: float(r.cell.budget_tokens) for r in results.cells if r.cell.phase == phase}
+    make = _budgets_of_equal_time if phase == "time" else _budgets_of_equal_flops
+    budgets = frozen or make(space, results, confirmed)
     chosen = {arm: _rate_of(choice) for arm in budgets if (choice := choose(results, arm)) is not None}
-    made = time_cells(space, identity, chosen, budgets)
+    made = view_cells(space, identity, phase, chosen, budgets)
     return [
-        PlannedCell(cell=cell, reason="time", may_stop_early=False)
+        PlannedCell(cell=cell, reason=phase, may_stop_early=False)
         for cell in made
         if cell.cell_id is not None and cell.cell_id not in known
     ]
 
 
-def _budgets_of_equal_time(space: Space, confirmed: Mapping[str, Sequence[CellResult]]) -> dict[str, float]:
+def _budgets_of_equal_time(
+    space: Space, _: SweepResults, confirmed: Mapping[str, Sequence[CellResult]]
+) -> dict[str, float]:
     """Tokens of each slower arm, by the arms' throughput in confirm cells under one load; none without speeds."""
     measured = measured_speeds(confirmed)
     if measured is None:
@@ -192,6 +188,14 @@ def _budgets_of_equal_time(space: Space, confirmed: Mapping[str, Sequence[CellRe
     return {
         arm: space.budget_tokens * speed / fastest for arm, speed in measured.tokens_per_s.items() if speed < fastest
     }
+
+
+def _budgets_of_equal_flops(
+    space: Space, results: SweepResults, _: Mapping[str, Sequence[CellResult]]
+) -> dict[str, float]:
+    """Tokens of each arm in the training FLOPs that the arm of fewest per token needs for the whole budget."""
+    costs = token_costs(results) or {}
+    return {arm: space.budget_tokens / cost for arm, cost in costs.items() if cost > SAME_FLOPS}
 
 
 def _rate_of(choice: Choice) -> Rate:
@@ -208,7 +212,7 @@ def _adamw_lr_at(choice: Choice, lr: float) -> float:
 
 
 def _because(fresh: Sequence[PlannedCell], choice: Choice) -> str:
-    name = choice.strategy if choice.arrangement == "shuffled" else f"{choice.strategy} ({choice.arrangement})"
+    name = choice.strategy
     if fresh[0].reason == "widening":
         rates = ", ".join(f"{entry.cell.lr:g}" for entry in fresh)
         return f"{name}: the best rate {choice.lr:g} is at the edge of its grid, widened to {rates}"
@@ -220,7 +224,7 @@ def _margin(space: Space, results: SweepResults, added: Sequence[PlannedCell]) -
     """The equivalence margin from explore records alone, once every explore cell has ended and no other follows."""
     if space.verdict.margin != "auto":
         return float(space.verdict.margin)
-    explored = [r for r in results.cells if r.cell.phase == "explore" and r.cell.arrangement == "shuffled"]
+    explored = [r for r in results.cells if r.cell.phase == "explore" and r.cell.strategy in results.arm_names]
     if any(entry.cell.phase == "explore" for entry in added):
         return None
     if not explored or any(result.outcome is None for result in explored):

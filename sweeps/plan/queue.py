@@ -18,7 +18,7 @@ from sweeps.plan.early_stopping import Contender, Decision, Rung, decide, decide
 NO_STOPPING = EarlyStopping(kind="none")
 
 Waiting = Literal["wait", "finished"]
-Bracket = tuple[int, str, str, int]
+Bracket = tuple[int, str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Plan:
 
     @property
     def brackets(self) -> tuple[tuple[PlannedCell, ...], ...]:
-        """Cells that are ranked together: those of one budget, arm, arrangement and seed that may be stopped early."""
+        """Cells that are ranked together: those of one budget, arm and seed that may be stopped early."""
         return tuple(tuple(bracket) for bracket in tuple(self._brackets.values()))
 
     def planned(self, cell_id: str) -> PlannedCell:
@@ -151,10 +151,10 @@ class Plan:
         """Hand this cell out after all others: something around it failed, and may fail it again."""
         self._postponed[cell_id] = self._postponed.get(cell_id, 0) + 1
 
-    def open_groups(self) -> set[tuple[int, str, str, str]]:
-        """(budget, phase, strategy, arrangement) of all cells without an outcome."""
+    def open_groups(self) -> set[tuple[int, str, str]]:
+        """(budget, phase, strategy) of all cells without an outcome."""
         cells = (self._cells[cell_id].cell for cell_id in self._open)
-        return {(cell.budget_tokens, cell.phase, cell.strategy, cell.arrangement) for cell in cells}
+        return {(cell.budget_tokens, cell.phase, cell.strategy) for cell in cells}
 
     def dropped(self) -> list[Dropped]:
         """Cells without an outcome that early stopping ends now."""
@@ -240,7 +240,7 @@ class Plan:
 
 def _bracket(planned: PlannedCell) -> Bracket:
     cell = planned.cell
-    return cell.budget_tokens, cell.strategy, cell.arrangement, cell.seed
+    return cell.budget_tokens, cell.strategy, cell.seed
 
 
 def progress_of(result: CellResult) -> Progress:

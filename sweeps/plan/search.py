@@ -24,13 +24,13 @@ STARTUP_TRIALS: Final = 3
 """Suggestions drawn at random before the model of TPE is used: an arm has few trials in all."""
 
 
-def suggest(space: Space, strategy: str, arrangement: str, known: Sequence[CellResult], budget_tokens: int) -> Rate:
+def suggest(space: Space, strategy: str, known: Sequence[CellResult], budget_tokens: int) -> Rate:
     """The next rate of one arm at one budget after those ``known``, in order of suggestion, each with its outcome."""
     search = _search_of(space)
     import optuna
 
     sampler = optuna.samplers.TPESampler(
-        seed=_seed(search.seed, budget_tokens, strategy, arrangement, len(known)),
+        seed=_seed(search.seed, budget_tokens, strategy, space.strategy(strategy).windows, len(known)),
         n_startup_trials=STARTUP_TRIALS,
         multivariate=True,
     )
@@ -40,7 +40,7 @@ def suggest(space: Space, strategy: str, arrangement: str, known: Sequence[CellR
         asked = study.ask(_distributions(search))
     lr = float(f"{asked.params['lr']:.6g}")
     if not search.searches_adamw_ratio:
-        return rates_at(space, lr)[0]
+        return rates_at(space, strategy, lr)[0]
     return Rate(lr=lr, adamw_lr=float(f"{lr * asked.params['adamw_ratio']:.6g}"))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sweeps.verdict.rows import ArmResult, PairResult
     from sweeps.verdict.verdict import Verdict
 
-JUDGED = ("confirm", "control", "time")
+JUDGED = ("confirm", "time", "flops")
 MAX_DRAWN_PAIRS = 10
 SEGMENT_GAP_S = 1.0
 """A pause longer than this between two records of a cell (beyond the work they account for) ends a stretch of work."""

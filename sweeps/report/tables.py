@@ -29,8 +29,8 @@ def shape_text(arm: Arm) -> str:
 def arm_table(facts: Facts) -> Table:
     """Return the arms, those of lowest mean test loss first; columns that no arm has a value for are left out."""
     ordered = sorted(facts.arms, key=lambda arm: float("inf") if arm.mean is None else arm.mean)
-    header = ("arm", "test loss", "interval", "best lr", "shape", "seeds", "bits per byte", "common context",
-              "tokens/s", "peak memory")  # fmt: skip
+    header = ("arm", "test loss", "interval", "best lr", "shape", "differs in", "seeds", "bits per byte",
+              "common context", "tokens/s", "peak memory")  # fmt: skip
     rows = [_arm_row(facts, arm) for arm in ordered]
     kept = [i for i in range(len(header)) if i < 4 or any(row[i].text not in ("", written.ABSENT) for row in rows)]
     return Table(
@@ -53,6 +53,7 @@ def _arm_row(facts: Facts, arm: ArmResult) -> list[Cell]:
         Cell(text=written.interval(arm.ci_low, arm.ci_high)),
         Cell(text=written.rate(arm.best_lr), note="edge" if edge else "", mark=edge),
         Cell(text=shape_text(arm.arm), note=f"{per_step:,} tokens a step" if per_step else ""),
+        Cell(text=written.settings(arm.arm.differs_in)),
         Cell(text=str(len(arm.seeds)), note=f"{arm.diverged} diverged" if arm.diverged else ""),
         Cell(text=written.loss(arm.bpb)),
         Cell(text=written.loss(arm.common_context_loss)),
@@ -92,7 +93,7 @@ def _cell_row(result: CellResult) -> tuple[Cell, ...]:
     cell = result.cell
     speed, memory, time_s = speed_of(result), result.last("peak_mem_allocated_gib"), result.last("train_time_s")
     names = (
-        cell.phase if cell.arrangement == "shuffled" else f"{cell.phase}, {cell.arrangement}",
+        cell.phase,
         cell.strategy,
         (result.outcome or "unfinished").replace("_", " "),
     )
@@ -155,19 +156,32 @@ def scale(facts: Facts) -> tuple[tuple[str, str], ...]:
 
 
 def work_table(facts: Facts) -> Table | None:
-    """Return updates and training FLOPs of a run for each arm, None where shapes are not known."""
+    """Return updates, training FLOPs and the size of the model of each arm, None where shapes are not known."""
     rows = []
     for arm in (result.arm for result in facts.arms):
         if not arm.tokens_per_step:
             continue
-        flops = None
-        if facts.model is not None and arm.seq_len is not None:
-            from moe.flops import flops_per_token
-
-            flops = facts.budget_tokens * flops_per_token(facts.model, arm.seq_len)
+        per_token = arm.flops_per_token or _flops_per_token(facts, arm)
         updates = written.count(facts.budget_tokens // arm.tokens_per_step)
-        rows.append((arm.name, updates, written.ABSENT if flops is None else f"{flops:.3g}"))
-    return Table(header=("arm", "updates a run", "training FLOPs a run"), rows=tuple(rows)) if rows else None
+        flops = written.ABSENT if per_token is None else f"{facts.budget_tokens * per_token:.3g}"
+        sizes = [
+            written.ABSENT if size is None else written.short_count(size)
+            for size in (arm.parameters, arm.active_parameters)
+        ]
+        rows.append((arm.name, updates, flops, *sizes))
+    several = len({row[3:] for row in rows}) > 1
+    header = ("arm", "updates a run", "training FLOPs a run", "parameters", "active for a token")
+    kept = len(header) if several else 3
+    return Table(header=header[:kept], rows=tuple(row[:kept] for row in rows)) if rows else None
+
+
+def _flops_per_token(facts: Facts, arm: Arm) -> float | None:
+    """Training FLOPs of a token in a sweep of an earlier version, whose arms had one model."""
+    if facts.model is None or arm.seq_len is None:
+        return None
+    from moe.flops import flops_per_token
+
+    return flops_per_token(facts.model, arm.seq_len)
 
 
 def cost(facts: Facts) -> tuple[tuple[str, str], ...]:

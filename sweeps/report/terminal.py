@@ -19,11 +19,14 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     from rich.text import Text
 
     numbers = ("best lr", "seeds", "test loss ± interval", "tokens/s")
-    table = written.terminal_table("Verdict", texts=("arm", "shape"), numbers=numbers)
+    differs = any(arm.arm.differs_in for arm in verdict.strategies)
+    texts = ("arm", "shape", *(("differs in",) if differs else ()))
+    table = written.terminal_table("Verdict", texts=texts, numbers=numbers)
     for arm in verdict.strategies:
         table.add_row(
             Text(arm.name),
             _shape(arm),
+            *((written.settings(arm.arm.differs_in),) if differs else ()),
             "" if arm.best_lr is None else written.rate(arm.best_lr) + (" (edge)" if arm.best_lr_at_edge else ""),
             str(len(arm.seeds)),
             _mean(arm),

@@ -11,7 +11,7 @@ from sweeps.ledger.results import finite
 from sweeps.report.blocks import Block, Bullets, Cell, Figure, Heading, Note, Table
 from sweeps.report.facts import Facts
 from sweeps.verdict.conditions import diversity_sentence
-from sweeps.verdict.rows import ContextSplit, ControlSplit, Estimate
+from sweeps.verdict.rows import ContextSplit, ControlSplit, Estimate, FlopsView
 
 CONTEXT_PARTS = {"own_lead": "own context", "common_lead": "common context", "context_gain": "gained by context"}
 CONTROL_PARTS = {"lead": "lead", "diversity": "batch diversity", "length": "length"}
@@ -19,7 +19,7 @@ CONTROL_PARTS = {"lead": "lead", "diversity": "batch diversity", "length": "leng
 
 def why_blocks(facts: Facts) -> list[Block]:
     """Return what there is to say on reasons and limits, in the order in which it is read."""
-    makers = (_context, _controls, _time, _updates, _sliding, _lengths)
+    makers = (_context, _controls, _flops, _time, _updates, _sliding, _lengths)
     return [block for make in makers for block in make(facts)]
 
 
@@ -92,8 +92,27 @@ def _time(facts: Facts) -> Iterator[Block]:
         rest = "without being better than every other arm" if facts.verdict.is_decided else "not a finding yet"
         text = f"In equal time {view.lowest} has the lowest mean, {rest}."
     yield Bullets(items=(text,))
+    yield _budget_table(view)
+
+
+def _flops(facts: Facts) -> Iterator[Block]:
+    view = facts.verdict.by_budget.flops
+    if view is None or not view.means:
+        return
+    yield Heading(text="Equal FLOPs instead of equal tokens")
+    yield Note(
+        text="Each arm with the tokens that it trains on in as many FLOPs as the arm of fewest per token needs for the "
+        "whole budget, its schedule ended there, at the rate chosen at equal tokens."
+    )
+    better = "better than every other arm"
+    what = f"{view.winner} is {better}" if view.winner else f"{view.lowest} has the lowest mean, without being {better}"
+    yield Bullets(items=(f"At equal FLOPs {what}.",))
+    yield _budget_table(view)
+
+
+def _budget_table(view: FlopsView) -> Table:
     rows = [(arm, written.count(view.budgets_tokens.get(arm)), written.loss(mean)) for arm, mean in view.means.items()]
-    yield Table(header=("arm", "tokens", "mean test loss"), rows=tuple(rows))
+    return Table(header=("arm", "tokens", "mean test loss"), rows=tuple(rows))
 
 
 def _updates(facts: Facts) -> Iterator[Block]:

@@ -15,10 +15,11 @@ from sweeps.cluster.machines import Machines
 from sweeps.errors import BadInputError
 from sweeps.ledger.lease import DRIVER_LEASE
 from sweeps.ledger.provenance import code_fingerprint, git_state, hardware, versions
+from sweeps.ledger.space import arm_entry
 from sweeps.ledger.sweep_folder import Ledger
 from sweeps.packing.remembered import remembered
 from sweeps.plan.phases import first_cells
-from sweeps.training_config import batch_configs, model_config
+from sweeps.training_config import batch_configs
 from sweeps.training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -98,11 +99,12 @@ def begin(
     command: str | None,
 ) -> None:
     """Write the first grid, then ``sweep.json``: a sweep exists once that is there."""
-    from moe.flops import active_parameters, total_parameters
-
     assert space.precision != "auto", "the ids of cells depend on the precision that auto comes to"
     exam, tokens = data.exam, data.tokens
-    model = model_config(space, vocab_size=tokens.vocab_size)
+    arms = [
+        arm_entry(space, arm.name, vocab_size=tokens.vocab_size, peak_gib=peaks_gib.get(arm.name))
+        for arm in space.strategies
+    ]
     sweep_id = secrets.token_hex(8)  # pages that an interrupted beginning left have another one
     cells = first_cells(space, explore_cells(space, data.identity))
     ledger.add_cells(cells, because="the first grid", sweep_id=sweep_id)
@@ -112,15 +114,8 @@ def begin(
             "created_s": time.time(),
             "command": command,
             "space": space.resolved(),
-            "strategies": [
-                {
-                    **strategy.model_dump(),
-                    "tokens_per_step": strategy.tokens_per_step,
-                    "predicted_peak_gib": peaks_gib.get(strategy.name),
-                }
-                for strategy in space.strategies
-            ],
-            "parameters": {"total": total_parameters(model), "active": active_parameters(model)},
+            "strategies": arms,
+            "parameters": arms[0]["parameters"],
             "exam": {
                 "fingerprint": exam.fingerprint,
                 "rows_validation": exam.validation.n_rows,

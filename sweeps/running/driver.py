@@ -70,7 +70,7 @@ class Driver:
     stopping: bool = field(init=False, default=False)
     _world_error: WorldError | None = field(init=False, default=None)
     _group: tuple[str, ...] = field(init=False, default=())
-    _open_groups: set[tuple[int, str, str, str]] | None = field(init=False, default=None)
+    _open_groups: set[tuple[int, str, str]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Read from the ledger how far every cell is."""

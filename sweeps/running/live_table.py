@@ -19,6 +19,7 @@ from search_spaces import Space, planned_cells
 from sweeps.formatting import duration, short_count
 from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.plan.forecast import forecast_from_records
+from sweeps.plan.phases import VIEWS
 from sweeps.plan.queue import Plan
 from sweeps.shown_commands import with_shown_commands
 
@@ -197,15 +198,14 @@ def sweep_table(plan: Plan, newest: Mapping[str, Mapping[str, Any]], name: str) 
         table.add_column(f"lr {rate:g}", no_wrap=True)
     for phase in phases or ["confirm"]:
         table.add_column(f"{phase} seeds", no_wrap=True)
-    rows: dict[tuple[int, str, str], dict[float | str | None, list[PlannedCell]]] = {}
-    several = len({p.cell.budget_tokens for p in plan.cells if p.cell.phase != "time"}) > 1
+    rows: dict[tuple[int, str], dict[float | str | None, list[PlannedCell]]] = {}
+    several = len({p.cell.budget_tokens for p in plan.cells if p.cell.phase not in VIEWS}) > 1
     for p in plan.cells:
-        budget = p.cell.budget_tokens if several and p.cell.phase != "time" else 0
-        row = rows.setdefault((budget, p.cell.strategy, p.cell.arrangement), {})
+        budget = p.cell.budget_tokens if several and p.cell.phase not in VIEWS else 0
+        row = rows.setdefault((budget, p.cell.strategy), {})
         row.setdefault(p.cell.lr if p.cell.phase == "explore" else p.cell.phase, []).append(p)
-    for (budget, strategy, arrangement), row in rows.items():
-        label = strategy if arrangement == "shuffled" else f"{strategy} {arrangement}"
-        label += f" {short_count(budget)}" if budget else ""
+    for (budget, strategy), row in rows.items():
+        label = f"{strategy} {short_count(budget)}" if budget else strategy
         explored = [_explored(row.get(rate, []), plan, newest) for rate in rates]
         seeds = [_seeds(row.get(phase, []), plan) for phase in phases or ["confirm"]]
         table.add_row(Text(label, style="bold"), *explored, *seeds)

@@ -9,7 +9,7 @@ from sweeps import formatting as written
 from sweeps.shown_commands import with_shown_commands
 
 if TYPE_CHECKING:
-    from sweeps.ledger.results import SweepResults
+    from sweeps.ledger.results import Arm, SweepResults
     from sweeps.tracking.projection import SweepView
     from sweeps.verdict.verdict import Verdict
 
@@ -18,13 +18,13 @@ MAX_NOTE_CHARS = 7_900  # MLflow refuses a tag of more than 8,000
 
 def experiment_description(results: SweepResults) -> str:
     """Return what this sweep asks, of which model, on what budget."""
-    arms = ", ".join(
-        f"`{arm.name}` {arm.micro_batch_size} x {arm.seq_len} x {arm.grad_accum_steps}" for arm in results.arms
-    )
+    arms = ", ".join(_arm_text(arm) for arm in results.arms)
     budgets = written.listed([f"{budget:,}" for budget in results.budgets_tokens])
+    shapes_alone = not any(arm.differs_in for arm in results.arms)
+    choice = "batch shape" if shapes_alone else "of these arms"
     question = (
-        "Which batch shape does a Mixture-of-Experts language model learn best from, at an equal budget of "
-        f"{budgets} tokens, and at which learning rate?"
+        f"Which {choice} does a Mixture-of-Experts language model learn best {'from' if shapes_alone else 'with'}, at "
+        f"an equal budget of {budgets} tokens, and at which learning rate?"
     )
     lines = [
         question,
@@ -35,6 +35,11 @@ def experiment_description(results: SweepResults) -> str:
         "by explore's `val_loss`.",
     ]
     return "\n\n".join(line for line in lines if line)
+
+
+def _arm_text(arm: Arm) -> str:
+    shape = f"`{arm.name}` {arm.micro_batch_size} x {arm.seq_len} x {arm.grad_accum_steps}"
+    return f"{shape} ({written.settings(arm.differs_in)})" if arm.differs_in else shape
 
 
 def parent_note(view: SweepView, artifacts_url: str) -> str:

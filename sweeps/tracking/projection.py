@@ -187,10 +187,9 @@ def points_digest(points: list[Point]) -> str:
 def run_name(cell: Cell, *, with_adamw: bool = False, with_budget: bool = False) -> str:
     """Return a cell's name as people read it, ``balanced lr=0.02 seed=3 confirm``."""
     adamw = f" adamw_lr={cell.adamw_lr:g}" if with_adamw and cell.adamw_lr is not None else ""
-    grouped = "" if cell.arrangement == "shuffled" else f" {cell.arrangement}"
     rate = "?" if cell.lr is None else f"{cell.lr:g}"
     budget = f" {written.short_count(cell.budget_tokens)} tokens" if with_budget else ""
-    return f"{cell.strategy} lr={rate}{adamw} seed={cell.seed} {cell.phase}{grouped}{budget}"
+    return f"{cell.strategy} lr={rate}{adamw} seed={cell.seed} {cell.phase}{budget}"
 
 
 def _rates_with_several_adamw(results: SweepResults) -> set[tuple[str, float | None]]:
@@ -212,7 +211,7 @@ def _desired_cell(result: CellResult, view: SweepView, with_adamw: set[tuple[str
         "seed": str(cell.seed),
         "lr": f"{cell.lr:g}",
         "budget_tokens": str(cell.budget_tokens),
-        "mlflow.runColor": ARM_LIGHT[view.results.arm_names.index(cell.strategy) % len(ARM_LIGHT)],
+        "mlflow.runColor": ARM_LIGHT[_place(cell, view.results) % len(ARM_LIGHT)],
         **_source_tags(beginning),
     }
     if result.outcome is not None:
@@ -244,8 +243,13 @@ def _cell_status(result: CellResult, states: Mapping[str, LiveState] | None) -> 
     return STATUS_OF_STATE[states.get(str(result.cell.cell_id), "queued")]
 
 
+def _place(cell: Cell, results: SweepResults) -> int:
+    """The place of a cell's arm among all of them; controls come after the arms that are compared."""
+    return [arm.name for arm in results.every_arm].index(cell.strategy)
+
+
 def _cell_params(cell: Cell, results: SweepResults) -> dict[str, str]:
-    arm = next(arm for arm in results.arms if arm.name == cell.strategy)
+    arm = results.every_arm[_place(cell, results)]
     params: dict[str, Any] = {
         "strategy": cell.strategy,
         "lr": cell.lr,
@@ -260,6 +264,7 @@ def _cell_params(cell: Cell, results: SweepResults) -> dict[str, str]:
         "tokens_per_step": arm.tokens_per_step,
         **_section(results, "model"),
         **_section(results, "optimizer"),
+        **arm.differs_in,
     }
     return {key: str(value) for key, value in params.items() if value is not None}
 

@@ -93,9 +93,10 @@ def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], mac
 
 def what_decides(order: TrialOrder, space: Space, device_name: str) -> Mapping[str, Any]:
     """All that a measured peak depends on: nothing of the sweep's budget, rates or seeds."""
-    table = space.resolved()
+    table = space.of_arm(order.arm).resolved()
     return {
         "model": table["model"],
+        "optimizer": table["optimizer"]["kind"],
         "tokenizer": table["tokenizer"],
         "arm": list(space.strategy(order.arm).shape),
         "precision": order.precision,

@@ -21,7 +21,6 @@ class Choice:
     """The rate at which an arm is judged, and what speaks for it."""
 
     strategy: str
-    arrangement: str
     lr: float
     adamw_lr: float | None
     val_loss: float
@@ -51,9 +50,9 @@ def same_rate(one: tuple[float | None, float | None], other: tuple[float | None,
     return adamw_lr is None or other_adamw_lr is None or math.isclose(adamw_lr, other_adamw_lr, rel_tol=1e-9)
 
 
-def choose(results: SweepResults, strategy: str, arrangement: str = "shuffled") -> Choice | None:
+def choose(results: SweepResults, strategy: str) -> Choice | None:
     """Return the chosen rate of one arm, or None while no explore cell of it reached the full budget."""
-    cells = results.of("explore", strategy, arrangement)
+    cells = results.of("explore", strategy)
     tried = tried_rates(cells)
     covered = max((len(rate.losses) for rate in tried), default=0)
     if covered == 0:
@@ -63,12 +62,11 @@ def choose(results: SweepResults, strategy: str, arrangement: str = "shuffled") 
     assert best.mean is not None
     return Choice(
         strategy=strategy,
-        arrangement=arrangement,
         lr=best.lr,
         adamw_lr=best.adamw_lr,
         val_loss=best.mean,
         n_seeds=covered,
-        edges=tuple(edges_of(results, strategy, arrangement, best, tried)),
+        edges=tuple(edges_of(results, strategy, best, tried)),
         tried=tried,
         curve=_curve(cells, best, finalists),
     )
@@ -86,10 +84,10 @@ def edges(results: SweepResults) -> tuple[Edge, ...]:
     A sweep widens these arms (rule 7 of the method): by the grid's own ratio, one rate beyond the edge.
     """
     found: list[Edge] = []
-    searched = dict.fromkeys((r.cell.strategy, r.cell.arrangement) for r in results.seen if r.cell.phase == "explore")
-    for strategy, arrangement in searched:
-        if all(result.outcome is not None for result in results.of("explore", strategy, arrangement)):
-            choice = choose(results, strategy, arrangement)
+    searched = dict.fromkeys(r.cell.strategy for r in results.seen if r.cell.phase == "explore")
+    for strategy in searched:
+        if all(result.outcome is not None for result in results.of("explore", strategy)):
+            choice = choose(results, strategy)
             found += choice.edges if choice else ()
     return tuple(found)
 

@@ -172,8 +172,7 @@ def _edges(
     found = [
         edge
         for edge in edges(results)
-        if edge.arrangement == "shuffled"
-        and edge.strategy in confirmed.arms
+        if edge.strategy in confirmed.arms
         and edge not in out_of_reach
         and not any(not rate.is_evidence for rate in failed_candidates(chosen[edge.strategy]))
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from sweeps.ledger.results import CellResult, SweepResults, finite
 from sweeps.verdict.confirmed import FEWEST_SEEDS, Confirmed, test_loss
 from sweeps.verdict.evidence import Evidence, winner
 from sweeps.verdict.leads import evidence_of, pair_differences
-from sweeps.verdict.rows import BudgetViews, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
+from sweeps.verdict.rows import BudgetViews, FlopsView, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
 from sweeps.verdict.speeds import Speeds, measured_speeds
+from sweeps.verdict.token_costs import SAME_FLOPS, token_costs
 from sweeps.verdict.trend_rows import TokenShare, Trend
 
 
@@ -41,13 +43,13 @@ def by_rung(results: SweepResults, confirmed: Confirmed, seeds: tuple[int, ...],
     return tuple(entries)
 
 
-def schedule_label(results: SweepResults, tokens: float) -> str:
-    """Return whether a loss at so many tokens is ``undecayed``, ``decaying`` or ``decayed``."""
+def schedule_label(results: SweepResults, tokens: float, *arms: str) -> str:
+    """Return whether losses at so many tokens are ``undecayed``, ``decaying`` (of any arm) or ``decayed``."""
     budget = results.budget_tokens
     if tokens >= budget:
         return "decayed"
-    decay_from = budget * (1 - float(results.rule("schedule", "decay_share", 0.2)))
-    return "undecayed" if tokens <= decay_from else "decaying"
+    shares = [float(results.rule_of(arm, "schedule", "decay_share", 0.2)) for arm in arms or results.arm_names]
+    return "undecayed" if tokens <= budget * (1 - max(shares)) else "decaying"
 
 
 def by_budget(
@@ -59,7 +61,7 @@ def by_budget(
     *,
     is_judged: bool,
 ) -> BudgetViews:
-    """Return the arms at equal tokens, in equal time and at equal updates; None for a view that was not measured.
+    """Return the arms at equal tokens, FLOPs, time and updates; None for a view that was not measured.
 
     No view names a winner where the verdict may not (``is_judged``).
     """
@@ -74,6 +76,7 @@ def by_budget(
         )
     return BudgetViews(
         tokens=tokens,
+        flops=_equal_flops(results, confirmed, alpha, is_judged=is_judged),
         time=_equal_time(results, confirmed, alpha, is_judged=is_judged),
         updates=_equal_updates(results, confirmed, seeds, alpha),
     )
@@ -112,26 +115,59 @@ def _target_row(budget_tokens: int, shares: TokenShare, speeds: Speeds | None) -
     )
 
 
+def _equal_flops(results: SweepResults, confirmed: Confirmed, alpha: float, *, is_judged: bool) -> FlopsView | None:
+    """The view at equal FLOPs: an arm whose tokens cost as little as any's has its full budget there.
+
+    None where a costlier arm has no cells there: one that an extension added is in no budget that was made.
+    """
+    costs = token_costs(results) or {}
+    costlier = [arm for arm in confirmed.arms if costs.get(arm, 0.0) > SAME_FLOPS]
+    found = _own_budgets(results, confirmed, "flops", costlier)
+    return None if found is None else FlopsView(**found.fields, **_view(*found.seen, alpha, is_judged=is_judged))
+
+
 def _equal_time(results: SweepResults, confirmed: Confirmed, alpha: float, *, is_judged: bool) -> TimeView | None:
-    """The time view: the fastest arm has no time cells, its full budget is its own.
+    """The view at equal time: the fastest arm has no cells of its own there, its full budget is its own.
 
     None where more arms have none: one that an extension added is in no budget that was measured. It is comparable when
     the arms' speeds, of which the budgets were made, were measured under one load.
     """
-    planned = [arm for arm in confirmed.arms if results.of("time", arm)]
-    timed = {arm: {r.cell.seed: r for r in _timed(results, confirmed, arm)} for arm in planned}
-    if not timed or not all(timed.values()) or len(timed) < len(confirmed.arms) - 1:
+    slower = [arm for arm in confirmed.arms if results.of("time", arm)]
+    found = _own_budgets(results, confirmed, "time", slower) if len(slower) >= len(confirmed.arms) - 1 else None
+    if found is None:
         return None
-    cells: dict[str, Mapping[int, CellResult]] = {arm: timed.get(arm, confirmed.cells[arm]) for arm in confirmed.arms}
-    shared = [s for s in confirmed.planned_seeds if all(test_loss(cells[arm].get(s)) is not None for arm in cells)]
-    budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
     measured = measured_speeds({arm: _measured_first(results, arm) for arm in confirmed.arms})
     comparable = measured is not None and measured.concurrent_trials is not None
+    view = _view(*found.seen, alpha, is_judged=is_judged and comparable)
+    return TimeView(comparable=comparable, **found.fields, **view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OwnBudgets:
+    """The cells of a view in which arms have budgets of their own: fields of the view, and what is seen of the arms."""
+
+    fields: Mapping[str, Any]
+    seen: tuple[tuple[str, ...], Evidence | None]
+
+
+def _own_budgets(results: SweepResults, confirmed: Confirmed, phase: str, planned: Sequence[str]) -> _OwnBudgets | None:
+    """Cells of the planned arms at the rates at which they are judged, beside the others' confirm cells."""
+    own = {
+        arm: {r.cell.seed: r for r in results.of(phase, arm) if confirmed.at_judged_rate(r)}  # extend may change it
+        for arm in planned
+    }
+    if not own or not all(own.values()):
+        return None
+    cells: dict[str, Mapping[int, CellResult]] = {arm: own.get(arm, confirmed.cells[arm]) for arm in confirmed.arms}
+    shared = [s for s in confirmed.planned_seeds if all(test_loss(cells[arm].get(s)) is not None for arm in cells)]
+    budgets = {arm: next(iter(found.values())).cell.budget_tokens for arm, found in cells.items() if found}
     table = np.asarray([[test_loss(cells[arm][seed]) for arm in confirmed.arms] for seed in shared], dtype=np.float64)
     on_seeds = {arm: [cells[arm][seed] for seed in shared] for arm in confirmed.arms}
     evidence = evidence_of(results, on_seeds, table) if shared else None
-    view = _view(confirmed.arms, evidence, alpha, is_judged=is_judged and comparable)
-    return TimeView(budgets_tokens=budgets, seeds=tuple(shared), comparable=comparable, **view)
+    return _OwnBudgets(
+        fields={"budgets_tokens": budgets, "seeds": tuple(shared)},
+        seen=(confirmed.arms, evidence),
+    )
 
 
 def _measured_first(results: SweepResults, arm: str) -> list[CellResult]:
@@ -139,11 +175,6 @@ def _measured_first(results: SweepResults, arm: str) -> list[CellResult]:
     starts = [finite(r.records[0].get("timestamp_s")) for r in results.cells if r.cell.phase == "time" and r.records]
     began_s = min((start for start in starts if start is not None), default=math.inf)
     return [r for r in results.of("confirm", arm) if (r.last("timestamp_s") or 0.0) <= began_s]
-
-
-def _timed(results: SweepResults, confirmed: Confirmed, arm: str) -> list[CellResult]:
-    """An arm's time cells at the rate at which it is judged: after an extension that may be another one."""
-    return [result for result in results.of("time", arm) if confirmed.at_judged_rate(result)]
 
 
 def _equal_updates(
@@ -166,7 +197,7 @@ def _equal_updates(
             return None
         rows.append(row)
     table = np.asarray(rows, dtype=np.float64)
-    labels = {arm: schedule_label(results, updates * (per_step[arm] or 0)) for arm in confirmed.arms}
+    labels = {arm: schedule_label(results, updates * (per_step[arm] or 0), arm) for arm in confirmed.arms}
     view = _view(confirmed.arms, Evidence(losses_SA=table), alpha, is_judged=False)
     return UpdatesView(updates=updates, metric="val_loss", labels=labels, **view)
 

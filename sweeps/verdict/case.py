@@ -12,6 +12,7 @@ from sweeps.verdict.confirmed import Confirmed, Looks
 from sweeps.verdict.exclusions import BehindAtEdge
 from sweeps.verdict.margin import Margin
 from sweeps.verdict.power import Needed
+from sweeps.verdict.rows import FlopsView
 from sweeps.verdict.trend_rows import Trend
 
 
@@ -100,6 +101,7 @@ class Case:
     confirmed: Confirmed
     exam: ExamFacts
     trend: Trend = field(default_factory=Trend)
+    equal_flops: FlopsView | None = None
     blockers: tuple[Blocker, ...] = ()
     behind: tuple[BehindAtEdge, ...] = ()
     command: str | None = None

@@ -187,6 +187,8 @@ _MEASURES: tuple[Callable[[Findings], Iterator[Check]], ...] = (
     conditions.context,
     conditions.controls,
     conditions.memory,
+    conditions.flops,
+    conditions.half_lives,
     conditions.time,
     conditions.scale,
     conditions.budgets,

@@ -11,9 +11,11 @@ from sweeps.verdict.evidence import FEWEST_DOCUMENTS
 from sweeps.verdict.findings import Check, Findings
 from sweeps.verdict.rows import ControlSplit
 from sweeps.verdict.speeds import measured_speeds
+from sweeps.verdict.token_costs import SAME_FLOPS, token_costs
 
 MEMORY_SPREAD_LIMIT = 0.10
 """Peaks that differ by more than this are not equal memory (rule 10 of the method)."""
+HALF_LIVES = "betas_at_tokens_per_step"
 TOKENS_PER_PARAMETER = 20.0
 """Compute-optimal training sees about 20 tokens per parameter (Hoffmann et al. 2022, arXiv 2203.15556)."""
 _AUDITED_RULES = {"exam_rows": 4, "straddling_windows": 13, "document_tokens": 11, "epochs": 2}
@@ -116,10 +118,50 @@ def time(found: Findings) -> Iterator[Check]:
         yield Check(rule=10, kept=True, value=span, sentence=text)
 
 
+def flops(found: Findings) -> Iterator[Check]:
+    """Whether a token costs arms with other models the same, and what equal FLOPs say where it does not."""
+    costs = token_costs(found.results)
+    has_models = any(key.startswith("model.") for arm in found.results.arms for key in arm.differs_in)
+    if not has_models or costs is None:
+        return
+    low, high = min(costs, key=costs.__getitem__), max(costs, key=costs.__getitem__)
+    ratio = costs[high]
+    view = found.by_budget.flops
+    if ratio <= SAME_FLOPS:
+        yield Check(rule=15, kept=True, value=f"{ratio:.3f}", sentence="largest ratio of training FLOPs per token")
+    elif view is None:
+        text = f"a token of {high} costs {ratio:.2f} times the training FLOPs of one of {low}"
+        text += ": equal tokens are not equal FLOPs (`flops_view = true` compares at those too)"
+        yield Check(rule=15, kept=False, value=f"{ratio:.2f}", sentence=text)
+    elif found.outcome in DECIDED and view.winner != found.winner:
+        text = f"at equal training FLOPs {f'{view.winner} wins' if view.winner else 'no arm wins'}"
+        yield Check(rule=15, kept=False, value=view.winner or "none", sentence=text)
+    else:
+        text = "ratio of training FLOPs per token; at equal FLOPs the outcome is the same"
+        yield Check(rule=15, kept=True, value=f"{ratio:.2f}", sentence=text)
+
+
+def half_lives(found: Findings) -> Iterator[Check]:
+    """Whether momentum and betas average over the same number of tokens in every arm."""
+    steps = {arm.tokens_per_step for arm in found.results.arms}
+    held = [found.results.rule_of(a.name, "optimizer", HALF_LIVES, None) for a in found.results.arms]
+    if len(steps) < 2 or None in steps:
+        return
+    if all(held):
+        yield Check(rule=15, kept=True, sentence="momentum and betas have the same half-lives in tokens in every arm")
+    elif found.results.space.get("optimizer") is not None:
+        text = (
+            "momentum and betas are per step, and arms differ in tokens per step: they average gradients over "
+            f"different numbers of tokens (`optimizer.{HALF_LIVES}` holds their half-lives in tokens)"
+        )
+        yield Check(rule=15, kept=False, sentence=text)
+
+
 def scale(found: Findings) -> Iterator[Check]:
-    """Whether training was long for the size of the model."""
+    """Whether training was long for the size of the model, the largest where arms differ."""
     size = found.results.beginning.get("parameters")
-    active = finite(size.get("active")) if isinstance(size, Mapping) else None
+    common = finite(size.get("active")) if isinstance(size, Mapping) else None
+    active = max((arm.active_parameters or 0 for arm in found.results.arms), default=0) or common
     if not active:
         return
     ratio = found.results.budget_tokens / active

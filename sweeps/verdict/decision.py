@@ -47,6 +47,7 @@ def decide(results: SweepResults) -> Verdict:
     at_chosen_rates = _tie_at_chosen_rates(made)
     exam = _exam(made)
     trend = trend_of(results, made)
+    budgets = by_budget(results, confirmed, seeds, looks.alpha, trend, is_judged=made.is_judged)
     case = Case(
         results=results,
         outcome=made.outcome,
@@ -59,6 +60,7 @@ def decide(results: SweepResults) -> Verdict:
         confirmed=confirmed,
         exam=exam,
         trend=trend,
+        equal_flops=budgets.flops,
         blockers=made.blockers,
         behind=made.behind,
         command=command,
@@ -67,7 +69,6 @@ def decide(results: SweepResults) -> Verdict:
         tie_at_chosen_rates=bool(at_chosen_rates),
         other_views=_other_views(made),
     )
-    budgets = by_budget(results, confirmed, seeds, looks.alpha, trend, is_judged=made.is_judged)
     pairs = pair_rows(results.arm_names, confirmed, evidence, looks.alpha, made.outcome)
     split = controls(results, confirmed, seeds, looks.alpha)
     context = context_identity(confirmed, seeds, looks.alpha)

@@ -97,7 +97,7 @@ def behind_at_edge(
     found: list[BehindAtEdge] = []
     for edge in edges(results):
         choice = chosen.get(edge.strategy)
-        gain = _last_gain(choice, edge) if choice is not None and edge.arrangement == "shuffled" else None
+        gain = _last_gain(choice, edge) if choice is not None else None
         if choice is None or gain is None:
             continue
         behind = choice.val_loss - min(other.val_loss for other in chosen.values())

@@ -28,6 +28,7 @@ RULES = {
     12: "Load balancing is the same for every arm",
     13: "Everything is written down",
     14: "The budget is an axis",
+    15: "An arm can be anything",
 }
 
 

@@ -50,7 +50,6 @@ class Edge:
     """An arm whose best rate lies at the end of what was tried, and the rate that would widen the search."""
 
     strategy: str
-    arrangement: str
     rate: Literal["lr", "adamw_lr"]
     side: Side
     best: float
@@ -79,14 +78,12 @@ def tried_rates(cells: Iterable[CellResult]) -> tuple[TriedRate, ...]:
     )
 
 
-def edges_of(
-    results: SweepResults, strategy: str, arrangement: str, best: TriedRate, tried: tuple[TriedRate, ...]
-) -> Iterable[Edge]:
+def edges_of(results: SweepResults, strategy: str, best: TriedRate, tried: tuple[TriedRate, ...]) -> Iterable[Edge]:
     """The ends of what was tried at which the best rate of an arm lies."""
 
     def edge(rate: Literal["lr", "adamw_lr"], side: Side, value: float, next_rate: float) -> Edge:
         next_rate = float(f"{next_rate:.4g}")
-        return Edge(strategy=strategy, arrangement=arrangement, rate=rate, side=side, best=value, next_rate=next_rate)
+        return Edge(strategy=strategy, rate=rate, side=side, best=value, next_rate=next_rate)
 
     evidence = [rate for rate in tried if rate.is_evidence]
     search = results.space.get("search")

@@ -98,19 +98,27 @@ def controls(
     search. Diversity is what the short arm loses by grouping; length is the rest: the grouped arm's lead over the
     long one, whose windows are such blocks.
     """
-    with_control = [arm for arm in results.arms if results.of("control", arm.name, "grouped")]
-    if not with_control or any(arm.seq_len is None for arm in results.arms):
+    if not results.controls or any(arm.seq_len is None for arm in results.arms):
         return None
     long = max(results.arms, key=lambda arm: arm.seq_len or 0).name
-    found = [_control_split(results, confirmed, arm.name, long, seeds, alpha) for arm in with_control]
+    found = [
+        _control_split(results, confirmed, subject, control.name, long, seeds, alpha)
+        for subject, control in results.controls.items()
+    ]
     return tuple(entry for entry in found if entry is not None) or None
 
 
 def _control_split(
-    results: SweepResults, confirmed: Confirmed, arm: str, long: str, seeds: tuple[int, ...], alpha: float
+    results: SweepResults,
+    confirmed: Confirmed,
+    arm: str,
+    control: str,
+    long: str,
+    seeds: tuple[int, ...],
+    alpha: float,
 ) -> ControlSplit | None:
-    choice = choose(results, arm, "grouped")
-    grouped = {r.cell.seed: r for r in results.of("control", arm, "grouped") if choice is None or choice.is_rate_of(r)}
+    choice = choose(results, control)
+    grouped = {r.cell.seed: r for r in results.of("confirm", control) if choice is None or choice.is_rate_of(r)}
     paired = [
         (own, loss, far)
         for seed in seeds

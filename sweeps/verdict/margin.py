@@ -123,8 +123,9 @@ def _undecayed(results: SweepResults, choice: Choice) -> _Slopes:
 def _plateau(results: SweepResults, result: CellResult) -> float | None:
     """Nats per token that one more e-fold of tokens buys on the plateau of a cell's schedule, or None."""
     budget = result.cell.budget_tokens
-    decay_from = budget * (1 - results.rule("schedule", "decay_share", 0.2))
-    warm_until = budget * results.rule("schedule", "warmup_share", 0.05)
+    arm = result.cell.strategy
+    decay_from = budget * (1 - results.rule_of(arm, "schedule", "decay_share", 0.2))
+    warm_until = budget * results.rule_of(arm, "schedule", "warmup_share", 0.05)
     exams = sorted(
         (tokens, loss)
         for record in result.records

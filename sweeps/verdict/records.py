@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from search_spaces import Cell
+from search_spaces.shorthand import control_name
 from sweeps import formatting as written
 from sweeps.ledger.results import FINAL_OUTCOMES, CellResult, SweepResults
 from sweeps.verdict.decision import decide
@@ -32,7 +33,8 @@ from sweeps.verdict.records_table import (
 from sweeps.verdict.verdict import Verdict
 
 CHOICES: Final = {
-    "phase": ("explore", "confirm", "control", "time"),
+    "phase": ("explore", "confirm", "time", "flops", "control"),
+    "role": ("contender", "control"),
     "arrangement": ("shuffled", "grouped"),
     "exam_unit": ("document", "group"),
 }
@@ -97,7 +99,9 @@ def results_of(
         problems.append(f"margin={margin} must be a positive number of nats per token")
     if problems:
         raise RecordsError(name, problems)
-    budget = max((_budget(row) for row in rows if _text(row["phase"]) != "time"), default=0)
+    lines = _with_control_arms(lines)
+    rows = list(lines.values())
+    budget = max((_budget(row) for row in rows if _text(row["phase"]) not in ("time", "flops")), default=0)
     found = tuple(_cell([lines[line] for line in own], budget) for own in cells.values())
     pairing = "unpaired" if unpaired else "by_seed"
     rules = {"alpha": alpha, "looks": 1, "pairing": pairing, **({} if margin is None else {"margin": margin})}
@@ -106,6 +110,21 @@ def results_of(
     beginning = {"space": space, "strategies": _shapes(rows), "exam": {"document_groups": _groups(rows, found)}}
     findings = (*_unknown_tokens(found), *(_unequal_tokens(found) if len(budgets) == 1 else ()))
     return SweepResults(name=name, beginning=beginning, cells=found, findings=findings)
+
+
+def _with_control_arms(lines: Mapping[int, Row]) -> dict[int, Row]:
+    """The rows, with controls as arms of their own: tables of earlier versions have them as a phase of another arm."""
+    explained = {_text(row["strategy"]) for row in lines.values() if _text(row["phase"]) == "control"}
+    return {
+        line: _of_control_arm(row) if _text(row["strategy"]) in explained and _arrangement(row) == "grouped" else row
+        for line, row in lines.items()
+    }
+
+
+def _of_control_arm(row: Row) -> Row:
+    phase = "confirm" if _text(row["phase"]) == "control" else _text(row["phase"])
+    name = control_name(_text(row["strategy"]))
+    return {**row, "strategy": name, "phase": phase, "role": "control", "arrangement": "grouped"}
 
 
 def _lines_of_cells(lines: Mapping[int, Row]) -> dict[tuple[Any, ...], list[int]]:
@@ -188,16 +207,24 @@ def _repeats(lines: Mapping[int, Row], cells: Mapping[tuple[Any, ...], Sequence[
 
 
 def _arm_problems(rows: Sequence[Row]) -> Iterator[str]:
-    arms = {_text(row.get("strategy")) for row in rows} - {""}
+    arms = {_text(row.get("strategy")) for row in rows if _text(row.get("role")) != "control"} - {""}
     if len(arms) == 1:
         yield f"one arm only ({arms.pop()}); a verdict compares two or more"
 
 
 def _shapes(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every arm with its shape, which is null where the table does not say."""
+    """Every arm with its shape, which is null where the table does not say, its role and its windows."""
     first = {_text(row["strategy"]): row for row in reversed(rows)}
     arms = dict.fromkeys(_text(row["strategy"]) for row in rows)
-    return [{"name": arm, **{column: _whole(first[arm].get(column)) for column in SHAPE}} for arm in arms]
+    return [
+        {
+            "name": arm,
+            **{column: _whole(first[arm].get(column)) for column in SHAPE},
+            "role": _text(first[arm].get("role")) or "contender",
+            "windows": _arrangement(first[arm]),
+        }
+        for arm in arms
+    ]
 
 
 def _schedule(rows: Sequence[Row]) -> dict[str, float]:
@@ -220,6 +247,7 @@ def _budget(row: Row) -> int:
 def _shared_budgets(rows: Sequence[Row]) -> list[int]:
     """The budgets of a ladder, ascending: ``budget_tokens`` names several, and every arm has been judged at each."""
     judged: dict[int, set[str]] = {}
+    rows = [row for row in rows if _text(row.get("role")) != "control"]
     for row in rows:
         declared = _whole(row.get("budget_tokens"))
         if declared and _text(row["phase"]) in ("explore", "confirm"):

@@ -35,6 +35,7 @@ _OF_CELL: Final[dict[str, Kind]] = {
     "micro_batch_size": "count",
     "seq_len": "count",
     "grad_accum_steps": "count",
+    "role": "text",
     "warmup_share": "share",
     "decay_share": "share",
 }
@@ -114,12 +115,15 @@ def key_of(column: str) -> str:
 
 def rows_of(results: SweepResults) -> list[dict[str, Any]]:
     """Return every record that counts as a row with all columns, arms in the order of the space."""
-    arms = {arm.name: arm for arm in results.arms}
-    shared = {f"{part}_share": results.rule("schedule", f"{part}_share", None) for part in ("warmup", "decay")}
+    arms = {arm.name: arm for arm in results.every_arm}
+    schedules = {
+        arm: {f"{part}_share": results.rule_of(arm, "schedule", f"{part}_share", None) for part in ("warmup", "decay")}
+        for arm in arms
+    }
     groups = groups_of_documents(results)
     ordered = [result for name in arms for result in results.cells if result.cell.strategy == name]
     rows = (
-        {**shared, **_of_cell(result, arms[result.cell.strategy]), **row}
+        {**schedules[result.cell.strategy], **_of_cell(result, arms[result.cell.strategy]), **row}
         for result in ordered
         for row in _rows_of_cell(result, groups)
     )

@@ -238,11 +238,17 @@ class TokensView(View):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeView(View):
-    """Test losses in equal time; ``comparable`` says whether the arms' speeds were measured under one load."""
+class FlopsView(View):
+    """Test losses at equal training FLOPs, each arm with a budget of its own in tokens."""
 
     budgets_tokens: Mapping[str, int]
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeView(FlopsView):
+    """Test losses in equal time; ``comparable`` says whether the arms' speeds were measured under one load."""
+
     comparable: bool
 
 
@@ -257,9 +263,10 @@ class UpdatesView(View):
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetViews:
-    """The arms at equal tokens, in equal time and at equal updates; None for a view that was not measured."""
+    """The arms at equal tokens, FLOPs, time and updates; None for a view that was not measured."""
 
     tokens: TokensView | None
+    flops: FlopsView | None
     time: TimeView | None
     updates: UpdatesView | None
 

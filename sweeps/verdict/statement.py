@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sweeps import formatting as written
@@ -24,6 +24,7 @@ def compose(case: Case) -> str:
         return _no_verdict(case)
     clauses = [
         *sentences[case.outcome](case),
+        *_at_equal_flops(case),
         *_change(case),
         *_views(case),
         *_behind(case),
@@ -171,6 +172,17 @@ def _rates(case: Case) -> Iterator[str]:
         yield text if lead.gain_bound > lead.lead else f"{text}, which leaves too little of the lead to be certain"
 
 
+def _at_equal_flops(case: Case) -> Iterator[str]:
+    """What the same number of training FLOPs buys, where a token costs arms different numbers of them."""
+    view = case.equal_flops
+    if view is None or view.lowest is None:
+        return
+    budgets = written.listed([f"{arm} {written.count(tokens)}" for arm, tokens in view.budgets_tokens.items()])
+    same = "too" if view.winner == case.best else "instead"
+    what = f"{view.winner} wins {same}" if view.winner else f"no arm wins ({view.lowest} has the lowest mean)"
+    yield f"at equal training FLOPs (tokens: {budgets}) {what}, at the rates chosen at equal tokens"
+
+
 def _change(case: Case) -> Iterator[str]:
     """How the best arm's leads went with the budget, in one clause."""
     parts = []
@@ -279,10 +291,12 @@ def _nats(value: float) -> str:
 def _scale(results: SweepResults) -> Iterator[str]:
     """Model, data and updates that the claim is about: it goes no further."""
     facts: list[str] = []
-    size = results.beginning.get("parameters")
-    if isinstance(size, Mapping) and size.get("total") and size.get("active"):
-        facts.append(f"{_millions(size['total'])} parameters of which {_millions(size['active'])} active")
-        facts.append(f"{results.budget_tokens / float(size['active']):.3g} tokens per active parameter")
+    sizes = _sizes(results)
+    if sizes:
+        total, active = (sorted({size[place] for size in sizes}) for place in (0, 1))
+        tokens = sorted({float(f"{results.budget_tokens / size:.3g}") for size in active})
+        facts.append(f"{_span_of(total, _millions)} parameters of which {_span_of(active, _millions)} active")
+        facts.append(f"{_span_of(tokens, '{:.3g}'.format)} tokens per active parameter")
     updates = {results.budget_tokens // arm.tokens_per_step for arm in results.arms if arm.tokens_per_step}
     if updates:
         facts.append(
@@ -295,6 +309,20 @@ def _scale(results: SweepResults) -> Iterator[str]:
         facts.append(corpus)
     if facts:
         yield f"all this for {', '.join(facts)}"
+
+
+def _sizes(results: SweepResults) -> list[tuple[float, float]]:
+    """Total and active parameters of every arm that is compared, once each; those of the space in earlier versions."""
+    known = [(arm.parameters, arm.active_parameters) for arm in results.arms]
+    size = results.beginning.get("parameters")
+    if isinstance(size, Mapping) and any(None in pair for pair in known):
+        known = [(size.get("total"), size.get("active"))]
+    return list(dict.fromkeys((float(total), float(active)) for total, active in known if total and active))
+
+
+def _span_of(values: Sequence[float], write: Callable[[float], str]) -> str:
+    """One value, or the least and the greatest."""
+    return write(values[0]) if len(values) == 1 else f"{write(values[0])} to {write(values[-1])}"
 
 
 def _corpus_name(corpus: Any) -> str:

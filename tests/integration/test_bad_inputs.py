@@ -139,7 +139,7 @@ def test_a_message_is_all_that_a_process_of_its_own_says_on_standard_error(sweep
     assert said.splitlines() == [
         "sweeps: 1 problem in the command line:",
         "  preset=\"laptpo\" is not a preset; did you mean 'laptop'? Presets: "
-        "smoke, laptop, matched, tutorial, published",
+        "smoke, laptop, routing, schedule, matched, tutorial, published",
     ]
 
 

@@ -57,7 +57,7 @@ def test_load_balancing_counted_per_micro_step_would_be_noticed(trainer_of, monk
 
 def update(trainer):
     """What the first step adds to the weights, Muon's and AdamW's, one flat tensor each."""
-    groups = [optimizer.param_groups[0]["params"] for optimizer in (trainer.optimizers.muon, trainer.optimizers.adamw)]
+    groups = [optimizer.param_groups[0]["params"] for optimizer in (trainer.optimizers.hidden, trainer.optimizers.rest)]
     before = [flat(params) for params in groups]
     list(trainer.run(until_tokens=128))
     return [flat(params) - start for params, start in zip(groups, before, strict=True)]
@@ -82,7 +82,7 @@ def test_accumulation_changes_no_update_but_by_rounding(trainer_of, shape):
     def update_in_float64(shape):
         trainer = trainer_of(*shape, **{"model.lb_loss_coef": 1.0})
         trainer.model.double()
-        trainer.optimizers.muon.newton_schulz_dtype = torch.float64
+        trainer.optimizers.hidden.newton_schulz_dtype = torch.float64
         return torch.cat(update(trainer))
 
     assert relative_difference(update_in_float64(SHAPES[shape]), update_in_float64(SHAPES["8x1"])) < 1e-11

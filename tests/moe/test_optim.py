@@ -194,8 +194,24 @@ def test_without_a_scaler_a_gradient_that_is_not_finite_moves_no_weight(bad, whe
     outcome = optimizers.step_or_skip(None, 1.0)
     assert outcome.skipped
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(hidden, vector), strict=True))
-    assert not optimizers.muon.state
-    assert not optimizers.adamw.state
+    assert not optimizers.hidden.state
+    assert not optimizers.rest.state
+
+
+def test_hidden_matrices_can_be_adamws_at_their_own_rate():
+    hidden, vector = torch.nn.Parameter(randn(8, 8)), torch.nn.Parameter(randn(8))
+    groups = WeightGroups(muon=[("hidden", hidden)], adamw=[("vector", vector)])
+    optimizers = build_optimizers(groups, OptimizerConfig(lr=0.02, adamw_lr=0.01, kind="adamw"), choose(CPU, FP32))
+    before = snapshot(hidden, vector)
+    hidden.grad, vector.grad = randn(8, 8, seed=1), randn(8, seed=2)
+    optimizers.step_or_skip(None, math.inf)
+    # the first step of Adam moves every weight by its rate, up to eps
+    for param, old, lr in zip((hidden, vector), before, (0.02, 0.01), strict=True):
+        torch.testing.assert_close((param - old).abs(), torch.full_like(old, lr), atol=1e-6, rtol=1e-4)
+    assert set(optimizers.state_dict()) == {"hidden", "adamw"}
+    again = build_optimizers(groups, OptimizerConfig(lr=0.02, adamw_lr=0.01, kind="adamw"), choose(CPU, FP32))
+    again.load_state_dict(optimizers.state_dict())
+    assert torch.equal(again.hidden.state[hidden]["exp_avg"], optimizers.hidden.state[hidden]["exp_avg"])
 
 
 def test_finite_gradients_whose_squares_overflow_are_still_clipped():

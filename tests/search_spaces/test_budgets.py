@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from search_spaces import Identity, Space, SpaceErrors, caveats, extended_space, parse_space, planned_cells
-from search_spaces.cells import explore_cells, explored_arms
+from search_spaces.cells import explore_cells
 
 LADDER = "budgets_tokens=[1024, 4096]"
 
@@ -74,8 +74,8 @@ def test_the_largest_budget_has_the_cells_of_a_space_without_the_others(
 
 def test_the_control_is_run_at_the_largest_budget_alone(tiny_text: str) -> None:
     space = parse_space(tiny_text, [LADDER, "controls=true"])
-    assert ("large_batch", "grouped") in explored_arms(space, 4096)
-    assert ("large_batch", "grouped") not in explored_arms(space, 1024)
+    control = {cell.budget_tokens for cell in planned_cells(space) if cell.strategy == "large_batch_grouped"}
+    assert control == {4096}
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,12 @@ from search_spaces import (
     Rate,
     Space,
     confirm_cells,
-    control_cells,
     explore_cells,
     explore_cells_at,
-    explored_arms,
     parse_space,
     planned_cells,
     rates_at,
-    time_cells,
+    view_cells,
 )
 
 CHOSEN = {"large_batch": Rate(lr=0.02, adamw_lr=0.006), "long_seq": Rate(lr=0.01, adamw_lr=0.003)}
@@ -28,6 +26,8 @@ CHOSEN = {"large_batch": Rate(lr=0.02, adamw_lr=0.006), "long_seq": Rate(lr=0.01
 
 # Recorded once. A change here orphans every cell of every sweep that was ever run.
 GOLDEN_EXPLORE = ["e8927dad1031c297", "f32bc9551025e3b5", "a1b6ce940e7f2747", "cdf7d213bb19794d"]
+GOLDEN_CONTROL_EXPLORE = ["b98ed6939515971e", "f719d70eb2dadf51"]
+GOLDEN_CONTROL = ["9a691e35d927ee8b", "805c92a22371872e", "5298a28d2a87848a"]
 GOLDEN_CONFIRM = ["8af469d947d75029", "3ccc839cf0cc295f"]
 
 
@@ -109,13 +109,14 @@ def test_ids_hang_on_corpus_tokenizer_and_exam(tiny: Space, identity: Identity, 
 
 def test_all_ids_of_a_sweep_differ(tiny_text: str, identity: Identity) -> None:
     space = parse_space(tiny_text, ["controls=true", "seeds.explore=3", "rates.adamw_grid=[0.001, 0.002]"])
+    chosen = {**CHOSEN, "large_batch_grouped": CHOSEN["large_batch"]}
     cells = [
         *explore_cells(space, identity),
-        *confirm_cells(space, identity, CHOSEN),
-        *control_cells(space, identity, CHOSEN),
-        *time_cells(space, identity, CHOSEN, {"large_batch": 4096, "long_seq": 4096}),
+        *confirm_cells(space, identity, chosen),
+        *view_cells(space, identity, "time", CHOSEN, {"large_batch": 4096, "long_seq": 4096}),
+        *view_cells(space, identity, "flops", CHOSEN, {"large_batch": 4096, "long_seq": 4096}),
     ]
-    assert len(cells) == 3 * 4 * 3 + 6 + 3 + 6
+    assert len(cells) == 3 * 4 * 3 + 9 + 6 + 6
     assert len({cell.cell_id for cell in cells}) == len(cells)
 
 
@@ -139,51 +140,56 @@ def test_confirm_seeds_are_fresh_and_a_larger_total_only_adds(tiny: Space, ident
 
 
 def test_adamws_rate_is_a_ratio_a_number_or_a_grid(tiny_text: str, tiny: Space) -> None:
-    assert rates_at(tiny, 0.04) == (Rate(lr=0.04, adamw_lr=0.012),)
-    assert rates_at(parse_space(tiny_text, ["rates.adamw_fixed=0.001"]), 0.04) == (Rate(lr=0.04, adamw_lr=0.001),)
+    assert rates_at(tiny, "long_seq", 0.04) == (Rate(lr=0.04, adamw_lr=0.012),)
+    fixed = parse_space(tiny_text, ["rates.adamw_fixed=0.001"])
+    assert rates_at(fixed, "long_seq", 0.04) == (Rate(lr=0.04, adamw_lr=0.001),)
     crossed = explore_cells(parse_space(tiny_text, ["rates.adamw_grid=[0.001, 0.002]"]), None)
     points = [(cell.lr, cell.adamw_lr) for cell in crossed if cell.strategy == "long_seq"]
     assert points == [(0.01, 0.001), (0.01, 0.002), (0.02, 0.001), (0.02, 0.002)]
 
 
 def test_a_ratio_leaves_no_binary_dust_in_adamws_rate(tiny_text: str) -> None:
-    (rate,) = rates_at(parse_space(tiny_text, ["rates.adamw_ratio=3.0"]), 0.1)
+    (rate,) = rates_at(parse_space(tiny_text, ["rates.adamw_ratio=3.0"]), "long_seq", 0.1)
     assert rate.adamw_lr == 0.3
     assert 0.1 * 3.0 != 0.3
 
 
-def test_controls_add_a_rate_search_and_confirm_cells_for_the_short_arms(tiny_text: str, identity: Identity) -> None:
+def test_controls_are_the_short_arms_on_grouped_windows(tiny_text: str, identity: Identity) -> None:
     space = parse_space(tiny_text, ["controls=true"])
-    arms = (("large_batch", "shuffled"), ("long_seq", "shuffled"), ("large_batch", "grouped"))
-    assert explored_arms(space, 4096) == arms
+    assert [arm.name for arm in space.strategies] == ["large_batch", "long_seq", "large_batch_grouped"]
+    control = space.strategy("large_batch_grouped")
+    assert (control.windows, control.role, control.shape) == ("grouped", "control", space.strategies[0].shape)
     grouped = [cell for cell in explore_cells(space, identity) if cell.arrangement == "grouped"]
-    assert [(cell.phase, cell.strategy, cell.lr) for cell in grouped] == [
-        ("explore", "large_batch", 0.01),
-        ("explore", "large_batch", 0.02),
+    assert ids(tuple(grouped)) == GOLDEN_CONTROL_EXPLORE
+    chosen = {"large_batch_grouped": CHOSEN["large_batch"]}
+    judged = [cell for cell in confirm_cells(space, identity, chosen) if cell.strategy == "large_batch_grouped"]
+    assert [(cell.phase, cell.arrangement, cell.seed) for cell in judged] == [
+        ("confirm", "grouped", seed) for seed in (101, 102, 103)
     ]
-    control = control_cells(space, identity, CHOSEN)
-    assert [(cell.phase, cell.arrangement, cell.seed) for cell in control] == [
-        ("control", "grouped", seed) for seed in (101, 102, 103)
-    ]
-    assert [cell.phase for cell in planned_cells(space)] == ["explore"] * 6 + ["confirm"] * 6 + ["control"] * 3
+    assert ids(tuple(judged)) == GOLDEN_CONTROL
+
+
+def test_a_space_with_controls_is_read_back_as_the_arms_that_it_has(tiny_text: str) -> None:
+    space = parse_space(tiny_text, ["controls=true"])
+    assert "controls" not in space.resolved()
+    assert Space.from_resolved(space.resolved()).strategies == space.strategies
 
 
 def test_without_controls_there_are_none(tiny: Space, identity: Identity) -> None:
-    assert control_cells(tiny, identity, CHOSEN) == ()
     assert {cell.arrangement for cell in planned_cells(tiny, identity)} == {"shuffled"}
 
 
 def test_time_cells_end_at_whole_steps_of_their_own_budgets(tiny: Space, identity: Identity) -> None:
-    cells = time_cells(tiny, identity, CHOSEN, {"large_batch": 5000.0, "long_seq": 1.0})
+    cells = view_cells(tiny, identity, "time", CHOSEN, {"large_batch": 5000.0, "long_seq": 1.0})
     assert {(cell.strategy, cell.budget_tokens) for cell in cells} == {("large_batch", 4992), ("long_seq", 64)}
     assert {(cell.phase, cell.seed) for cell in cells} == {("time", seed) for seed in (101, 102, 103)}
-    only = time_cells(tiny, identity, CHOSEN, {"long_seq": 2048})
+    only = view_cells(tiny, identity, "time", CHOSEN, {"long_seq": 2048})
     assert {cell.strategy for cell in only} == {"long_seq"}
 
 
 def test_time_cells_end_at_whole_blocks_too(tiny_text: str, identity: Identity) -> None:
     space = parse_space(tiny_text.replace("seq_len = 64", "seq_len = 1024"), ["budget_tokens=8192"])
-    (cell, *_) = time_cells(space, identity, CHOSEN, {"large_batch": 1500.0})
+    (cell, *_) = view_cells(space, identity, "time", CHOSEN, {"large_batch": 1500.0})
     assert space.strategy("large_batch").tokens_per_step < space.block_len
     assert cell.budget_tokens % space.block_len == 0
 
@@ -193,14 +199,16 @@ def test_an_optuna_search_plans_cells_whose_rates_are_open(tiny_text: str, ident
     cells = explore_cells(space, identity)
     assert len(cells) == 10
     assert {(cell.lr, cell.cell_id) for cell in cells} == {(None, None)}
-    rates = rates_at(space, 0.0123)
+    rates = rates_at(space, "long_seq", 0.0123)
     (suggested,) = explore_cells_at(space, identity, strategy="long_seq", rates=rates, budget_tokens=4096)
     assert suggested.cell_id is not None
     assert (suggested.lr, suggested.adamw_lr) == (0.0123, 0.00369)
 
 
 def test_a_cell_found_by_grid_by_widening_or_by_suggestion_is_one_cell(tiny: Space, identity: Identity) -> None:
-    again = explore_cells_at(tiny, identity, strategy="long_seq", rates=rates_at(tiny, 0.02), budget_tokens=4096)
+    again = explore_cells_at(
+        tiny, identity, strategy="long_seq", rates=rates_at(tiny, "long_seq", 0.02), budget_tokens=4096
+    )
     assert set(again) <= set(explore_cells(tiny, identity))
 
 

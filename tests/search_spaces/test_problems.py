@@ -151,10 +151,10 @@ def test_a_key_like_no_other_is_shown_the_known_ones(tiny_text: str) -> None:
 
 
 def test_a_key_that_several_tables_have_is_not_looked_for_in_one_of_them(tiny_text: str) -> None:
-    assert messages_of(tiny_text, ['optimizer.kind="adamw"']) == [
-        'optimizer.kind="adamw" is not a key of optimizer; leave it out (the optimizers are fixed: Muon for the '
-        "matrices, AdamW for all else); known keys: muon_momentum, "
-        "muon_weight_decay, adamw_betas, adamw_eps, adamw_weight_decay, clip_grad_norm"
+    assert messages_of(tiny_text, ['optimizer.name="adamw"']) == [
+        'optimizer.name="adamw" is not a key of optimizer; leave it out (the optimizers are fixed: Muon or AdamW '
+        "(kind) for the hidden matrices, AdamW for all else); known keys: kind, betas_at_tokens_per_step, "
+        "muon_momentum, muon_weight_decay, adamw_betas, adamw_eps, adamw_weight_decay, clip_grad_norm"
     ]
 
 

@@ -28,7 +28,7 @@ def shapes(space: Space) -> list[tuple[str, int, int, int]]:
 
 
 def test_every_preset_is_a_valid_space_that_survives_json() -> None:
-    assert preset_names() == ("smoke", "laptop", "matched", "tutorial", "published")
+    assert preset_names() == ("smoke", "laptop", "routing", "schedule", "matched", "tutorial", "published")
     for name in preset_names():
         space = load_space(preset=name)
         assert space.description, name
@@ -158,7 +158,7 @@ def test_overrides_take_toml_values_and_bare_words(tiny_text: str) -> None:
             "strategies.long_seq.micro_batch_size = 2",
             "strategies.0.grad_accum_steps=2",
             'description="a = b"',
-            "controls=true",
+            "time_view=true",
         ],
     )
     assert space.seeds.confirm == 5
@@ -167,7 +167,7 @@ def test_overrides_take_toml_values_and_bare_words(tiny_text: str) -> None:
     assert space.precision == "bf16"
     assert shapes(space) == [("large_batch", 8, 8, 2), ("long_seq", 2, 64, 1)]
     assert space.description == "a = b"
-    assert space.controls is True
+    assert space.time_view is True
 
 
 def test_a_later_override_wins_and_a_shorthand_can_be_refined(tiny_text: str) -> None:

@@ -31,21 +31,20 @@ def cell(
     *,
     outcome: str | None = "completed",
     loss: float | None = None,
-    arrangement: str | None = None,
+    arrangement: str = "shuffled",
     budget: int = BUDGET,
     **facts: Any,
 ) -> CellResult:
     """One cell; ``loss`` is its validation loss, and its test loss too where the phase has one."""
     ended = outcome == "completed"
-    windows = arrangement or ("grouped" if phase == "control" else "shuffled")
     return CellResult(
         cell=Cell(
-            cell_id=f"{phase}-{strategy}-{windows}-{lr:g}-{seed}" + (f"-{budget}" if budget != BUDGET else ""),
+            cell_id=f"{phase}-{strategy}-{arrangement}-{lr:g}-{seed}" + (f"-{budget}" if budget != BUDGET else ""),
             phase=phase,  # type: ignore[arg-type]
             strategy=strategy,
             lr=lr,
             adamw_lr=0.3 * lr,
-            arrangement=windows,  # type: ignore[arg-type]
+            arrangement=arrangement,  # type: ignore[arg-type]
             seed=seed,
             budget_tokens=budget,
         ),
@@ -69,6 +68,14 @@ def confirm(losses: Mapping[str, Sequence[float]] | None = None, lr: float = 0.0
         for arm, values in (losses or CLEAR_WIN).items()
         for place, loss in enumerate(values)
     ]
+
+
+def control(losses: Sequence[float], curve: Mapping[float, float], lr: float = 0.02) -> list[CellResult]:
+    """Finished cells of the large batch's control: its search, and confirm cells at ``lr``."""
+    name = "large_batch_grouped"
+    search = [cell(name, rate, 1, loss=loss, arrangement="grouped") for rate, loss in curve.items()]
+    judged = [cell(name, lr, 101 + i, "confirm", loss=loss, arrangement="grouped") for i, loss in enumerate(losses)]
+    return [*search, *judged]
 
 
 def ladder(leads: Mapping[int, Mapping[str, Sequence[float]]], **space: Any) -> SweepResults:
@@ -100,6 +107,9 @@ def sweep(cells: Sequence[CellResult], *, verdicts: Sequence[Mapping[str, Any]] 
         {"name": name, "micro_batch_size": rows, "seq_len": length, "grad_accum_steps": 1, "tokens_per_step": 2_048}
         for name, (rows, length) in SHAPES.items()
     ]
+    if any(found.cell.strategy == "large_batch_grouped" for found in cells):
+        of_control = {"name": "large_batch_grouped", "windows": "grouped", "role": "control"}
+        strategies.append({**strategies[0], **of_control})
     return SweepResults(
         name="planted",
         beginning={"schema": 1, "sweep": "planted", "space": resolved, "strategies": strategies},

@@ -10,23 +10,30 @@ from moe.device import Device
 from search_spaces import Space, SpaceErrors, load_space
 from sweeps.packing.memory import EQUAL_MEMORY, Predict, fit_memory, fullest_step, largest_micro_batch, predicted_peaks
 
+LENGTHS = {"large_batch": 256, "balanced": 512, "long_seq": 1024}
+"""Of the arms of ``matched``; any other arm is called by its length."""
 
-def straight(micro_batch_size: int, seq_len: int) -> float:
+
+def tokens(arm: str, micro_batch_size: int) -> int:
+    return micro_batch_size * (LENGTHS.get(arm) or int(arm))
+
+
+def straight(arm: str, micro_batch_size: int) -> float:
     """Weights and optimizer, then bytes per token."""
-    return 1.2 + micro_batch_size * seq_len * 1.1e-4
+    return 1.2 + tokens(arm, micro_batch_size) * 1.1e-4
 
 
-def with_padding_steps(micro_batch_size: int, seq_len: int) -> float:
+def with_padding_steps(arm: str, micro_batch_size: int) -> float:
     """Segments are padded to multiples, so real predictions have small steps on the line."""
-    return straight(micro_batch_size, seq_len) + 0.03 * -(-micro_batch_size // 16)
+    return straight(arm, micro_batch_size) + 0.03 * -(-micro_batch_size // 16)
 
 
-def saturating(micro_batch_size: int, seq_len: int) -> float:
-    return float(straight(micro_batch_size, seq_len) ** 0.8)
+def saturating(arm: str, micro_batch_size: int) -> float:
+    return float(straight(arm, micro_batch_size) ** 0.8)
 
 
-def quadratic(micro_batch_size: int, seq_len: int) -> float:
-    return 0.5 + (micro_batch_size * seq_len / 40_000) ** 2
+def quadratic(arm: str, micro_batch_size: int) -> float:
+    return 0.5 + (tokens(arm, micro_batch_size) / 40_000) ** 2
 
 
 def matched(*more: str) -> Space:
@@ -39,36 +46,37 @@ def matched(*more: str) -> Space:
 def test_the_largest_micro_batch_fits_and_the_next_one_does_not(
     predict: Predict, seq_len: int, memory_gib: float
 ) -> None:
-    size = largest_micro_batch(seq_len, memory_gib, predict)
-    assert predict(size, seq_len) <= memory_gib < predict(size + 1, seq_len)
+    arm = str(seq_len)
+    size = largest_micro_batch(arm, memory_gib, predict)
+    assert predict(arm, size) <= memory_gib < predict(arm, size + 1)
 
 
 def test_a_straight_line_takes_a_handful_of_predictions() -> None:
     asked: list[int] = []
 
-    def counted(micro_batch_size: int, seq_len: int) -> float:
+    def counted(arm: str, micro_batch_size: int) -> float:
         asked.append(micro_batch_size)
-        return straight(micro_batch_size, seq_len)
+        return straight(arm, micro_batch_size)
 
-    assert largest_micro_batch(256, 12.0, counted) == 383
+    assert largest_micro_batch("256", 12.0, counted) == 383
     assert len(set(asked)) <= 5
 
 
 def test_a_flat_beginning_leads_to_no_micro_batch_that_takes_minutes_to_predict() -> None:
     asked: list[int] = []
 
-    def flat_at_first(micro_batch_size: int, seq_len: int) -> float:
+    def flat_at_first(arm: str, micro_batch_size: int) -> float:
         asked.append(micro_batch_size)
-        return max(3.0 + 1e-6 * micro_batch_size, straight(micro_batch_size, seq_len))
+        return max(3.0 + 1e-6 * micro_batch_size, straight(arm, micro_batch_size))
 
-    size = largest_micro_batch(256, 24.0, flat_at_first)
-    assert straight(size, 256) <= 24.0 < straight(size + 1, 256)
+    size = largest_micro_batch("256", 24.0, flat_at_first)
+    assert straight("256", size) <= 24.0 < straight("256", size + 1)
     assert max(asked) < 16 * size
     assert len(set(asked)) <= 9
 
 
 def test_no_window_fits_gives_zero() -> None:
-    assert largest_micro_batch(1024, 1.0, straight) == 0
+    assert largest_micro_batch("1024", 1.0, straight) == 0
 
 
 def test_fitted_arms_have_equal_tokens_per_step_and_peaks_within_the_memory() -> None:
@@ -85,10 +93,10 @@ def test_a_budget_that_forbids_full_memory_is_told_the_one_that_allows_it() -> N
     assert warning.startswith(
         "the arms fill 55% / 55% / 55% of 12 GiB, since tokens per step must divide budget and rungs"
     )
-    largest = {arm.name: largest_micro_batch(arm.seq_len, 12.0, straight) for arm in fit.space.strategies}
-    tokens = fullest_step(fit.space.strategies, largest)
-    assert f"multiples of {tokens} tokens would let them fill it" in warning
-    whole = lcm(tokens, matched().strategies[0].tokens_per_step)  # what the preset's own steps divide too
+    largest = {arm.name: largest_micro_batch(arm.name, 12.0, straight) for arm in fit.space.strategies}
+    step = fullest_step(fit.space.strategies, largest)
+    assert f"multiples of {step} tokens would let them fill it" in warning
+    whole = lcm(step, matched().strategies[0].tokens_per_step)  # what the preset's own steps divide too
     wider = [f"budget_tokens={100 * whole}", f"rungs_tokens=[{25 * whole}, {50 * whole}]"]
     followed = fit_memory(matched(*wider), 12.0, straight)
     assert followed.warnings == ()
@@ -96,8 +104,8 @@ def test_a_budget_that_forbids_full_memory_is_told_the_one_that_allows_it() -> N
 
 
 def test_unequal_peaks_are_said_to_support_no_claim() -> None:
-    def shape_dependent(micro_batch_size: int, seq_len: int) -> float:
-        return 1.0 + micro_batch_size * seq_len * (1e-4 if seq_len < 1024 else 1.6e-4)
+    def shape_dependent(arm: str, micro_batch_size: int) -> float:
+        return 1.0 + tokens(arm, micro_batch_size) * (1e-4 if arm != "long_seq" else 1.6e-4)
 
     fit = fit_memory(matched(), 12.0, shape_dependent)
     assert fit.warnings[-1].startswith("predicted peaks differ by more than 10%")

@@ -112,8 +112,8 @@ def test_controls_are_judged_at_the_rate_of_their_own_search() -> None:
         for cell in explore_cells(space, IDENTITY)
     ]
     added = next_cells(space, IDENTITY, sweep(space, cells), planned(cells))
-    controls = {(entry.cell.strategy, entry.cell.lr) for entry in added.cells if entry.cell.phase == "control"}
-    assert controls == {("large_batch", 0.02), ("balanced", 0.02)}
+    judged = {(entry.cell.strategy, entry.cell.lr) for entry in added.cells if entry.cell.arrangement == "grouped"}
+    assert judged == {("large_batch_grouped", 0.02), ("balanced_grouped", 0.02)}
 
 
 def test_slower_arms_get_time_cells_with_the_tokens_of_the_fastest_arms_time() -> None:
@@ -136,6 +136,21 @@ def test_slower_arms_get_time_cells_with_the_tokens_of_the_fastest_arms_time() -
     assert {(entry.cell.strategy, entry.cell.seed, entry.cell.budget_tokens) for entry in after.cells} == {
         (arm, 106, tokens) for arm, tokens in budgets.items()
     }
+
+
+def test_costlier_arms_get_cells_with_the_tokens_of_the_cheapest_arms_flops() -> None:
+    space = space_with("flops_view=true", "strategies.balanced.model.top_k=1")
+    cells = explored(space, best=0.01)
+    chosen = {arm: Rate(lr=0.01, adamw_lr=0.003) for arm in ARMS}
+    cells += [ended(cell, 4.0) for cell in confirm_cells(space, IDENTITY, chosen)]
+    flops = {"large_batch": 8e6, "balanced": 4e6, "long_seq": 4.04e6}
+    arms = [{**arm, "flops_per_token": flops[arm["name"]]} for arm in space.resolved()["strategies"]]
+    results = replace(sweep(space, cells), beginning={"space": space.resolved(), "strategies": arms})
+    added = next_cells(space, IDENTITY, results, planned(cells))
+    assert {(entry.cell.phase, entry.cell.strategy, entry.cell.budget_tokens) for entry in added.cells} == {
+        ("flops", "large_batch", 262_144)  # long_seq costs 1% more than balanced, which counts as equal
+    }
+    assert added.because == "equal FLOPs: 5 cells with the tokens that each arm has in them"
 
 
 def test_time_cells_are_made_of_speeds_under_equal_load() -> None:

@@ -22,8 +22,8 @@ from tests.sweeps import made_up_sweep as made_up
 
 def test_a_run_is_named_as_people_speak_of_it() -> None:
     assert run_name(made_up.cell("balanced", 0.02, 3, "confirm")) == "balanced lr=0.02 seed=3 confirm"
-    grouped = made_up.cell("balanced", 0.02, 3, "control", arrangement="grouped")
-    assert run_name(grouped) == "balanced lr=0.02 seed=3 control grouped"
+    control = made_up.cell("balanced_grouped", 0.02, 3, "confirm", arrangement="grouped")
+    assert run_name(control) == "balanced_grouped lr=0.02 seed=3 confirm"
 
 
 def test_a_name_tells_the_adamw_rate_only_where_it_tells_runs_apart() -> None:

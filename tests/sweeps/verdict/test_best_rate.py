@@ -11,7 +11,7 @@ import pytest
 from sweeps.verdict.best_rate import choices, choose, edges, failed_candidates
 from sweeps.verdict.rate_curve import RateCurve, lead_outlasts_better_rate, locate, tie_outlasts_better_rates
 from sweeps.verdict.statistics import student
-from tests.sweeps.planted_sweep import CURVES, cell, confirm, explore, sweep
+from tests.sweeps.planted_sweep import CURVES, cell, confirm, control, explore, sweep
 
 BOWL = {0.005: 5.0, 0.01: 4.6, 0.02: 4.5, 0.04: 4.9}
 
@@ -122,13 +122,13 @@ def test_a_searched_rate_within_five_percent_of_a_bound_in_the_logarithm_is_an_e
     assert [edge.side for edge in edges(sweep(cells, search=search))] == sides
 
 
-def test_controls_choose_their_own_rate_among_grouped_cells() -> None:
-    grouped = [cell("large_batch", lr, 1, loss=5.0 - lr, arrangement="grouped") for lr in (0.01, 0.02, 0.04)]
-    results = sweep([*explore(), *grouped])
-    choice = choose(results, "large_batch", "grouped")
+def test_controls_choose_their_own_rate_among_their_own_cells() -> None:
+    results = sweep([*explore(), *control((), {lr: 5.0 - lr for lr in (0.01, 0.02, 0.04)})])
+    choice = choose(results, "large_batch_grouped")
     assert choice is not None
     assert choice.lr == 0.04
-    assert [(edge.arrangement, edge.next_rate) for edge in edges(results)] == [("grouped", 0.08)]
+    assert [(edge.strategy, edge.next_rate) for edge in edges(results)] == [("large_batch_grouped", 0.08)]
+    assert "large_batch_grouped" not in choices(results)
 
 
 def test_the_optimum_of_an_exact_parabola_is_found_with_its_gain() -> None:

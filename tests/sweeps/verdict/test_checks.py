@@ -21,7 +21,7 @@ def broken(sweep: SweepResults, rule: int) -> list[str]:
 
 
 def test_a_finished_sweep_is_checked_by_every_rule(finished: SweepResults) -> None:
-    one_budget = set(RULES) - {14}
+    one_budget = set(RULES) - {14, 15}  # and arms that differ in nothing but shape
     assert {check.rule for check in decide(finished).checks} == one_budget
     assert {rule for rule in one_budget if not broken(finished, rule)} == {1, 2, 3, 4, 7, 8, 9, 12}
 

@@ -12,7 +12,7 @@ import pytest
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.verdict.decision import decide
 from sweeps.verdict.verdict import Verdict
-from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, explore, sweep
+from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, control, explore, sweep
 
 GAINS = {"large_batch": 0.0, "balanced": 0.1, "long_seq": 0.35}
 """What its own context gives each arm over the common one."""
@@ -79,13 +79,9 @@ def test_context_that_brings_the_long_arm_nothing_forbids_claims_about_length(ga
 
 def grouped(lr: float = 0.02) -> list[CellResult]:
     """The control of the large batch: its own search, and confirm seeds 0.15 above the shuffled ones."""
-    search = [
-        cell("large_batch", rate, 1, loss=4.6 + 0.1 * abs(math.log2(rate / lr)), arrangement="grouped")
-        for rate in (0.005, 0.01, 0.02, 0.04)
-    ]
+    curve = {rate: 4.6 + 0.1 * abs(math.log2(rate / lr)) for rate in (0.005, 0.01, 0.02, 0.04)}
     values = zip(CLEAR_WIN["large_batch"], WOBBLE, strict=True)
-    control = [cell("large_batch", lr, 101 + i, "control", loss=v + 0.15 + w) for i, (v, w) in enumerate(values)]
-    return [*search, *control]
+    return control([value + 0.15 + wobble for value, wobble in values], curve, lr)
 
 
 def test_the_control_splits_a_lead_into_diversity_and_length() -> None:
@@ -106,7 +102,7 @@ def test_the_control_splits_a_lead_into_diversity_and_length() -> None:
 )
 def test_a_control_below_nothing_or_beyond_all_of_a_lead_gives_no_odd_percentages(lift: float, words: str) -> None:
     cells = [
-        replace(found, test_loss=(found.test_loss or 0.0) + lift) if found.cell.phase == "control" else found
+        replace(found, test_loss=(found.test_loss or 0.0) + lift) if found.cell.phase == "confirm" else found
         for found in grouped()
     ]
     assert any(words in caveat for caveat in judged([*confirm(), *cells]).caveats)
@@ -229,6 +225,54 @@ def test_equal_time_takes_each_arms_own_budget_and_only_comparable_trials_name_a
     verdict = judged([*alone(packed=["large_batch"]), *timed({"large_batch": 600, "long_seq": 800}, 0.3)])
     assert (verdict.by_budget.time.comparable, verdict.by_budget.time.winner) == (False, None)
     assert any("equal time names no arm" in caveat for caveat in verdict.caveats)
+
+
+def at_flops(costs: dict[str, float], cells: list[CellResult]) -> SweepResults:
+    """A sweep of arms with other models, a token of which costs so many FLOPs."""
+    results = sweep([*explore(), *confirm(), *cells])
+    arms = [
+        {**arm, "flops_per_token": costs[arm["name"]], "model": {"top_k": place + 1}}
+        for place, arm in enumerate(results.beginning["strategies"])
+    ]
+    return replace(results, beginning={**results.beginning, "strategies": arms})
+
+
+def test_where_a_token_costs_arms_other_flops_the_statement_compares_at_equal_ones() -> None:
+    costs = {"large_batch": 2.0, "balanced": 1.0, "long_seq": 1.01}
+    cells = [
+        cell("large_batch", 0.02, 101 + i, "flops", loss=loss + 0.3, budget=500)
+        for i, loss in enumerate(CLEAR_WIN["large_batch"])
+    ]
+    verdict = decide(at_flops(costs, cells))
+    view = verdict.by_budget.flops
+    assert view is not None
+    assert (view.winner, view.budgets_tokens) == (
+        "balanced",
+        {"large_batch": 500, "balanced": 1_000, "long_seq": 1_000},
+    )
+    assert (
+        "at equal training FLOPs (tokens: large_batch 500, balanced 1,000 and long_seq 1,000) balanced wins instead, "
+        "at the rates chosen at equal tokens"
+    ) in verdict.statement
+    assert "at equal training FLOPs balanced wins" in verdict.caveats
+
+
+def test_without_such_cells_a_caveat_says_that_tokens_are_not_flops() -> None:
+    costs = {"large_batch": 2.0, "balanced": 1.0, "long_seq": 1.01}
+    verdict = decide(at_flops(costs, []))
+    assert verdict.by_budget.flops is None
+    assert (
+        "a token of large_batch costs 2.00 times the training FLOPs of one of balanced: equal tokens are not equal "
+        "FLOPs (`flops_view = true` compares at those too)"
+    ) in verdict.caveats
+
+
+def test_arms_of_one_model_are_compared_at_equal_tokens_whatever_attention_costs_them() -> None:
+    results = sweep([*explore(), *confirm()])
+    costs = (1.0, 1.2, 1.9)
+    arms = [{**arm, "flops_per_token": cost} for arm, cost in zip(results.beginning["strategies"], costs, strict=True)]
+    verdict = decide(replace(results, beginning={**results.beginning, "strategies": arms}))
+    assert not any("FLOPs" in caveat for caveat in verdict.caveats)
 
 
 def test_an_arm_that_was_added_after_the_time_cells_is_in_no_budget_so_there_is_no_view() -> None:

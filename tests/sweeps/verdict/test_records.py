@@ -92,7 +92,7 @@ def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     for part in (
         "line 2: lr='fast' must be a positive number",
         "line 3: seed='one' must be a whole number of at least 0",
-        "line 4: phase='training' must be one of explore, confirm, control, time",
+        "line 4: phase='training' must be one of explore, confirm, time, flops, control",
         "line 5: outcome='finished' must be one of completed, stopped_early",
         "line 6: tokens_seen='many' must be a whole number of at least 0",
         "line 6: val_loss='low' must be a number, or empty where there is none",

@@ -54,13 +54,17 @@ def with_short_decay(results: SweepResults) -> SweepResults:
 
 def with_control_and_time(results: SweepResults) -> SweepResults:
     """A sweep with a control that was searched on its own, and cells at equal time."""
-    search = [cell("large_batch", lr, 1, loss=4.5, arrangement="grouped") for lr in (0.01, 0.02, 0.04)]
+    name = "large_batch_grouped"
+    search = [cell(name, lr, 1, loss=4.5, arrangement="grouped") for lr in (0.01, 0.02, 0.04)]
     own = [c for c in results.cells if c.cell.phase == "confirm" and c.cell.strategy == "large_batch"]
-    control = [_as(c, "control", loss=0.1, arrangement="grouped") for c in own]
+    control = [_as(c, "confirm", loss=0.1, strategy=name, arrangement="grouped") for c in own]
     timed = [_as(c, "time", loss=0.2, budget_tokens=262_144) for c in own]
     budget = report_data.BUDGET
     full = [replace(c, cell=replace(c.cell, budget_tokens=budget), tokens_seen=budget) for c in search]
-    return replace(results, cells=(*results.cells, *full, *control, *timed))
+    strategies = results.beginning["strategies"]
+    arm = {**strategies[0], "name": name, "windows": "grouped", "role": "control"}
+    beginning = {**results.beginning, "strategies": [*strategies, arm]}
+    return replace(results, beginning=beginning, cells=(*results.cells, *full, *control, *timed))
 
 
 def _as(result: CellResult, phase: Any, *, loss: float, **changes: Any) -> CellResult:

@@ -27,8 +27,9 @@ KEYS = [
     "looks", "context", "controls", "by_rung", "by_budget", "by_budget_tokens", "trend", "caveats",
 ]  # fmt: skip
 STRATEGY_KEYS = [
-    "name", "micro_batch_size", "seq_len", "grad_accum_steps", "tokens_per_step", "best_lr", "best_lr_at_edge", "seeds",
-    "losses", "mean", "ci_low", "ci_high", "bpb", "common_context_loss", "tokens_per_s", "peak_mem_allocated_gib",
+    "name", "micro_batch_size", "seq_len", "grad_accum_steps", "tokens_per_step", "role", "differs_in", "parameters",
+    "active_parameters", "flops_per_token", "best_lr", "best_lr_at_edge", "seeds", "losses",
+    "mean", "ci_low", "ci_high", "bpb", "common_context_loss", "tokens_per_s", "peak_mem_allocated_gib",
     "diverged", "excluded",
 ]  # fmt: skip
 PAIR_KEYS = [
@@ -69,7 +70,7 @@ def test_the_document_has_exactly_the_keys_of_the_contract_and_is_json_without_n
         assert [list(row) for row in verdict["strategies"]] == [STRATEGY_KEYS] * 3
         assert [list(row) for row in verdict["pairs"]] == [PAIR_KEYS] * 3
         assert list(verdict["looks"]) == ["planned", "used"]
-        assert list(verdict["by_budget"]) == ["tokens", "time", "updates"]
+        assert list(verdict["by_budget"]) == ["tokens", "flops", "time", "updates"]
         json.dumps(verdict, allow_nan=False)
 
 
