@@ -217,8 +217,10 @@ def shapes(preset: str) -> dict[str, tuple[ModelConfig, BatchConfig]]:
     from sweeps.training_config import batch_configs, model_config
 
     space = load_space(preset=preset)
-    model = model_config(space, vocab_size=VOCABULARIES[preset])
-    return {arm: (model, batch) for arm, batch in batch_configs(space).items()}
+    vocab_size = VOCABULARIES[preset]
+    return {
+        arm: (model_config(space, arm, vocab_size=vocab_size), batch) for arm, batch in batch_configs(space).items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

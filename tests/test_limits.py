@@ -101,7 +101,7 @@ def test_the_extreme_rates_can_be_trained_after_the_grid_was_widened_as_often_as
     cells = [
         cell_at(space, None, phase="explore", strategy="balanced", rate=pair, seed=1)
         for lr in rates
-        for pair in rates_at(space, lr)
+        for pair in rates_at(space, "balanced", lr)
     ]
     for config in configs_of(space, cells):
         check_config(config)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from moe.errors import CorpusAway
 from moe.flops import active_parameters
-from search_spaces import Space, load_space
+from search_spaces import Space, load_space, preset_names
 from sweeps.cluster.machines import Machines, Node
 from sweeps.commands.plan import SweepPlan, make_plan, render
 from sweeps.errors import BadInputError
@@ -130,7 +130,7 @@ def audit_of(epochs: float) -> dict[str, Any]:
     return {"findings": [{"rule": "epochs", "value": epochs, "threshold": 4.0, "level": "ok", "message": "few"}]}
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "matched", "tutorial", "published"])
+@pytest.mark.parametrize("preset", preset_names())
 def test_every_presets_plan_states_updates_epochs_and_tokens_per_active_parameter(
     monkeypatch: pytest.MonkeyPatch, preset: str
 ) -> None:
@@ -140,7 +140,8 @@ def test_every_presets_plan_states_updates_epochs_and_tokens_per_active_paramete
     monkeypatch.setattr("sweeps.commands.plan.audit_table", lambda *_: audit_of(0.5))
     without_dry_runs(monkeypatch, chosen)
     plan = make_plan(chosen, HERE, assume_gpu_gib=80.0)
-    active = active_parameters(model_config(chosen, vocab_size=data.tokens.vocab_size))
+    models = [model_config(chosen, arm.name, vocab_size=data.tokens.vocab_size) for arm in chosen.strategies]
+    active = max(map(active_parameters, models))
     assert plan.epochs == 0.5
     assert plan.tokens_per_active_parameter == chosen.budget_tokens / active
     assert {arm.updates * arm.tokens_per_step for arm in plan.arms} == {chosen.budget_tokens}

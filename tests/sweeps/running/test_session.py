@@ -197,7 +197,7 @@ def test_a_status_that_is_asked_for_while_cells_are_added_shows_those_it_knows(
 
 
 def test_room_is_asked_for_what_is_held_at_once_and_not_for_less(space: Space) -> None:
-    checkpoint = 2 * BYTES_PER_PARAMETER * total_parameters(model_config(space, vocab_size=512))
+    checkpoint = 2 * BYTES_PER_PARAMETER * total_parameters(model_config(space, "balanced", vocab_size=512))
     confirm = with_overrides(space, ["seeds.confirm=9"])  # 6 explore cells, 27 confirm cells
     more = bytes_needed(confirm, vocab_size=512) - bytes_needed(space, vocab_size=512)
     assert more == (27 - 6) * checkpoint + 21 * BYTES_OF_RECORDS_PER_CELL
