@@ -13,7 +13,7 @@ from sweeps.cluster.machines import Machines, machines_at_hand
 from sweeps.errors import BadInputError, WorldError
 from sweeps.formatting import listed, plural, rounded_duration
 from sweeps.ledger.results import changes_of
-from sweeps.packing.duration import Speed, expected_seconds, expected_tokens, find_speed
+from sweeps.packing.duration import Speed, expected_seconds, expected_tokens, find_speed, flops_view_tokens
 from sweeps.packing.hours import within_hours
 from sweeps.packing.memory import FALLBACK_VOCAB_SIZE, predicted_peaks
 from sweeps.packing.shares import MAX_TRIALS_PER_GPU, Packing, pack, require_runnable
@@ -155,6 +155,7 @@ def make_plan(
             f"this machine would need about {found:,.0f} hours for it; a GPU, or --preset laptop, is faster"
         )
     expected = expected_tokens(space, vocab_size=vocab_size)
+    viewed = flops_view_tokens(space, vocab_size=vocab_size)
     models = [model_config(space, arm.name, vocab_size=vocab_size) for arm in space.strategies]
     return SweepPlan(
         description=space.description,
@@ -180,7 +181,7 @@ def make_plan(
         budgets_tokens=space.budgets_tokens,
         epochs=None if audit is None else float(_finding_of_epochs(audit)["value"]),
         tokens_per_active_parameter=space.budget_tokens / max(map(active_parameters, models)),
-        tokens_full_grid=sum(cell.budget_tokens for cell in cells),
+        tokens_full_grid=sum(cell.budget_tokens for cell in cells) + sum(viewed.values()),
         tokens_expected=sum(expected.values()),
         workers=packing.workers,
         most_at_once=packing.most_at_once(cells),
@@ -239,13 +240,11 @@ def render(plan: SweepPlan) -> Group:
 
     on_gpus = any(arm.gpu_fraction is not None for arm in plan.arms)
     numbers = ("tokens/step", "updates", "cells", "tokens", "peak GiB", *(("GPU",) if on_gpus else ()))
-    differs = any(arm.differs_in for arm in plan.arms)
-    table = terminal_table("Arms", texts=("arm", "shape", *(("differs in",) if differs else ())), numbers=numbers)
+    table = terminal_table("Arms", texts=("arm", "shape"), numbers=numbers)
     for arm in plan.arms:
         table.add_row(
             arm.name,
             f"{arm.micro_batch_size}x{arm.seq_len}x{arm.grad_accum_steps}",
-            *((settings(arm.differs_in),) if differs else ()),
             f"{arm.tokens_per_step:,}",
             f"{arm.updates:,}",
             str(arm.n_cells),
@@ -257,6 +256,7 @@ def render(plan: SweepPlan) -> Group:
     budgets = listed([f"{budget:,}" for budget in plan.budgets_tokens])
     each = "each cell" if len(plan.budgets_tokens) == 1 else "each of the largest cells"
     lines = [
+        *(f"{arm.name} differs in {settings(arm.differs_in)}" for arm in plan.arms if arm.differs_in),
         ", ".join(f"{count} {phase} cells" for phase, count in phases.items() if count)
         + f" of {budgets} tokens; {_at_once(plan)}",
         f"{each}: {_epochs_of(plan)}{plan.tokens_per_active_parameter:.3g} tokens per active parameter",

@@ -80,13 +80,20 @@ def expected_tokens(space: Space, *, vocab_size: int) -> dict[str, int]:
     for (strategy, _, budget), n_cells in brackets.items():
         found[strategy] += explore_tokens_per_arm(space, n_cells, budget)
         found[strategy] += round(WIDENINGS * budget) if space.rates.max_widenings else 0
-    costs = _flops_per_token(space, vocab_size) if space.flops_view else {}
-    for strategy, cost in costs.items():
-        if space.strategy(strategy).is_control:
-            continue
-        share = min(costs.values()) / cost
-        found[strategy] += round(space.seeds.confirm * space.budget_tokens * share) if share < 1 / SAME_FLOPS else 0
+    for strategy, tokens in flops_view_tokens(space, vocab_size=vocab_size).items():
+        found[strategy] += tokens
     return found
+
+
+def flops_view_tokens(space: Space, *, vocab_size: int) -> dict[str, int]:
+    """Tokens of training in the view at equal FLOPs, of each arm that has cells there."""
+    if not space.flops_view:
+        return {}
+    compared = [arm.name for arm in space.strategies if not arm.is_control]
+    costs = {arm: flops for arm, flops in _flops_per_token(space, vocab_size).items() if arm in compared}
+    least = min(costs.values())
+    costlier = {arm: cost / least for arm, cost in costs.items() if cost / least > SAME_FLOPS}
+    return {arm: round(space.seeds.confirm * space.budget_tokens / cost) for arm, cost in costlier.items()}
 
 
 def _from_flops(space: Space, vocab_size: int, threads: int) -> dict[str, float]:

@@ -19,20 +19,20 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     from rich.text import Text
 
     numbers = ("best lr", "seeds", "test loss ± interval", "tokens/s")
-    differs = any(arm.arm.differs_in for arm in verdict.strategies)
-    texts = ("arm", "shape", *(("differs in",) if differs else ()))
-    table = written.terminal_table("Verdict", texts=texts, numbers=numbers)
+    table = written.terminal_table("Verdict", texts=("arm", "shape"), numbers=numbers)
     for arm in verdict.strategies:
         table.add_row(
             Text(arm.name),
             _shape(arm),
-            *((written.settings(arm.arm.differs_in),) if differs else ()),
             "" if arm.best_lr is None else written.rate(arm.best_lr) + (" (edge)" if arm.best_lr_at_edge else ""),
             str(len(arm.seeds)),
             _mean(arm),
             "" if arm.tokens_per_s is None else written.count(arm.tokens_per_s),
         )
     console.print(table)
+    for arm in verdict.strategies:
+        if differs_in := arm.arm.differs_in:
+            console.print(f"{arm.name} differs in {written.settings(differs_in)}", markup=False, highlight=False)
     statement = with_shown_commands(verdict.statement)
     if before := verdict.before:
         console.print(with_shown_commands(before), markup=False, highlight=False, soft_wrap=not console.is_terminal)

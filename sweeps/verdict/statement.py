@@ -178,8 +178,8 @@ def _at_equal_flops(case: Case) -> Iterator[str]:
     if view is None or view.lowest is None:
         return
     budgets = written.listed([f"{arm} {written.count(tokens)}" for arm, tokens in view.budgets_tokens.items()])
-    same = "too" if view.winner == case.best else "instead"
-    what = f"{view.winner} wins {same}" if view.winner else f"no arm wins ({view.lowest} has the lowest mean)"
+    beside = "" if case.outcome != "wins" else " too" if view.winner == case.best else " instead"
+    what = f"{view.winner} wins{beside}" if view.winner else f"no arm wins ({view.lowest} has the lowest mean)"
     yield f"at equal training FLOPs (tokens: {budgets}) {what}, at the rates chosen at equal tokens"
 
 
