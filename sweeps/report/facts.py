@@ -59,8 +59,12 @@ class Facts:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """The place of each arm in that order: it decides the arm's colour and marker everywhere."""
-        return {arm.name: place for place, arm in enumerate(self.arms)}
+        """The place of each arm in that order: it decides the arm's colour and marker everywhere.
+
+        A control is drawn as the arm that it explains.
+        """
+        places = {arm.name: place for place, arm in enumerate(self.arms)}
+        return places | {control.name: places[arm] for arm, control in self.results.controls.items()}
 
     @property
     def budget_tokens(self) -> int:
