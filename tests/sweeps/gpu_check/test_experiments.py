@@ -27,6 +27,7 @@ from sweeps.gpu_check.experiments import GpuCheck, Target, presets_to_check
 from sweeps.gpu_check.segments import Handout, Laboratory, Order
 from sweeps.packing.shares import Share, allocator_share
 from sweeps.running.ray_tune import SegmentSource, Trainable
+from sweeps.training_data import load_training_data
 from sweeps.trial.trainable import SegmentJob, run_segment
 
 GPU_GIB = 24.0
@@ -237,7 +238,16 @@ def test_the_presets_are_those_for_gpus_on_text_that_is_here() -> None:
     presets = presets_to_check()
     assert list(presets) == ["tutorial", "published", "matched"]
     assert {space.corpus.kind for space in presets.values()} == {"embedded"}
-    assert [space.tokenizer.vocab_size for space in presets.values()] == [49_152, 49_152, 8192]
+    assert [space.tokenizer.vocab_size for space in presets.values()] == [46_080, 46_080, 8192]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", presets_to_check())
+def test_every_preset_has_text_and_exams_enough(preset: str) -> None:
+    space = presets_to_check()[preset]
+    data = load_training_data(space)
+    assert data.tokens.vocab_size == space.tokenizer.vocab_size
+    assert data.exam.test.n_rows == space.exam.rows_test
 
 
 def test_an_order_has_whole_blocks_and_a_rung_half_way() -> None:
