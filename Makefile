@@ -46,7 +46,7 @@ help:
 	@echo 'make check | fix            lint and types; format'
 	@echo 'make words                  words that the documents and the code should write otherwise'
 	@echo 'make bench [ONLY=step]      step, loader, engine, verdict, tracking, sweep, early_stopping: writes bench/*.json'
-	@echo 'make gpu-check              on a machine with CUDA: memory, precision, packing, resume'
+	@echo 'make gpu-check              on a machine with CUDA: right, fast, packed, resumable, or not (error 4 without)'
 	@echo 'make cuda-trace             without a GPU: what a step would ask of one (makes .venv-cuda, 5 GB, once)'
 	@echo 'make clean                  remove the environment and caches; sweeps in runs/ stay'
 	@echo

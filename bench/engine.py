@@ -16,6 +16,7 @@ import psutil
 
 from bench.results import write_json
 from search_spaces import Identity, Space, explore_cells, load_space
+from sweeps.cluster.connection import local_ray
 from sweeps.ledger.cell_folder import CellWriter
 from sweeps.ledger.storage import Storage
 from sweeps.ledger.sweep_folder import Ledger
@@ -23,7 +24,6 @@ from sweeps.packing.shares import Packing
 from sweeps.plan.phases import first_cells
 from sweeps.plan.queue import Plan
 from sweeps.running.driver import Driver
-from sweeps.running.ray_tune import local_ray
 from sweeps.trial.trainable import SegmentJob
 
 OUT = Path(__file__).with_name("engine.json")

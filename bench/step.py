@@ -26,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.contestants import CPU, Contestant, make_ours, mask_loop, model_config, ours, transformers_model
+from bench.contestants import make_ours, mask_loop, model_config
 from bench.results import write_json
 from moe.config import ModelConfig
+from moe.contestants import CPU, Contestant, ours, transformers_model
 from moe.flops import flops_per_token
 from moe.matmul import onednn_keeps_fp32
 from moe.muon import Muon

@@ -26,13 +26,13 @@ sys.path.append(str(ROOT))
 
 from bench.results import write_json  # noqa: E402
 from search_spaces import Cell, parse_space, preset_text  # noqa: E402
+from sweeps.cluster.connection import local_ray  # noqa: E402
 from sweeps.ledger.results import CellResult, SweepResults  # noqa: E402
 from sweeps.tracking.projection import SweepView, cell_points  # noqa: E402
 from sweeps.tracking.projector import Projector, sync  # noqa: E402
 from sweeps.tracking.store import tracking_store  # noqa: E402
 from sweeps.tracking.thread import TrackingThread  # noqa: E402
-from sweeps.trial.gpu_experiments import Laboratory  # noqa: E402
-from sweeps.trial.gpu_trial import TrialOrder  # noqa: E402
+from sweeps.trial.probe import ShortRun, run_in_ray  # noqa: E402
 
 STRATEGIES = ("large_batch", "long_seq", "balanced")
 TOKENS_PER_POINT = 26_214
@@ -114,20 +114,17 @@ def measure(n_runs: int, n_points: int) -> dict[str, Any]:
 
 
 def measure_training(pairs: int) -> dict[str, Any]:
-    """Tokens per second of one trial in a process of its own, in turn without tracking and beside a driver's thread.
+    """Tokens per second of one trial in a worker of its own, in turn without tracking and beside a driver's thread.
 
     The thread finds a new record in each of its passes.
     """
     space = parse_space(preset_text("laptop"))
-    order = TrialOrder(
-        space=space.resolved(), arm=space.strategies[0].name, precision="fp32", steps=TRIAL_STEPS, lr=0.01
-    )
+    trial = ShortRun(space=space.resolved(), arm=space.strategies[0].name, precision="fp32", steps=TRIAL_STEPS, lr=0.01)
     alone, tracked = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        laboratory = Laboratory(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, local_ray(cpus=1, declared_gpus=None):
 
         def tokens_per_s() -> float:
-            [facts] = laboratory.run([order])
+            facts = run_in_ray(trial, gpus=0.0)
             if facts.error is not None:
                 raise RuntimeError(facts.error)
             return facts.tokens_per_s

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     "cli",
     "commands",
+    "gpu_check",
     "running",
     "trial",
     "packing",

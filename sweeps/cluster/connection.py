@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sweeps.cluster.shipping import cluster_runtime_env
 from sweeps.errors import BadInputError, WorldError
+
+OBJECT_STORE_BYTES = 100_000_000  # nothing of size goes through Ray: tokens and checkpoints are files
+
+T = TypeVar("T")
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -70,6 +75,45 @@ def private_ray() -> Any:
 
     Config.initialize("")  # what was read from the environment when ray was first imported, as Ray's own set-up does it
     return ray
+
+
+@contextmanager
+def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
+    """A private Ray on this machine until the block ends; the handler of SIGTERM stays as it was."""
+    ray = private_ray()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=declared_gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def in_a_worker(function: Callable[..., T], *arguments: object, gpus: float, deadline_s: float) -> T:
+    """Return what ``function`` returns in a worker of its own of the Ray that is connected, with so many GPUs.
+
+    Raises what it raises, as Ray wraps it; a worker that is too late is ended, and so is one that waits for a GPU.
+    """
+    import ray
+
+    # max_calls ends the worker with its task, so that no context stays on the GPU
+    task = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=0, max_calls=1)(function)
+    pending = task.remote(*arguments)
+    try:
+        found: T = ray.get(pending, timeout=deadline_s)
+    except Exception:
+        ray.cancel(pending, force=True)
+        raise
+    return found
 
 
 def quiet_ray() -> Any:

@@ -81,7 +81,12 @@ class Machines:
 
         if self.compute_capability is None:
             return Device.resolve("cpu")
-        return Device(kind="cuda", name=self.gpu_name, compute_capability=self.compute_capability)
+        return Device(
+            kind="cuda",
+            name=self.gpu_name,
+            compute_capability=self.compute_capability,
+            memory_bytes=None if self.gpu_gib is None else int(self.gpu_gib * GIB),
+        )
 
     def declaring(self, gpus: int | None) -> Machines:
         """This machine with a declared number of GPUs (``resources.declared_gpus``); a cluster declares its own."""

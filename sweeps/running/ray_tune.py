@@ -6,19 +6,13 @@ returns. The scheduler ends only trials whose workers hang, workers are reused, 
 
 from __future__ import annotations
 
-import logging
 import shutil
-import signal
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Protocol
 
-from sweeps.cluster.connection import private_ray
 from sweeps.packing.shares import Share
 from sweeps.trial.trainable import SegmentJob, run_segment
-
-OBJECT_STORE_BYTES = 100_000_000  # nothing of size goes through Ray: tokens and checkpoints are files
 
 Trainable = Callable[[dict[str, Any]], None]
 
@@ -55,27 +49,6 @@ class Engine(Protocol):
     ) -> None:
         """Run the segments of ``source``, so many at once, until it says that it is finished."""
         ...
-
-
-@contextmanager
-def local_ray(*, cpus: int, declared_gpus: int | None) -> Iterator[None]:
-    """A private Ray on this machine until the block ends; the handler of SIGTERM stays as it was."""
-    ray = private_ray()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        num_gpus=declared_gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
-    signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def run_trials(

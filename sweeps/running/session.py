@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from search_spaces import Identity, Space, SpaceErrors, corpus_warnings, frozen_differences, with_overrides
+from sweeps.cluster.connection import local_ray
 from sweeps.cluster.machines import Machines, machines_at_hand
 from sweeps.errors import BadInputError
 from sweeps.ledger.destinations import require_folder
@@ -34,7 +35,6 @@ from sweeps.running.driver import Driver, failed_cells
 from sweeps.running.finish import finish
 from sweeps.running.live_table import open_watch, time_taken
 from sweeps.running.on_end import Word, word_at_end
-from sweeps.running.ray_tune import local_ray
 from sweeps.running.signals import Interruption, stopped_by_signals
 from sweeps.running.tracking_session import register, tracked
 from sweeps.shown_commands import shown_command

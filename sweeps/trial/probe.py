@@ -5,28 +5,41 @@ Measurements are remembered, so that a second sweep of the same arms on such a d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import Space
+from search_spaces import Cell, Space
+from sweeps.cluster.connection import in_a_worker, local_ray
 from sweeps.cluster.machines import Machines
 from sweeps.packing.remembered import remembered
-from sweeps.trial.gpu_experiments import TRIAL_DEADLINE_S, Laboratory
-from sweeps.trial.gpu_trial import TrialFacts, TrialOrder, train
 
 if TYPE_CHECKING:
-    from moe.config import PrecisionName
+    from moe.config import PrecisionName, TrainConfig
+    from moe.gpu_criteria import StepFacts
 
 PROBE_STEPS = 2
 """The first step makes the optimizers' state, the second holds it: the peak is the second's."""
 
 PROBE_LEARNING_RATE = 1e-3
+PROBE_DEADLINE_S = 900.0
 
-Run = Callable[[Sequence[TrialOrder]], Sequence[TrialFacts]]
+
+@dataclass(frozen=True, kw_only=True)
+class ShortRun:
+    """What to train: ``steps`` optimizer steps of ``arm`` of ``space`` (resolved), without exams."""
+
+    space: dict[str, Any]
+    arm: str
+    precision: PrecisionName
+    steps: int
+    lr: float
+    seed: int = 1
+
+
+Run = Callable[[ShortRun], "StepFacts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +60,12 @@ def probed_peaks(
 ) -> ProbedPeaks:
     """Measure each arm's peak on the device called ``device_name`` by ``run``, or take what was measured before.
 
-    An arm whose probe fails keeps its prediction, with a note. ``run`` is ``Laboratory.run`` for this machine's GPU,
-    ``run_on_cluster`` for one of a cluster's.
+    An arm whose probe fails keeps its prediction, with a note.
     """
     peaks_gib = dict(predicted_peaks_gib)
     notes: list[str] = []
     for strategy in space.strategies:
-        order = TrialOrder(
+        short_run = ShortRun(
             space=space.resolved(),
             arm=strategy.name,
             precision=precision,
@@ -61,7 +73,7 @@ def probed_peaks(
             lr=PROBE_LEARNING_RATE,
         )
         measured_gib = remembered(
-            "peaks", what_decides(order, space, device_name), partial(_measured, order, run, notes)
+            "peaks", what_decides(short_run, space, device_name), partial(_measured, short_run, run, notes)
         )
         if measured_gib is not None:
             peaks_gib[strategy.name] = measured_gib
@@ -72,7 +84,8 @@ def probed_peaks(
 def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], machines: Machines) -> ProbedPeaks:
     """Peaks measured on a GPU of these machines; the predictions where trials run on CPUs or shares were given.
 
-    A cluster whose GPUs are all still to be started is not waited for.
+    A cluster whose GPUs are all still to be started is not waited for. On this machine alone a Ray is started for the
+    measurements that are not remembered.
     """
     device, requested = machines.device, space.resources
     gpus_gib = [node.gpu_gib or 0.0 for node in machines.nodes if node.gpus]
@@ -81,53 +94,86 @@ def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], mac
     from moe.precision import resolve_precision
 
     is_here = machines.address is None
-    with TemporaryDirectory(prefix="moe-sweeps-probe-") as folder:
+    with ExitStack() as started:
+
+        def run(short_run: ShortRun) -> StepFacts:
+            import ray
+
+            if is_here and not ray.is_initialized():
+                started.enter_context(local_ray(cpus=1, declared_gpus=None))
+            return run_in_ray(short_run)
+
         return probed_peaks(
             space,
             predicted_peaks_gib,
             precision=resolve_precision(space.precision, device).name,
             device_name=device.name if is_here else f"a GPU of {min(gpus_gib):.0f} GiB",
-            run=Laboratory(Path(folder)).run if is_here else run_on_cluster,
+            run=run,
         )
 
 
-def what_decides(order: TrialOrder, space: Space, device_name: str) -> Mapping[str, Any]:
+def what_decides(short_run: ShortRun, space: Space, device_name: str) -> Mapping[str, Any]:
     """All that a measured peak depends on: nothing of the sweep's budget, rates or seeds."""
     table = space.of_arm(order.arm).resolved()
     return {
         "model": table["model"],
         "optimizer": table["optimizer"]["kind"],
         "tokenizer": table["tokenizer"],
-        "arm": list(space.strategy(order.arm).shape),
-        "precision": order.precision,
+        "arm": list(space.strategy(short_run.arm).shape),
+        "precision": short_run.precision,
         "device": device_name,
     }
 
 
-def _measured(order: TrialOrder, run: Run, notes: list[str]) -> float | None:
-    [facts] = run([order])
+def _measured(short_run: ShortRun, run: Run, notes: list[str]) -> float | None:
+    facts = run(short_run)
     if facts.error is None:
         return facts.peak_gib
-    notes.append(f"{order.arm} could not be probed ({facts.error})")
+    notes.append(f"{short_run.arm} could not be probed ({facts.error})")
     return None
 
 
-def run_on_cluster(orders: Sequence[TrialOrder]) -> Sequence[TrialFacts]:
-    """Carry the orders out on whole GPUs of the cluster that Ray is connected to; an error is in the facts."""
-    import ray
-
-    # max_calls ends the worker with its task, so that no context stays on the GPU
-    task = ray.remote(num_gpus=1, num_cpus=1, max_retries=0, max_calls=1)(train)
-    return [_fetched(order, task.remote(order)) for order in orders]
-
-
-def _fetched(order: TrialOrder, pending: object) -> TrialFacts:
-    import ray
+def run_in_ray(short_run: ShortRun, *, gpus: float = 1.0) -> StepFacts:
+    """Train in a worker of the Ray that is connected, on a whole GPU by default; an error is in the facts."""
+    from moe.gpu_criteria import StepFacts
 
     try:
-        facts: TrialFacts = ray.get(pending, timeout=TRIAL_DEADLINE_S)
+        return in_a_worker(train, short_run, gpus=gpus, deadline_s=PROBE_DEADLINE_S)
     except Exception as error:  # noqa: BLE001 - a probe that fails leaves the prediction in force, with a note
-        ray.cancel(pending, force=True)  # one that is still waiting for a GPU must not take it from the trials
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        return TrialFacts(arm=order.arm, precision=order.precision, error=reason)
-    return facts
+        return StepFacts(arm=short_run.arm, precision=short_run.precision, error=reason)
+
+
+def train(short_run: ShortRun) -> StepFacts:
+    """Train the steps in this process."""
+    from moe.device import set_threads
+    from moe.gpu_experiments import facts_of
+    from sweeps.training_data import load_training_data
+
+    space = Space.from_resolved(short_run.space)
+    set_threads(space.resources.threads_per_trial)
+    data = load_training_data(space)
+    config = _config(short_run, space, data.tokens.vocab_size)
+    trainer = data.trainer(config)
+    list(trainer.run(short_run.steps * config.batch.tokens_per_step))
+    return facts_of(trainer, short_run.arm)
+
+
+def _config(short_run: ShortRun, space: Space, vocab_size: int) -> TrainConfig:
+    """The arm's training config as a sweep would make it, reporting after every step and without exams."""
+    from sweeps.training_config import train_config
+
+    cell = Cell(
+        cell_id=None,
+        phase="confirm",
+        strategy=short_run.arm,
+        lr=short_run.lr,
+        adamw_lr=short_run.lr * (space.rates.adamw_ratio or 1.0),
+        arrangement="shuffled",
+        seed=short_run.seed,
+        budget_tokens=space.budget_tokens,
+    )
+    config = train_config(space, cell, vocab_size=vocab_size)
+    return replace(
+        config, precision=short_run.precision, exam_at_tokens=(), report_every_tokens=config.batch.tokens_per_step
+    )

@@ -55,8 +55,10 @@ class SegmentJob:
         return cls(**config)
 
 
-def run_segment(config: dict[str, Any]) -> None:
+def run_segment(config: dict[str, Any], after_report: Callable[[Report], None] = lambda _report: None) -> None:
     """Ray Tune's trainable: train one segment and report how it ended.
+
+    ``after_report`` is called in the worker between two reports; a sweep has nothing to do there.
 
     Nothing is raised for what the driver can deal with: the last report's ``ended`` says ``done``, ``stopped`` or
     ``error`` (of this cell) or ``world_fault`` (of what is around it), and the cell's folder holds the rest.
@@ -66,10 +68,15 @@ def run_segment(config: dict[str, Any]) -> None:
     from moe.errors import CheckpointError, CorpusError
 
     job = SegmentJob.from_config(config)
+
+    def on_report(report: Report) -> None:
+        tune.report({**report.as_record(), "ended": None})
+        after_report(report)
+
     try:
         ended = train_segment(
             job,
-            on_report=lambda report: tune.report({**report.as_record(), "ended": None}),
+            on_report=on_report,
             on_note=lambda line: tune.report({"note": line, "ended": None}),
         )
         tune.report({"ended": ended})

@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from search_spaces import load_space
+from sweeps.cluster.connection import local_ray
 from sweeps.cluster.machines import Machines
 from sweeps.packing.shares import Share, pack, trials_per_gpu
-from sweeps.running.ray_tune import local_ray, run_trials
+from sweeps.running.ray_tune import run_trials
 from sweeps.trial.device_load import device_name, running_trial
 from tests.integration.desk import Desk
 
@@ -149,7 +150,7 @@ def test_a_ray_of_our_own_has_its_token_even_where_this_process_used_a_cluster_w
         "import os; os.environ['RAY_AUTH_MODE'] = 'disabled'\n"
         "import ray\n"
         "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False); ray.shutdown()\n"
-        "from sweeps.running.ray_tune import local_ray\n"
+        "from sweeps.cluster.connection import local_ray\n"
         "with local_ray(cpus=1, declared_gpus=None):\n"
         "    print('tokens', os.environ['RAY_AUTH_MODE'], ray.get(ray.remote(lambda: 7).remote()))"
     )

@@ -52,7 +52,7 @@ def test_a_gpu_counts_where_torch_can_train_on_it(monkeypatch: pytest.MonkeyPatc
     with machines_at_hand() as machines:
         assert (machines.gpus, machines.device.kind, machines.address) == (0, "cpu", None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    gpu = Device(kind="cuda", name="a GPU", compute_capability=(9, 0))
+    gpu = Device(kind="cuda", name="a GPU", compute_capability=(9, 0), memory_bytes=24 * 2**30)
     monkeypatch.setattr("moe.device.Device.resolve", lambda name="auto": gpu)
     with machines_at_hand() as machines:
         assert (machines.gpus, machines.gpu_gib, machines.device) == (1, 24.0, gpu)
@@ -93,6 +93,7 @@ def test_a_cluster_is_joined_once_and_its_oldest_gpu_stands_for_all(monkeypatch:
         ]
         assert (machines.gpus, machines.gpu_gib, machines.address) == (4, 16.0, "auto")
         assert (machines.device.kind, machines.device.compute_capability) == ("cuda", (7, 0))
+        assert machines.device.memory_bytes == 16 * 2**30, "how many rows the head has at once depends on it"
         assert machines.declaring(9) == machines, "a cluster declares its GPUs itself"
     assert joined == ["auto"]
 

@@ -1,169 +1,186 @@
-"""What gpu-check concludes from what trials measured; the trials themselves on a CPU, where they can run too."""
+"""The command ``sweeps gpu-check``: its order, its files, its exit code. What it measures is played here.
+
+The experiments are rehearsed in ``tests/sweeps/gpu_check``.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from search_spaces import Space, load_space, parse_space, preset_text
-from sweeps.commands.gpu_check import gpu_check, run_checks, write_report
+from moe.device import Device
+from moe.gpu_criteria import ResumeFacts, Row, StepFacts
+from sweeps.cluster.machines import Machines, Node
+from sweeps.commands import gpu_check as command
+from sweeps.commands.gpu_check import EXPERIMENTS, WITH_MPS, gpu_check, markdown, packed_with_mps, rows_of, run_check
 from sweeps.errors import NoDeviceError
-from sweeps.packing.shares import allocator_share
-from sweeps.trial.gpu_experiments import Check, Laboratory, arm_checks, kill_and_resume, packing
-from sweeps.trial.gpu_trial import TrialFacts, TrialOrder
+from sweeps.gpu_check.experiments import GpuCheck, Target
+from sweeps.gpu_check.segments import Laboratory
 
-FACTS = TrialFacts(
-    arm="balanced",
-    precision="bf16",
-    losses=(9.0, 8.5, 8.0, 7.5),
-    tokens_per_s=1000.0,
-    peak_gib=3.0,
-    predicted_peak_gib=3.1,
-    device="a GPU",
-    reserved_gib=3.3,
-    context_gib=0.5,
-    gpu_gib=24.0,
-)
-
-
-class Pretended(Laboratory):
-    """Runs nothing: answers each order as a GPU might, with ``wrong`` changed."""
-
-    def __init__(self, folder: Path, **wrong: Any) -> None:
-        super().__init__(folder)
-        self.orders: list[TrialOrder] = []
-        self.wrong = wrong
-        self.saved = True
-
-    def run(self, orders: Sequence[TrialOrder]) -> list[TrialFacts]:
-        self.orders += orders
-        return [self._answer(order, together=len(orders)) for order in orders]
-
-    def run_and_kill(self, order: TrialOrder) -> bool:
-        return self.saved
-
-    def _answer(self, order: TrialOrder, *, together: int) -> TrialFacts:
-        peak_gib = {"large_batch": 4.0, "balanced": 3.5, "long_seq": 3.0}[order.arm]
-        facts = replace(FACTS, arm=order.arm, precision=order.precision, peak_gib=peak_gib, predicted_peak_gib=peak_gib)
-        if together > 1:
-            facts = replace(facts, tokens_per_s=400.0)
-        if order.gpu_share is not None and together == 1:
-            facts = replace(facts, micro_batch_splits=1)
-        if order.resumes:
-            facts = replace(facts, losses=facts.losses[order.steps // 2 :])
-        return replace(facts, **self.wrong)
+HELD = Row(what="loss", found="9.0 to 8.0 | fine", criterion="it falls", held=True)
+ABSENT = Row(what="MPS", found="not measured: there is no daemon")
+FAILED = Row(what="peak", found="off by 30%", criterion="within 10%", held=False)
+GPU = Machines(nodes=(Node(cpus=16, gpus=1, gpu_gib=139.0),), gpu_name="NVIDIA H200", compute_capability=(9, 0))
 
 
 @pytest.fixture
-def matched() -> Space:
-    return load_space(preset="matched", path=None, overrides=[])
+def check(tmp_path: Path) -> GpuCheck:
+    target = Target(device=Device(kind="cuda", name="NVIDIA H200"), gpu_gib=139.0, occupied_gib=0.5, cpus=16)
+    return GpuCheck(target=target, laboratory=Laboratory(folder=tmp_path / "scratch"), presets={})
 
 
-def run_pretended(laboratory: Pretended, space: Space) -> tuple[list[TrialFacts], dict[str, Check]]:
-    trials, checks = run_checks(laboratory, space, ["fp16", "bf16"], lambda line: None, steps=4)
-    return trials, {check.what: check for check in checks}
+@pytest.fixture
+def rays(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The Rays that were started, none of them real."""
+    started: list[dict[str, Any]] = []
+
+    @contextmanager
+    def pretended(**options: Any) -> Iterator[None]:
+        started.append(options)
+        yield
+
+    monkeypatch.setattr("sweeps.cluster.connection.local_ray", pretended)
+    return started
 
 
-def test_without_cuda_nothing_is_measured_and_nothing_is_claimed(
+def test_without_cuda_it_says_what_it_would_do_measures_nothing_and_claims_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said: list[str] = []
     with pytest.raises(NoDeviceError, match="torch sees no CUDA device here; run it on a machine with a GPU") as error:
-        gpu_check(tmp_path / "gpu-check.json", lambda line: None, lambda table: None)
+        gpu_check(tmp_path / "gpu-check.json", said.append, lambda table: None)
     assert error.value.exit_code == 4
-    assert not (tmp_path / "gpu-check.json").exists()
+    assert said == [
+        "With a CUDA device gpu-check would, in about ten minutes:",
+        *(f"  {name}" for name in (*EXPERIMENTS, WITH_MPS)),
+    ]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_every_arm_is_measured_in_both_precisions_then_packed_starved_and_killed(
-    tmp_path: Path, matched: Space
+def test_every_experiment_runs_on_one_gpu_and_packing_with_mps_on_a_ray_of_its_own(
+    check: GpuCheck, rays: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    laboratory = Pretended(tmp_path)
-    trials, checks = run_pretended(laboratory, matched)
-    assert [(order.arm, order.precision) for order in laboratory.orders[:6]] == [
-        (arm, precision) for precision in ("fp16", "bf16") for arm in ("large_batch", "balanced", "long_seq")
-    ]
-    packed, starved, resumed = laboratory.orders[6:10], laboratory.orders[10], laboratory.orders[11]
-    assert {order.arm for order in packed} == {"long_seq"}, "the lightest arm packs best"
-    assert {order.gpu_share for order in packed} == {allocator_share(1 / 4, 24.0)}
-    assert starved.arm == "large_batch"
-    assert starved.gpu_share == pytest.approx(0.75 * 4.0 / 24.0), "of the peak alone, so that it cannot fit"
-    assert resumed.resumes
-    assert len(trials) == 12
-    assert all(check.held is not False for check in checks.values())
-    assert checks["4 x long_seq packed: throughput"].found == "1,600 tokens/s together, 1,000 alone (1.60x)"
+    ran: list[str] = []
+
+    def played(name: str) -> Any:
+        def experiment(_check: GpuCheck, *, with_mps: bool | None = None) -> Iterator[Row]:
+            ran.append(name if with_mps is None else f"{name} {'with' if with_mps else 'without'} MPS")
+            yield HELD
+
+        return experiment
+
+    @contextmanager
+    def daemon(folder: Path) -> Iterator[None]:
+        ran.append("daemon starts")
+        yield
+        ran.append("daemon ends")
+
+    names = ["training", "memory", "profiles", "packing", "kill_and_resume", "shortage", "overflow", "determinism"]
+    names += ["contests", "compilation"]
+    for name in names:
+        monkeypatch.setattr(GpuCheck, name, played(name))
+    monkeypatch.setattr("sweeps.gpu_check.mps.mps_daemon", daemon)
+    monkeypatch.setattr("sweeps.gpu_check.mps.why_no_mps", lambda: None)
+    said: list[str] = []
+    rows, took_s = run_check(check, said.append)
+    expected = [name if name != "packing" else "packing without MPS" for name in names]
+    assert ran == [*expected, "daemon starts", "packing with MPS", "daemon ends"]
+    assert rays == [{"cpus": 16, "declared_gpus": 1}] * 2, "one GPU, whatever the machine has: packed trials share it"
+    assert rows == [HELD] * 11
+    assert list(took_s) == [*EXPERIMENTS, WITH_MPS]
+    assert said[0].startswith("[1/11] train every arm")
 
 
-def test_a_peak_that_was_not_predicted_a_loss_that_rises_and_a_large_context_break() -> None:
-    facts = replace(FACTS, predicted_peak_gib=2.5, losses=(8.0, 8.1), context_gib=1.5)
-    assert [(check.what, check.held) for check in arm_checks(facts)] == [
-        ("balanced bf16: loss falls", False),
-        ("balanced bf16: peak memory", False),
-        ("balanced bf16: context", False),
-    ]
-    assert arm_checks(facts)[1].found == "predicted 2.50 GiB, measured 3.00 (-16.7%)"
+def test_where_there_is_no_mps_the_row_says_why(check: GpuCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.gpu_check.mps.why_no_mps", lambda: "there is no daemon")
+    [row] = packed_with_mps(check)
+    assert (row.found, row.held) == ("not measured: there is no daemon", None)
 
 
-def test_packed_losses_that_differ_and_a_packed_trial_that_fails_break(tmp_path: Path) -> None:
-    order = TrialOrder(space={}, arm="long_seq", precision="bf16", steps=4, lr=0.01)
-    _, checks = packing(Pretended(tmp_path, losses=(9.0, 8.5, 8.1, 7.5)), order, FACTS)
-    assert [check.held for check in checks] == [None, False, None]
-    (tmp_path / "again").mkdir()
-    _, [failed] = packing(Pretended(tmp_path / "again", error="CUDA out of memory"), order, FACTS)
-    assert (failed.found, failed.held) == ("4 failed: CUDA out of memory", False)
+def test_an_experiment_that_fails_is_a_row_that_fails_after_those_that_it_gave(check: GpuCheck) -> None:
+    def broken(_check: GpuCheck) -> Iterator[Row]:
+        yield HELD
+        raise RuntimeError("ray::train\nCUDA error: an illegal memory access was encountered")
+
+    held, failed = rows_of("overflow", broken, check)
+    assert held == HELD
+    assert (failed.what, failed.held) == ("overflow", False)
+    assert failed.found == "CUDA error: an illegal memory access was encountered"
 
 
-def test_a_memory_shortage_that_splits_nothing_breaks(tmp_path: Path, matched: Space) -> None:
-    _, checks = run_pretended(Pretended(tmp_path, micro_batch_splits=0), matched)
-    assert checks["large_batch short of memory"].held is False
+@pytest.mark.parametrize(("rows", "code"), [([HELD, ABSENT], 0), ([HELD, FAILED], 3)])
+def test_with_a_gpu_everything_is_written_and_a_failed_criterion_is_exit_code_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Row], code: int
+) -> None:
+    def measured(check: GpuCheck, _say: object) -> tuple[list[Row], dict[str, float]]:
+        check.trials.append(StepFacts(arm="matched balanced", precision="bf16", losses=(9.0, 8.0), peak_gib=3.0))
+        check.measured["kill and resume"] = [ResumeFacts(arm="matched balanced", differences=("losses",))]
+        return rows, {"training": 100.0}
 
-
-def test_a_resume_from_another_state_breaks_and_so_does_a_checkpoint_that_never_came(tmp_path: Path) -> None:
-    order = TrialOrder(space={}, arm="long_seq", precision="bf16", steps=4, lr=0.01)
-    _, [other] = kill_and_resume(Pretended(tmp_path, losses=(8.2, 7.5)), order, FACTS)
-    assert (other.found, other.held) == ("2 steps after it, losses differ by 0.2 at most", False)
-    (tmp_path / "again").mkdir()
-    laboratory = Pretended(tmp_path / "again")
-    laboratory.saved = False
-    _, [never] = kill_and_resume(laboratory, order, FACTS)
-    assert (never.found, never.held) == ("it ended before its checkpoint was whole", False)
-
-
-def test_where_no_trial_ran_the_rest_is_not_claimed(tmp_path: Path, matched: Space) -> None:
-    _, checks = run_pretended(Pretended(tmp_path, error="no kernel image"), matched)
-    assert checks["large_batch bf16"].held is False
-    assert checks["packing, out of memory, resume"].held is None
-
-
-def test_the_report_holds_every_number(tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("moe.gpu_experiments.occupied_gib", lambda: 0.5)
+    monkeypatch.setattr("sweeps.cluster.machines.local_machine", lambda: GPU)
+    monkeypatch.setattr("sweeps.ledger.provenance.hardware", lambda: {"gpus": ["NVIDIA H200"]})
+    monkeypatch.setattr(command, "run_check", measured)
     out = tmp_path / "deep" / "gpu-check.json"
-    write_report(out, "a GPU", [FACTS], arm_checks(FACTS))
+    console = Console(record=True, width=160, file=io.StringIO())
+    assert gpu_check(out, console.print, console.print) == code
     report = json.loads(out.read_text())
-    assert report["device"] == "a GPU"
-    assert report["trials"][0]["losses"] == [9.0, 8.5, 8.0, 7.5]
-    assert [check["held"] for check in report["checks"]] == [True, True, True]
-    assert [path.name for path in out.parent.iterdir()] == ["gpu-check.json"]
+    assert (report["schema"], report["device"], report["held"]) == (1, "NVIDIA H200", code == 0)
+    assert report["checks"][0] == {
+        "what": "loss",
+        "found": "9.0 to 8.0 | fine",
+        "criterion": "it falls",
+        "held": True,
+    }
+    assert report["trials"][0]["losses"] == [9.0, 8.0]
+    assert report["measured"]["kill and resume"][0]["differences"] == ["losses"]
+    assert report["took_s"] == {"training": 100.0}
+    assert sorted(path.name for path in out.parent.iterdir()) == ["gpu-check.json", "gpu-check.md"]
+    shown = console.export_text()
+    assert "it falls" in shown
+    assert "written to" in shown
 
 
-@pytest.mark.slow
-def test_real_trials_on_this_machine_are_packed_killed_and_resumed_to_the_same_losses(tmp_path: Path) -> None:
-    """Two processes at a time on a CPU; one thread each, so losses are equal to the last bit."""
-    space = parse_space(preset_text("smoke"))
-    arm = space.strategies[0].name
-    order = TrialOrder(space=space.resolved(), arm=arm, precision="fp32", steps=4, lr=0.01)
-    laboratory = Laboratory(tmp_path)
-    [alone] = laboratory.run([order])
-    assert alone.error is None
-    assert alone.gpu_gib is None
-    assert alone.losses[-1] < alone.losses[0]
-    assert alone.predicted_peak_gib == pytest.approx(alone.peak_gib, rel=0.1)
-    (tmp_path / "gate").mkdir()
-    pair = laboratory.run([replace(order, gate_dir=str(tmp_path / "gate"), gate_count=2)] * 2)
-    assert [facts.losses for facts in pair] == [alone.losses] * 2
-    trials, [resumed] = kill_and_resume(laboratory, order, alone)
-    assert trials[0].losses == alone.losses[2:]
-    assert resumed.held
+def test_the_table_in_markdown_has_a_line_for_each_row() -> None:
+    versions = {"torch": "2.13", "ray": "2.60", "transformers": "5.23"}
+    lines = markdown("NVIDIA H200", versions, [HELD, ABSENT, FAILED]).splitlines()
+    assert lines[0].startswith("Measured on one NVIDIA H200 with torch 2.13, ray 2.60, transformers 5.23")
+    assert lines[4:] == [
+        "| loss | 9.0 to 8.0 \\| fine | it falls | held |",
+        "| MPS | not measured: there is no daemon |  |  |",
+        "| peak | off by 30% | within 10% | **failed** |",
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_named(check: GpuCheck, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Exception, match=r"cannot be written: .*; choose another folder"):
+        command._write_whole(tmp_path / "file" / "gpu-check.json", "{}")
+
+
+def test_the_first_gpu_of_this_machine_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[GpuCheck] = []
+
+    def remember(check: GpuCheck, _say: object) -> tuple[list[Row], dict[str, float]]:
+        found.append(check)
+        return [HELD], {}
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("moe.gpu_experiments.occupied_gib", lambda: 0.5)
+    monkeypatch.setattr("sweeps.cluster.machines.local_machine", lambda: GPU)
+    monkeypatch.setattr(command, "run_check", remember)
+    monkeypatch.setattr(command, "write_report", lambda *_: None)
+    gpu_check(tmp_path / "gpu-check.json", lambda line: None, lambda table: None)
+    [check] = found
+    assert check.target == Target(device=GPU.device, gpu_gib=139.0, occupied_gib=0.5, cpus=16)
+    assert list(check.presets) == ["tutorial", "published", "matched"]
+    assert check.target.device.memory_bytes == 139 * 2**30

@@ -83,6 +83,16 @@ def test_a_cell_that_ended_while_its_lease_was_waited_for_is_not_trained_again(
     assert train_segment(job, on_report=lambda _: None) == "done"
 
 
+def test_between_two_reports_the_worker_does_what_it_is_given_to_do(
+    folder: CellFolder, job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[Any] = []
+    monkeypatch.setattr(trainable, "build_trainer", lambda *_: EndingTrainer())
+    monkeypatch.setattr("ray.tune.report", lambda record: happened.append(("reported", record["ended"])))
+    run_segment(vars(job), after_report=lambda report: happened.append(("after", report.tokens_seen)))
+    assert happened == [("reported", None), ("after", job.until_tokens), ("reported", "done")]
+
+
 def test_a_node_that_lacks_the_mount_ends_no_cell(
     job: SegmentJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
