@@ -317,11 +317,7 @@ def rm(
 
 
 @app.command("gpu-check")
-def gpu_check(
-    out: Annotated[Path, typer.Option(help="The file to write; the table stands beside it as .md.")] = Path(
-        "gpu-check.json"
-    ),
-) -> None:
+def gpu_check(out: Annotated[Path, typer.Option(help="The file; its table is .md.")] = Path("gpu-check.json")) -> None:
     """On a machine with CUDA: right, fast, packed, resumable or not, in one table of criteria (else exit 4)."""
     from sweeps.commands.gpu_check import gpu_check as check
     from sweeps.ledger.destinations import require_file

@@ -228,7 +228,7 @@ class GpuCheck:
         """The first arm of a preset."""
         space = self.presets[preset]
         arm = space.strategies[0].name
-        model = model_config(space, vocab_size=load_training_data(space).tokens.vocab_size)
+        model = model_config(space, arm, vocab_size=load_training_data(space).tokens.vocab_size)
         return Shape(name=f"{preset} {arm}", model=model, batch=batch_configs(space)[arm])
 
     def _in_a_worker(self, experiment: Callable[[Bench, Shape], T], shape: Shape) -> T:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import Cell, Space
+from search_spaces import Space
 from sweeps.cluster.connection import in_a_worker, local_ray
 from sweeps.cluster.machines import Machines
 from sweeps.packing.remembered import remembered
@@ -114,7 +114,7 @@ def calibrated_peaks(space: Space, predicted_peaks_gib: Mapping[str, float], mac
 
 def what_decides(short_run: ShortRun, space: Space, device_name: str) -> Mapping[str, Any]:
     """All that a measured peak depends on: nothing of the sweep's budget, rates or seeds."""
-    table = space.of_arm(order.arm).resolved()
+    table = space.of_arm(short_run.arm).resolved()
     return {
         "model": table["model"],
         "optimizer": table["optimizer"]["kind"],
@@ -161,18 +161,10 @@ def train(short_run: ShortRun) -> StepFacts:
 
 def _config(short_run: ShortRun, space: Space, vocab_size: int) -> TrainConfig:
     """The arm's training config as a sweep would make it, reporting after every step and without exams."""
-    from sweeps.training_config import train_config
+    from sweeps.training_config import any_cell, train_config
 
-    cell = Cell(
-        cell_id=None,
-        phase="confirm",
-        strategy=short_run.arm,
-        lr=short_run.lr,
-        adamw_lr=short_run.lr * (space.rates.adamw_ratio or 1.0),
-        arrangement="shuffled",
-        seed=short_run.seed,
-        budget_tokens=space.budget_tokens,
-    )
+    adamw_lr = short_run.lr * (space.of_arm(short_run.arm).rates.adamw_ratio or 1.0)
+    cell = replace(any_cell(space, short_run.arm), lr=short_run.lr, adamw_lr=adamw_lr, seed=short_run.seed)
     config = train_config(space, cell, vocab_size=vocab_size)
     return replace(
         config, precision=short_run.precision, exam_at_tokens=(), report_every_tokens=config.batch.tokens_per_step
