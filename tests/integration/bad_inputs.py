@@ -65,7 +65,10 @@ BAD_INPUTS = {
             "resources.gpu_per_trial=2": 'must be "auto", 0, a share of one GPU from 0.01 to 1',
             "corpus.validation_share=0.6": "corpus.validation_share=0.6 must be less than 0.5; choose a value < 0.5",
             "strategies.².seq_len=8": "--set strategies.² names none of the strategies",
-            "optimizer.kind=adamw": 'optimizer.kind="adamw" is not a key of optimizer; leave it out (the optimizers',
+            "optimizer.kind=sgd": "optimizer.kind=\"sgd\" must be one of muon, adamw; write 'muon'",
+            "optimizer.name=adamw": 'optimizer.name="adamw" is not a key of optimizer; leave it out (the optimizers',
+            "strategies.balanced.corpus=bytes": 'strategies.balanced.corpus="bytes" is what the comparison rests on',
+            "strategies.balanced.model.top_k=9": "strategies.balanced.model.top_k=9 exceeds model.n_experts (4)",
         }.items()
     },
     # --set
