@@ -14,14 +14,16 @@ from typing import Any
 
 WARM_UP_STEPS = 2  # CUDA loads its code in them, and the first makes the optimizers' state
 
-PRECISION_TOLERANCE_NATS = 0.1
-"""Between the last losses of some steps in 16 bits and in fp32; a product in a wrong type costs far more."""
+PRECISION_TOLERANCE_NATS = 0.05
+"""Between the last losses of some steps in 16 bits and in fp32. Twelve steps of 2,048 tokens and six layers, under the
+choices of a GPU on a CPU, differed by 0.004 at most."""
 
 PEAK_TOLERANCE = 0.10
 """Shares of a GPU are rounded up with a margin of ten percent: a larger error could fill a GPU."""
 
 SPLIT_TOLERANCE_NATS = 5e-3
-"""Smaller parts of a micro-batch add the same numbers in another order. A wrong batch shows as 0.05 and more."""
+"""Smaller parts of a micro-batch add the same numbers in another order: 0.0026 in those twelve steps, in bf16 and four
+parts. A wrong batch shows as 0.05 and more."""
 
 MOST_COST_OF_DETERMINISM = 0.25
 
