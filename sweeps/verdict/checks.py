@@ -10,8 +10,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+from search_spaces import ADAMW_RATES
 from sweeps import formatting as written
-from sweeps.ledger.results import finite
+from sweeps.ledger.results import Arm, SweepResults, finite
 from sweeps.verdict import conditions
 from sweeps.verdict.best_rate import Choice
 from sweeps.verdict.confirmed import DECIDED
@@ -110,15 +111,29 @@ def _tokens(found: Findings) -> Iterator[Check]:
         yield Check(rule=2, kept=True, value=f"{done[0]:,}", sentence="tokens seen by every finished confirm cell")
 
 
+def _rate_of_the_rest(results: SweepResults, arm: Arm) -> str | None:
+    """How AdamW's rate of what is no hidden matrix is tied, in words; None where it is searched for itself."""
+    common = results.space.get("rates")
+    own = {key: arm.differs_in[f"rates.{key}"] for key in ADAMW_RATES if f"rates.{key}" in arm.differs_in}
+    rates = own or (common if isinstance(common, Mapping) else {})
+    if (fixed := finite(rates.get("adamw_fixed"))) is not None:
+        return f"fixed at {written.rate(fixed)}"
+    if (ratio := finite(rates.get("adamw_ratio"))) is None:
+        return None
+    whose = "Muon's" if results.rule_of(arm.name, "optimizer", "kind", "muon") == "muon" else "the hidden matrices'"
+    return f"at {written.rate(ratio)} of {whose}"
+
+
 def _rates(found: Findings) -> Iterator[Check]:
-    rates = found.results.space.get("rates")
-    fixed = rates if isinstance(rates, Mapping) else {}
-    for key, words in (("adamw_ratio", "at {} of Muon's"), ("adamw_fixed", "fixed at {}")):
-        if (value := finite(fixed.get(key))) is not None:
-            rate = words.format(written.rate(value))
-            text = f"conditional on AdamW's rate {rate} in every arm, and on the other settings held fixed"
-            yield Check(rule=5, kept=False, value=rate, sentence=text)
-            break
+    arms_by_rate: dict[str, list[str]] = {}
+    for arm in found.results.arms:
+        if (rate := _rate_of_the_rest(found.results, arm)) is not None:
+            arms_by_rate.setdefault(rate, []).append(arm.name)
+    if arms_by_rate:
+        every = len(arms_by_rate) == 1 and len(next(iter(arms_by_rate.values()))) == len(found.results.arms)
+        rates = [f"{rate} in {'every arm' if every else written.listed(arms)}" for rate, arms in arms_by_rate.items()]
+        text = f"conditional on AdamW's rate {written.listed(rates)}, and on the other settings held fixed"
+        yield Check(rule=5, kept=False, value="; ".join(arms_by_rate), sentence=text)
     if found.confirmed.planned_seeds and not any(found.results.of("explore", arm) for arm in found.confirmed.arms):
         text = "no explore cell is in the records: how each arm's rate was chosen, and whether at an edge, is not known"
         yield Check(rule=5, kept=False, sentence=text)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.verdict.decision import decide
 from sweeps.verdict.findings import RULES, Check
-from tests.sweeps.planted_sweep import ladder
+from tests.sweeps.planted_sweep import confirm, explore, ladder
+from tests.sweeps.planted_sweep import sweep as planted
 from tests.sweeps.report_data import ARMS, BUDGET, changed, results
 
 
@@ -103,3 +104,15 @@ def test_unequal_grids_and_code_that_no_commit_holds_are_not_kept(finished: Swee
 
 def test_what_is_not_known_is_not_checked(finished: SweepResults) -> None:
     assert checks_of(replace(finished, beginning={}), 1) == []
+
+
+def test_an_arm_with_an_adamw_rate_of_its_own_is_named_in_the_condition() -> None:
+    finished = planted([*explore(), *confirm()])
+    first, second, third = finished.beginning["strategies"]
+    own = {**third, "optimizer": {"kind": "adamw"}, "rates": {"adamw_ratio": 1.0}}
+    arms = replace(finished, beginning={**finished.beginning, "strategies": [first, second, own]})
+    said = [check.sentence for check in decide(arms).checks]
+    assert (
+        "conditional on AdamW's rate at 0.3 of Muon's in large_batch and balanced and at 1 of the hidden matrices' in "
+        "long_seq, and on the other settings held fixed"
+    ) in said
