@@ -48,8 +48,14 @@ def names_differ(arms: Arms) -> Problems:
 
 
 def arms_differ(arms: Arms, tables: Mapping[str, Any]) -> Problems:
-    """Arms that differ in nothing that decides a number would be the same cells."""
-    for _, first, repeated in _repeated((_deciding(arm, tables), arm) for arm in arms if has_shape(arm)):
+    """Arms that differ in nothing that decides a number would be the same cells.
+
+    AdamW's rate sets arms apart where both have a ratio, or both a fixed one: a ratio and a grid may meet at a rate.
+    """
+    for _, first, repeated in _repeated((_settings(arm, tables, "windows"), arm) for arm in arms if has_shape(arm)):
+        rates = [_adamw_rate(arm, tables) for arm in (first, repeated)]
+        if rates[0] != rates[1] and rates[0][0] == rates[1][0] != "rates.adamw_grid":
+            continue
         same = _SHAPE_IN_WORDS.format_map(repeated)
         if any(values_of_its_own(arm) for arm in (first, repeated)):
             same += " and the same model, optimizer, schedule and windows"
@@ -57,11 +63,18 @@ def arms_differ(arms: Arms, tables: Mapping[str, Any]) -> Problems:
         yield problem_at(repeated["where"], None, rule, "change one of them or leave it out")
 
 
-def _deciding(arm: Arm, tables: Mapping[str, Any]) -> str:
-    """All that decides an arm's numbers beside its rates; a value that is the common one sets nothing apart."""
+def _settings(arm: Arm, tables: Mapping[str, Any], *more: str) -> str:
+    """What decides an arm's numbers beside its rates and windows; a value that is the common one sets nothing apart."""
     own = {path: value for path, value in values_of_its_own(arm).items() if not path.startswith("rates.")}
     changed = sorted((path, value) for path, value in own.items() if tables.get(path) != value)
-    return f"{_SHAPE_IN_WORDS.format_map(arm)} {arm.get('windows')} {changed}"
+    return f"{_SHAPE_IN_WORDS.format_map(arm)} {changed} {[arm.get(key) for key in more]}"
+
+
+def _adamw_rate(arm: Arm, tables: Mapping[str, Any]) -> tuple[str, Any]:
+    """The path that decides AdamW's rate in an arm, and its value."""
+    as_arm = {**tables, **values_of_its_own(arm)}
+    paths = [f"rates.{key}" for key in ADAMW_RATES]
+    return next(((path, as_arm[path]) for path in paths if as_arm.get(path) is not None), ("", None))
 
 
 def _repeated(keyed: Iterable[tuple[str, Arm]]) -> Iterator[tuple[str, Arm, Arm]]:
@@ -84,6 +97,11 @@ def lengths_nest(arms: Arms) -> Problems:
 
 def controls_are_wanted(controls: bool, arms: Arms) -> Problems:
     """``controls = true`` adds a control of every arm shorter than the longest."""
+    names = [arm.get("name") for arm in arms if arm.get("role") != "control"]
+    for arm in arms:
+        if controls and arm.get("role") != "control" and f"{arm.get('name')}_grouped" in names:
+            rule = f"leaves no name for its control: {arm.get('name')}_grouped is another arm"
+            yield problem_at(f"{arm['where']}.name", arm.get("name"), rule, "rename one of the two")
     lengths = {arm.get("seq_len") for arm in arms}
     if controls and None not in lengths and len(arms) > 1 and len(lengths) == 1:
         rule = "needs an arm shorter than the longest, and all arms have the same seq_len"
@@ -99,7 +117,7 @@ def windows_can_be_grouped(arms: Arms) -> Problems:
             yield problem_at(f"{arm['where']}.windows", "grouped", rule, "leave it out, or shorten the arm")
 
 
-def controls_have_a_subject(arms: Arms) -> Problems:
+def controls_have_a_subject(arms: Arms, tables: Mapping[str, Any]) -> Problems:
     """A control explains the lead of the arm that differs from it in its windows alone."""
     for arm in arms:
         if arm.get("role") != "control" or not has_shape(arm):
@@ -108,19 +126,18 @@ def controls_have_a_subject(arms: Arms) -> Problems:
         if arm.get("windows") != "grouped":
             rule = 'is for an arm with windows = "grouped"'
             yield problem_at(where, "control", rule, 'add windows = "grouped", or leave role out')
-        elif subject_of(arm, arms) is None:
+        elif not any(_is_explained_by(other, arm, tables) for other in arms):
             rule = "needs the arm that it explains: one that differs from it in windows alone"
             yield problem_at(where, "control", rule, 'add that arm, with windows = "shuffled", or leave role out')
 
 
-def subject_of(control: Arm, arms: Arms) -> str | None:
-    """The name of the contender that differs from ``control`` in its windows alone."""
-    settings = (*SHAPE, "model", "optimizer", "schedule")
-    for arm in arms:
-        is_contender = arm.get("role", "contender") == "contender" and arm.get("windows", "shuffled") == "shuffled"
-        if is_contender and all((arm.get(key) or {}) == (control.get(key) or {}) for key in settings):
-            return arm.get("name")
-    return None
+def _is_explained_by(arm: Arm, control: Arm, tables: Mapping[str, Any]) -> bool:
+    """Whether an arm is a contender that differs from ``control`` in its windows alone."""
+    if arm.get("role") == "control" or arm.get("windows") == "grouped" or not has_shape(arm):
+        return False
+    if _adamw_rate(arm, tables) != _adamw_rate(control, tables):
+        return False
+    return _settings(arm, tables) == _settings(control, tables)
 
 
 def rates_of_its_own_are_a_grid(kind: str, arms: Arms) -> Problems:

@@ -140,9 +140,10 @@ def _option_problems(space: Space, lr: Sequence[float], adamw_lr: Sequence[float
 def _budget_problems(space: Space, budgets: Sequence[int]) -> Iterator[Problem]:
     """What the views of the largest budget alone say against another largest one."""
     largest = max(budgets, default=0)
-    if largest > space.budget_tokens and space.time_view:
-        rule = f"exceeds the budget ({space.budget_tokens}) of which this sweep's equal-time view was made"
-        yield problem_at("--budget", largest, rule, "start another sweep with that budget")
+    for view, is_there in (("equal-time", space.time_view), ("equal-FLOPs", space.flops_view)):
+        if largest > space.budget_tokens and is_there:
+            rule = f"exceeds the budget ({space.budget_tokens}) of which this sweep's {view} view was made"
+            yield problem_at("--budget", largest, rule, "start another sweep with that budget")
 
 
 def _arm_problems(space: Space, arm: Mapping[str, Any]) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -13,7 +13,7 @@ from search_spaces.cells import grid_of
 from search_spaces.overrides import apply_overrides
 from search_spaces.presets import preset_text
 from search_spaces.problems import Problem, SpaceErrors, problem_at
-from search_spaces.sections import OptunaSearch
+from search_spaces.sections import OptunaSearch, Strategy
 from search_spaces.space import Space
 
 # A space is a few kilobytes; a file of this size was named by mistake, and TOML is slow to parse.
@@ -70,7 +70,7 @@ def _changed_space(table: Mapping[str, Any], overrides: Sequence[str], source: s
     try:
         changed, problems = apply_overrides(table, overrides)
         space = Space.from_resolved(changed)
-        problems += _unequal_effort(space)
+        problems += unequal_effort(space, space.strategies)
     except SpaceErrors as error:
         problems += error.problems
     except RecursionError as error:
@@ -80,10 +80,10 @@ def _changed_space(table: Mapping[str, Any], overrides: Sequence[str], source: s
     return space
 
 
-def _unequal_effort(space: Space) -> Iterator[Problem]:
-    """An arm that tries more rates than another has an advantage. What extends a sweep later may add to one alone."""
+def unequal_effort(space: Space, arms: Iterable[Strategy]) -> Iterator[Problem]:
+    """Of some arms those that try another number of rates than the table makes: one of more has an advantage."""
     usual = len(space.rates.lr) * len(space.rates.adamw_grid or (None,))
-    for arm in space.strategies:
+    for arm in arms:
         count = 0 if isinstance(space.search, OptunaSearch) or not arm.rates else len(grid_of(space, arm.name))
         if count and count != usual:
             rule = f"makes {count} rates where [rates] makes {usual}, and every arm gets the same tuning effort"

@@ -13,6 +13,7 @@ from math import lcm, prod
 from typing import Any
 
 from search_spaces.arm_rules import (
+    Arm,
     Arms,
     arms_differ,
     controls_are_wanted,
@@ -67,8 +68,15 @@ def broken_rules(values: Mapping[str, Any]) -> list[Problem]:
             for rule in RULES
             if _is_about_an_arm(rule[1]) and any(as_arm.get(path) != common.get(path) for path in rule[1])
         ]
-        problems += [replace(problem, where=f"{arm['where']}.{problem.where}") for problem in _breaches(as_arm, rules)]
+        problems += [_of_arm(problem, arm) for problem in _breaches(as_arm, rules)]
     return problems
+
+
+def _of_arm(problem: Problem, arm: Arm) -> Problem:
+    """A problem at the value of an arm; what no arm has for itself stays where it is."""
+    if problem.where == "rates.max_widenings":
+        return problem
+    return replace(problem, where=f"{arm['where']}.{problem.where}")
 
 
 def _breaches(known: Mapping[str, Any], rules: Sequence[Rule]) -> Iterator[Problem]:
@@ -275,7 +283,7 @@ RULES: Sequence[Rule] = (
     (lengths_nest, ("strategies",)),
     (controls_are_wanted, ("controls", "strategies")),
     (windows_can_be_grouped, ("strategies",)),
-    (controls_have_a_subject, ("strategies",)),
+    (controls_have_a_subject, ("strategies", "tables")),
     (muon_is_used, ("optimizer.kind", "strategies")),
     (gpu_table_names_arms, ("resources.gpu_per_trial", "strategies")),
     (cells_are_bounded, ("strategies", "n_rates", "seeds.explore", "seeds.confirm", "budgets_tokens")),

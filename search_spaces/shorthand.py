@@ -16,7 +16,7 @@ def written_out(table: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(model, Mapping) and "n_heads" in model:
         full["model"] = {"n_kv_heads": model["n_heads"], **model}  # no grouped-query attention
     if isinstance(full.get("strategies"), list | tuple):
-        full["strategies"] = _arms(full)
+        full |= _arms(full)
     if isinstance(search, Mapping):
         bounds = _ends_of_grid(full.get("rates")) if search.get("kind") == "optuna" else {}
         full["search"] = {"kind": "grid", **bounds, **search}
@@ -27,12 +27,24 @@ def written_out(table: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def _arms(table: dict[str, Any]) -> list[Any]:
-    """The arms with key-value heads that follow their heads, and with the controls that ``controls = true`` is for."""
+def _arms(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The arms with key-value heads that follow their heads, and with the controls that ``controls = true`` is for.
+
+    A control has the share of a GPU that its arm has.
+    """
     model = table.get("model")
     shares_heads = not isinstance(model, Mapping) or model.get("n_kv_heads") == model.get("n_heads")
     arms = [_with_own_heads(arm) if shares_heads else arm for arm in table["strategies"]]
-    return [*arms, *_controls(arms)] if table.get("controls") is True else arms
+    if table.get("controls") is not True:
+        return {"strategies": arms}
+    controls = _controls(arms)
+    found: dict[str, Any] = {"strategies": [*arms, *controls.values()]}
+    resources = table.get("resources")
+    shares = resources.get("gpu_per_trial") if isinstance(resources, Mapping) else None
+    if isinstance(resources, Mapping) and isinstance(shares, Mapping):
+        of_controls = {control["name"]: shares[arm] for arm, control in controls.items() if arm in shares}
+        found["resources"] = {**resources, "gpu_per_trial": {**of_controls, **shares}}
+    return found
 
 
 def _with_own_heads(arm: Any) -> Any:
@@ -42,17 +54,24 @@ def _with_own_heads(arm: Any) -> Any:
     return {**arm, "model": {"n_kv_heads": model["n_heads"], **model}}
 
 
-def _controls(arms: Sequence[Any]) -> list[Any]:
-    """A control of every arm that is shorter than the longest: the same arm on grouped windows."""
+def _controls(arms: Sequence[Any]) -> dict[Any, dict[str, Any]]:
+    """By name, a control of every arm that is shorter than the longest and has none: the arm on grouped windows."""
     if not all(isinstance(arm, Mapping) and type(arm.get("seq_len")) is int for arm in arms):
-        return []
-    taken = {arm.get("name") for arm in arms}
+        return {}
+    taken = [arm.get("name") for arm in arms]
+    grouped = [_but_windows(arm) for arm in arms if arm.get("windows") == "grouped"]
     short = [arm for arm in arms if arm["seq_len"] < max(other["seq_len"] for other in arms)]
-    return [
-        {**arm, "name": name, "windows": "grouped", "role": "control"}
+    return {
+        str(arm.get("name")): {**arm, "name": name, "windows": "grouped", "role": "control"}
         for arm in short
-        if arm.get("windows", "shuffled") == "shuffled" and (name := control_name(arm.get("name"))) not in taken
-    ]
+        if arm.get("windows", "shuffled") == "shuffled"
+        and (name := control_name(arm.get("name"))) not in taken
+        and _but_windows(arm) not in grouped
+    }
+
+
+def _but_windows(arm: Mapping[str, Any]) -> dict[str, Any]:
+    return {"grad_accum_steps": 1, **{key: arm[key] for key in arm if key not in ("name", "windows", "role", "rates")}}
 
 
 def control_name(arm: object) -> str:

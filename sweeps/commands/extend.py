@@ -18,6 +18,7 @@ from search_spaces import (
 )
 from search_spaces.cells import confirm_seeds
 from search_spaces.overrides import apply_overrides
+from search_spaces.reading import unequal_effort
 from sweeps.errors import BadInputError
 from sweeps.formatting import plural
 from sweeps.ledger.reading import LedgerReader
@@ -75,6 +76,9 @@ def extend_plan(
     extended = extended_space(
         space, lr=lr, adamw_lr=adamw_lr, strategies=strategies, confirm_seeds=confirm_seeds, budgets=budgets
     )
+    problems = list(unequal_effort(extended, strategies))
+    if problems:
+        raise SpaceErrors(problems, source="the extension")
     identity = identity_of(ledger.beginning())
     old_arms = {strategy.name for strategy in space.strategies}
     added: list[PlannedCell] = [
@@ -138,7 +142,7 @@ def parse_strategy(text: str) -> Strategy:
 
     Raises BadInputError for text of another form, SpaceErrors for a name or values that no strategy can have.
     """
-    shaped, *changes = re.split(r",(?=[a-z_]+(?:\.[a-z_]+)?=)", text)
+    shaped, *changes = re.split(r",(?=[a-z_]+(?:\.[a-z_]+)?=)(?![^{]*\})", text)
     name, _, shape = shaped.partition("=")
     parts = shape.split("x")
     if not name or len(parts) not in (2, 3) or not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
@@ -148,6 +152,11 @@ def parse_strategy(text: str) -> Strategy:
         )
     keys = ("micro_batch_size", "seq_len", "grad_accum_steps")
     table = {"name": name, **dict(zip(keys, map(int, parts), strict=False))}
+    twice = [change for change in changes if change.partition("=")[0] in table]
+    if twice:
+        raise BadInputError(
+            f"--strategy {text!r} says twice what {twice[0].partition('=')[0]} is; leave {twice[0]} out"
+        )
     table, problems = apply_overrides(table, changes)
     if problems:
         raise SpaceErrors(problems, source=f"--strategy {text}")

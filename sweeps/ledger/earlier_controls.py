@@ -7,6 +7,9 @@ from typing import Any
 
 from search_spaces.shorthand import control_name, written_out
 
+CONTROLS_ARE_ARMS = "controls_are_arms"
+"""The key of a page of the plan that no earlier version wrote."""
+
 
 def has_earlier_controls(space: Mapping[str, Any]) -> bool:
     """Whether a resolved space is one in which ``controls = true`` stands for arms that it does not name."""
@@ -24,9 +27,21 @@ def with_control_arms(beginning: dict[str, Any]) -> dict[str, Any]:
     return {**beginning, "space": space, "strategies": [*beginning["strategies"], *added]}
 
 
-def with_cells_of_control_arms(page: dict[str, Any]) -> dict[str, Any]:
-    """A page of such a sweep's plan, with the cells on grouped windows under the names of the control arms."""
-    return {**page, "cells": [_of_control_arm(cell) for cell in page["cells"]]}
+def with_cells_of_control_arms(page: dict[str, Any], space: Mapping[str, Any]) -> dict[str, Any]:
+    """A page of such a sweep's plan that an earlier version wrote.
+
+    The cells on grouped windows have the names of the control arms, and the arms of an extension have controls.
+    """
+    today = {**page, "cells": [_of_control_arm(cell) for cell in page["cells"]]}
+    added = (page["extension"] or {}).get("strategies")
+    if added:
+        known = [*space["strategies"], *added]
+        with_controls = written_out({"strategies": known, "controls": True})["strategies"]
+        controls = [
+            arm for arm in with_controls[len(known) :] if arm["name"] in {control_name(a["name"]) for a in added}
+        ]
+        today["extension"] = {**page["extension"], "strategies": [*added, *controls]}
+    return today
 
 
 def _of_control_arm(cell: Mapping[str, Any]) -> dict[str, Any]:

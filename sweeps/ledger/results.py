@@ -148,7 +148,7 @@ class SweepResults:
         for control in self.every_arm:
             if control.role == "control":
                 shuffled = [arm for arm in self.arms if "windows" not in arm.differs_in]
-                alike = [arm.name for arm in shuffled if _settings(arm) == _settings(control)]
+                alike = [arm.name for arm in shuffled if settings_of(arm) == settings_of(control)]
                 named = [name for name in alike if control_name(name) == control.name]
                 found |= {name: control for name in (named or alike)[:1] if named or len(alike) == 1}
         return found
@@ -233,7 +233,7 @@ def changes_of(strategy: Mapping[str, Any]) -> dict[str, Any]:
     return own if windows == "shuffled" else {**own, "windows": windows}
 
 
-def _settings(arm: Arm) -> tuple[tuple[int | None, ...], str]:
-    """What makes an arm, apart from its windows and its grid of rates."""
-    own = {key: value for key, value in arm.differs_in.items() if key != "windows" and not key.startswith("rates.")}
+def settings_of(arm: Arm) -> tuple[tuple[int | None, ...], str]:
+    """Return what makes an arm, apart from its windows and its grid of rates."""
+    own = {key: value for key, value in arm.differs_in.items() if key not in ("windows", "rates.lr")}
     return arm.shape, str(sorted(own.items()))

@@ -23,6 +23,7 @@ from search_spaces import Cell, did_you_mean
 from sweeps.errors import BadInputError, DamagedError, StorageError, SweepHeldError
 from sweeps.ledger.cell_folder import CellFolder
 from sweeps.ledger.earlier_controls import (
+    CONTROLS_ARE_ARMS,
     has_earlier_controls,
     with_cells_of_control_arms,
     with_control_arms,
@@ -169,6 +170,7 @@ class Ledger:
             "sweep_id": sweep_id or self._sweep_id(),
             "added_s": self.storage.world.time_s(),
             "because": because,
+            CONTROLS_ARE_ARMS: True,
             "extension": None if extension is None else dict(extension),
             "cells": [
                 {**asdict(planned.cell), "reason": planned.reason, "may_stop_early": planned.may_stop_early}
@@ -220,13 +222,14 @@ class Ledger:
 
     def _of_today(self, page: dict[str, Any]) -> dict[str, Any]:
         """A page of the plan, with the controls of an earlier version as the arms that they are today."""
-        if all(cell["arrangement"] == "shuffled" for cell in page["cells"]):
+        added = (page["extension"] or {}).get("strategies")
+        if page.get(CONTROLS_ARE_ARMS) or (not added and all(c["arrangement"] == "shuffled" for c in page["cells"])):
             return page
         try:
             space = read_entry(self.storage, "sweep.json", Beginning)["space"]
         except FileNotFoundError:
             return page
-        return with_cells_of_control_arms(page) if has_earlier_controls(space) else page
+        return with_cells_of_control_arms(page, space) if has_earlier_controls(space) else page
 
     def cell_folder(self, cell_id: str) -> CellFolder:
         """The folder of one cell; it need not exist yet. Raises DamagedError for what cannot be a cell's id."""

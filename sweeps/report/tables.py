@@ -141,18 +141,26 @@ def rate_table(facts: Facts) -> Table | None:
 
 
 def scale(facts: Facts) -> tuple[tuple[str, str], ...]:
-    """Return the size of the model and of its training as (name, value), nothing where the model is not known."""
-    model = facts.model
-    if model is None:
-        return ()
-    from moe.flops import active_parameters, total_parameters
+    """Return the size of the arms' models and of their training as (name, value), nothing where no model is known."""
+    sizes = [(arm.arm.parameters, arm.arm.active_parameters) for arm in facts.arms]
+    known = [(total, active) for total, active in sizes if total and active]
+    if facts.model is not None and len(known) < len(sizes):
+        from moe.flops import active_parameters, total_parameters
 
-    active = active_parameters(model)
+        known = [(total_parameters(facts.model), active_parameters(facts.model))]
+    if not known:
+        return ()
+    totals, actives = ([size[place] for size in known] for place in (0, 1))
+    ratios = [f"{facts.budget_tokens / active:.3g}" for active in (max(actives), min(actives))]
     return (
-        ("Parameters", written.short_count(total_parameters(model))),
-        ("Active for a token", written.short_count(active)),
-        ("Tokens per active parameter", f"{facts.budget_tokens / active:.3g}"),
+        ("Parameters", _span(*(written.short_count(pick(totals)) for pick in (min, max)))),
+        ("Active for a token", _span(*(written.short_count(pick(actives)) for pick in (min, max)))),
+        ("Tokens per active parameter", _span(*ratios)),
     )
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def work_table(facts: Facts) -> Table | None:

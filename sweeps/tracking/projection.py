@@ -264,6 +264,7 @@ def _cell_params(cell: Cell, results: SweepResults) -> dict[str, str]:
         "tokens_per_step": arm.tokens_per_step,
         **_section(results, "model"),
         **_section(results, "optimizer"),
+        **_section(results, "schedule"),
         **arm.differs_in,
     }
     return {key: str(value) for key, value in params.items() if value is not None}

@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
-from sweeps.ledger.results import CellResult, SweepResults, finite
+from sweeps.ledger.results import CellResult, SweepResults, finite, settings_of
 from sweeps.verdict.best_rate import choose
 from sweeps.verdict.confirmed import Confirmed, test_loss
 from sweeps.verdict.evidence import Evidence, paired_evidence, winner
@@ -100,10 +100,14 @@ def controls(
     """
     if not results.controls or any(arm.seq_len is None for arm in results.arms):
         return None
-    long = max(results.arms, key=lambda arm: arm.seq_len or 0).name
+    longest = max(arm.seq_len or 0 for arm in results.arms)
+    arms = {arm.name: arm for arm in results.arms}
     found = [
-        _control_split(results, confirmed, subject, control.name, long, seeds, alpha)
+        _control_split(results, confirmed, subject, control.name, long.name, seeds, alpha)
         for subject, control in results.controls.items()
+        # of the arms of that length the one that differs from the short arm in its shape alone
+        for long in results.arms
+        if long.seq_len == longest and settings_of(long)[1] == settings_of(arms[subject])[1]
     ]
     return tuple(entry for entry in found if entry is not None) or None
 

@@ -265,3 +265,53 @@ def test_every_problem_of_arms_is_told_at_once(tiny_text: str) -> None:
 def test_every_preset_gives_its_arms_equally_many_rates(name: str) -> None:
     space = load_space(preset=name)
     assert len({len(grid_of(space, arm.name)) for arm in space.strategies}) == 1
+
+
+TWINS = """
+[[strategies]]
+name = "twin"
+micro_batch_size = 8
+seq_len = 8
+"""
+
+
+def test_a_ratio_of_adamws_rate_of_its_own_sets_an_arm_apart(tiny_text: str, identity: Identity) -> None:
+    space = parse_space(tiny_text.replace("[rates]", f"{TWINS}rates.adamw_ratio = 1.0\n[rates]"))
+    cells = explore_cells(space, identity)
+    assert len({cell.cell_id for cell in cells}) == len(cells)
+    fixed = tiny_text.replace("[rates]", f"{TWINS}rates.adamw_fixed = 0.003\n[rates]")
+    assert "so both would be the same cells" in message_of(fixed, [])  # 0.3 of 0.01 is 0.003 too
+
+
+def test_a_control_with_another_adamw_rate_explains_nothing(tiny_text: str) -> None:
+    control = TWINS + 'windows = "grouped"\nrole = "control"\nrates.adamw_ratio = 1.0\n[rates]'
+    assert "needs the arm that it explains" in message_of(tiny_text.replace("[rates]", control), [])
+
+
+def test_controls_are_added_once_and_take_no_name(tiny_text: str) -> None:
+    own = tiny_text.replace("[rates]", TWINS + 'windows = "grouped"\nrole = "control"\n[rates]')
+    names = [arm.name for arm in parse_space(own, ["controls=true"]).strategies]
+    assert names == ["large_batch", "long_seq", "twin"]
+    taken = ["controls=true", "strategies.long_seq.name=large_batch_grouped"]
+    assert message_of(tiny_text, taken) == (
+        'strategies.large_batch.name="large_batch" leaves no name for its control: large_batch_grouped is another arm; '
+        "rename one of the two"
+    )
+
+
+def test_a_control_has_the_share_of_a_gpu_of_its_arm(tiny_text: str) -> None:
+    shares = "resources.gpu_per_trial={ large_batch = 0.5, long_seq = 0.25 }"
+    space = parse_space(tiny_text, ["controls=true", shares])
+    assert space.resources.gpu_per_trial == {"large_batch": 0.5, "long_seq": 0.25, "large_batch_grouped": 0.5}
+
+
+def test_a_remedy_of_an_arm_is_one_that_it_may_follow(tiny_text: str) -> None:
+    assert message_of(tiny_text, ["rates.max_widenings=1", "strategies.long_seq.rates.lr=[0.01]"]).startswith(
+        "rates.max_widenings=1 needs two rates in rates.lr"
+    )
+
+
+@pytest.mark.parametrize("view", ["time_view", "flops_view"])
+def test_a_larger_budget_is_refused_where_a_view_was_made_of_the_old_one(tiny_text: str, view: str) -> None:
+    with pytest.raises(SpaceErrors, match="--budget=8192 exceeds the budget"):
+        extended_space(parse_space(tiny_text, [f"{view}=true"]), budgets=[8192])

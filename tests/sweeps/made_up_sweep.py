@@ -36,6 +36,7 @@ def beginning(name: str = "first", sweep_id: str = "feed0001") -> dict[str, Any]
             "corpus": {"kind": "embedded"},
             "model": {"d_model": 64, "n_layers": 3, "n_experts": 8, "top_k": 2},
             "optimizer": {"muon_momentum": 0.95},
+            "schedule": {"warmup_share": 0.05, "decay_share": 0.2},
         },
         "exam": {"fingerprint": "e" * 16, "rows_test": 8, "packed": False},
         "fingerprints": {"corpus": "c" * 64, "tokenizer": "t" * 64, "exam": "e" * 64, "code": "d" * 64},

@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
-from search_spaces import Identity, Rate, Space, confirm_cells, explore_cells, load_space
+from search_spaces import Identity, Rate, Space, confirm_cells, explore_cells, extended_space, load_space
 from search_spaces.shorthand import control_name
+from sweeps.commands.extend import extend_plan
 from sweeps.ledger.reading import LedgerReader
 from sweeps.ledger.space import current_space, identity_of
 from sweeps.ledger.sweep_folder import Ledger
@@ -55,6 +56,30 @@ def test_its_cells_are_those_of_the_control_arms_under_their_own_ids(ledger: Led
     }
     judged = results.of("confirm", "balanced_grouped")
     assert [(found.cell.seed, found.cell.arrangement) for found in judged] == [(101, "grouped"), (102, "grouped")]
+
+
+def test_it_goes_on_with_pages_of_today(ledger: Ledger, space: Space) -> None:
+    ids = write_as_before(ledger, space, IDENTITY)
+    extended = extend_plan(ledger, current_space(ledger), lr=[0.04])
+    results = LedgerReader(ledger).results()  # which computes every id again
+    added = [r.cell for r in results.cells if r.cell.cell_id not in ids]
+    assert {cell.strategy for cell in added} == {arm.name for arm in extended.strategies}
+    assert current_space(ledger).resolved() == extended.resolved()
+
+
+def test_an_arm_that_it_was_extended_by_had_a_control_too(ledger: Ledger, space: Space) -> None:
+    ids = write_as_before(ledger, space, IDENTITY)
+    arm = {"name": "short", "micro_batch_size": 8, "seq_len": 128, "grad_accum_steps": 1}
+    control = {**arm, "name": "short_grouped", "windows": "grouped", "role": "control"}
+    added = extended_space(space, strategies=[arm, control])
+    cells = [cell for cell in explore_cells(added, IDENTITY) if cell.strategy.startswith("short")]
+    entries = [{**asdict(c), "strategy": "short", "reason": "grid", "may_stop_early": False} for c in cells]
+    options = {"lr": [], "adamw_lr": [], "strategies": [arm], "confirm_seeds": None, "budgets": []}
+    page = {"schema": 1, "sweep_id": "1", "added_s": 0.0, "because": "", "extension": options, "cells": entries}
+    ledger.storage.write_bytes("plan/0002.json", json.dumps(page).encode())
+    results = LedgerReader(ledger).results()
+    assert {r.cell.strategy for r in results.cells if r.cell.cell_id not in ids} == {"short", "short_grouped"}
+    assert results.controls["short"].name == "short_grouped"
 
 
 def test_nothing_of_it_is_planned_again(ledger: Ledger, space: Space) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.verdict.decision import decide
 from sweeps.verdict.verdict import Verdict
-from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, cell, confirm, control, explore, sweep
+from tests.sweeps.planted_sweep import BUDGET, CLEAR_WIN, SHAPES, cell, confirm, control, explore, sweep
 
 GAINS = {"large_batch": 0.0, "balanced": 0.1, "long_seq": 0.35}
 """What its own context gives each arm over the common one."""
@@ -95,6 +95,17 @@ def test_the_control_splits_a_lead_into_diversity_and_length() -> None:
     assert row.diversity_share == pytest.approx(0.15 / 0.4)
     assert any("38% of large_batch's lead over long_seq" in caveat for caveat in verdict.caveats)
     assert not any("no control was run" in caveat for caveat in verdict.caveats)
+
+
+@pytest.mark.parametrize(("own", "splits"), [(("large_batch", "large_batch_grouped"), 0), (SHAPES, 1)])
+def test_a_lead_is_split_against_the_long_arm_of_the_same_model_alone(own: Collection[str], splits: int) -> None:
+    results = sweep([*explore(), *confirm(), *grouped()])
+    arms = [
+        {**arm, "model": {"top_k": 1} if arm["name"] in own or arm.get("role") == "control" else {}}
+        for arm in results.beginning["strategies"]
+    ]
+    verdict = decide(replace(results, beginning={**results.beginning, "strategies": arms}))
+    assert len(verdict.controls or ()) == splits
 
 
 @pytest.mark.parametrize(
