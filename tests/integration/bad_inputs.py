@@ -67,8 +67,8 @@ BAD_INPUTS = {
             "strategies.².seq_len=8": "--set strategies.² names none of the strategies",
             "optimizer.kind=sgd": "optimizer.kind=\"sgd\" must be one of muon, adamw; write 'muon'",
             "optimizer.name=adamw": 'optimizer.name="adamw" is not a key of optimizer; leave it out (the optimizers',
-            "strategies.balanced.corpus=bytes": 'strategies.balanced.corpus="bytes" is what the comparison rests on',
-            "strategies.balanced.model.top_k=9": "strategies.balanced.model.top_k=9 exceeds model.n_experts (4)",
+            "strategies.long.corpus=bytes": 'strategies.long.corpus="bytes" is what the comparison rests on',
+            "strategies.long.model.top_k=9": "strategies.long.model.top_k=9 exceeds model.n_experts (2)",
         }.items()
     },
     # --set
