@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 from sweeps.packing.shares import Share
@@ -51,6 +52,19 @@ class Engine(Protocol):
         ...
 
 
+@contextmanager
+def _results_left_alone() -> Iterator[None]:
+    """Pass what Ray raises where it makes a result of a trial that never had a folder: its node was lost before.
+
+    All trials have ended by then, and their results are in the ledger.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "trial_dir_name" not in str(error):
+            raise
+
+
 def run_trials(
     source: SegmentSource, share: Share, *, slots: int, storage_uri: str | None, trainable: Trainable = run_segment
 ) -> None:
@@ -65,7 +79,7 @@ def run_trials(
 
     folder = storage_uri or tempfile.mkdtemp(prefix="moe-sweeps-ray-")
     try:
-        Tuner(
+        tuner = Tuner(
             tune.with_resources(trainable, lambda config: placement(share, config["avoid"])),
             tune_config=TuneConfig(
                 search_alg=SegmentSearcher(source),
@@ -81,7 +95,9 @@ def run_trials(
                 callbacks=[],
                 failure_config=FailureConfig(max_failures=0),
             ),
-        ).fit()
+        )
+        with _results_left_alone():
+            tuner.fit()
     finally:
         if storage_uri is None:
             shutil.rmtree(folder, ignore_errors=True)
