@@ -49,7 +49,7 @@ def test_the_verdict_says_what_sets_arms_apart(compared: Sweeps) -> None:
     assert (short["differs_in"], long["differs_in"]["model.top_k"]) == ({}, 2)
     assert long["active_parameters"] > short["active_parameters"]
     assert long["flops_per_token"] > short["flops_per_token"]
-    assert [entry["a"] for entry in verdict["controls"]] == ["short"]
+    assert verdict["controls"] is None, "the long arm has another model: a lead over it is not of length alone"
     tokens = verdict["by_budget"]["flops"]["budgets_tokens"]
     assert tokens["long"] < tokens["short"] == verdict["budget_tokens"]
     report = (compared.runs / "first" / "report.md").read_text()
@@ -61,7 +61,7 @@ def test_records_judged_again_are_the_same_verdict(compared: Sweeps) -> None:
     compared("records", "first", "--out", "records.csv")
     again = json.loads(compared("verdict", "--records", "records.csv", "--json"))
     verdict = json.loads((compared.runs / "first" / "verdict.json").read_text())
-    shared = ("outcome", "pairs", "controls", "context")
+    shared = ("outcome", "pairs", "context")
     assert {key: again[key] for key in shared} == {key: verdict[key] for key in shared}
 
 
