@@ -25,13 +25,14 @@ from search_spaces.problems import Problem, SpaceErrors, did_you_mean
 from search_spaces.pydantic_errors import checked_strategy
 from search_spaces.reading import load_space, parse_space, template_text, with_overrides
 from search_spaces.scaling import budget_unit, scaled_space
-from search_spaces.sections import ADAMW_RATES, ARM_TABLES, EarlyStopping, OptunaSearch, Strategy
+from search_spaces.sections import ADAMW_RATES, ARM_TABLES, SHAPE, EarlyStopping, OptunaSearch, Strategy
 from search_spaces.space import MOST_BUDGET_TOKENS, Space
 
 __all__ = [
     "ADAMW_RATES",
     "ARM_TABLES",
     "MOST_BUDGET_TOKENS",
+    "SHAPE",
     "Arrangement",
     "Cell",
     "CorpusFacts",

@@ -9,6 +9,7 @@ from typing import Any
 from search_spaces.budget_rules import Problems
 from search_spaces.problems import Problem, did_you_mean, nearest_divisors, problem_at
 from search_spaces.sections import ADAMW_RATES, ARM_TABLES, SHAPE
+from search_spaces.shorthand import control_name
 
 Arm = Mapping[str, Any]
 """The sound values of an arm, with its place as ``--set`` addresses it under ``where``."""
@@ -99,8 +100,9 @@ def controls_are_wanted(controls: bool, arms: Arms) -> Problems:
     """``controls = true`` adds a control of every arm shorter than the longest."""
     names = [arm.get("name") for arm in arms if arm.get("role") != "control"]
     for arm in arms:
-        if controls and arm.get("role") != "control" and f"{arm.get('name')}_grouped" in names:
-            rule = f"leaves no name for its control: {arm.get('name')}_grouped is another arm"
+        control = control_name(arm.get("name"))
+        if controls and arm.get("role") != "control" and control in names:
+            rule = f"leaves no name for its control: {control} is another arm"
             yield problem_at(f"{arm['where']}.name", arm.get("name"), rule, "rename one of the two")
     lengths = {arm.get("seq_len") for arm in arms}
     if controls and None not in lengths and len(arms) > 1 and len(lengths) == 1:

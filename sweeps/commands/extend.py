@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from search_spaces import (
+    SHAPE,
     Rate,
     Space,
     SpaceErrors,
@@ -150,8 +151,7 @@ def parse_strategy(text: str) -> Strategy:
             f"--strategy {text!r} is not NAME=MICRO_BATCHxSEQ_LEN or NAME=MICRO_BATCHxSEQ_LENxACCUMULATION, with "
             "KEY=VALUE after commas; for example --strategy medium=16x128 or --strategy wide=32x64,model.d_expert=256"
         )
-    keys = ("micro_batch_size", "seq_len", "grad_accum_steps")
-    table = {"name": name, **dict(zip(keys, map(int, parts), strict=False))}
+    table = {"name": name, **dict(zip(SHAPE, map(int, parts), strict=False))}
     twice = [change for change in changes if change.partition("=")[0] in table]
     if twice:
         raise BadInputError(

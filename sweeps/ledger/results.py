@@ -139,6 +139,15 @@ class SweepResults:
         return tuple(arm for arm in self.every_arm if arm.role != "control")
 
     @cached_property
+    def model_sizes(self) -> tuple[tuple[float, float], ...]:
+        """Total and active parameters of the arms that are compared, once each; an earlier version knew one for all."""
+        sizes = [(arm.parameters, arm.active_parameters) for arm in self.arms]
+        common = self.beginning.get("parameters")
+        if isinstance(common, Mapping) and any(None in size for size in sizes):
+            sizes = [(common.get("total"), common.get("active"))]
+        return tuple(dict.fromkeys((float(total), float(active)) for total, active in sizes if total and active))
+
+    @cached_property
     def controls(self) -> Mapping[str, Arm]:
         """By the arm that it explains, the control: the same arm on grouped windows.
 

@@ -211,11 +211,11 @@ class Ledger:
         last = max(numbers(self.storage, "plan"), default=0)
         number = len(self._pages) + 1  # a page never changes once it is written
         while (page := find_entry(self.storage, f"plan/{number:04d}.json", PlanPage)) is not None:
-            self._pages[number] = page
+            self._pages[number] = self._of_today(page)
             number += 1
         if number <= last:
             raise DamagedError(f"{self.storage.uri}/plan/{number:04d}.json is missing; restore it from a copy")
-        pages = list(map(self._of_today, self._pages.values()))
+        pages = list(self._pages.values())
         if len({page.get("sweep_id") for page in pages}) < 2:
             return pages
         return [page for page in pages if page.get("sweep_id") in (None, self._sweep_id())]

@@ -14,7 +14,7 @@ from sweeps.cluster.speed import seconds_per_token, seconds_per_token_on_cluster
 from sweeps.packing.shares import Packing
 from sweeps.plan.forecast import explore_tokens_per_arm
 from sweeps.training_config import model_config
-from sweeps.verdict.token_costs import SAME_FLOPS
+from sweeps.verdict.token_costs import costlier_arms
 
 if TYPE_CHECKING:
     from sweeps.training_data import TrainingData
@@ -90,10 +90,8 @@ def flops_view_tokens(space: Space, *, vocab_size: int) -> dict[str, int]:
     if not space.flops_view:
         return {}
     compared = [arm.name for arm in space.strategies if not arm.is_control]
-    costs = {arm: flops for arm, flops in _flops_per_token(space, vocab_size).items() if arm in compared}
-    least = min(costs.values())
-    costlier = {arm: cost / least for arm, cost in costs.items() if cost / least > SAME_FLOPS}
-    return {arm: round(space.seeds.confirm * space.budget_tokens / cost) for arm, cost in costlier.items()}
+    costs = costlier_arms({arm: cost for arm, cost in _flops_per_token(space, vocab_size).items() if arm in compared})
+    return {arm: round(space.seeds.confirm * space.budget_tokens / cost) for arm, cost in costs.items()}
 
 
 def _from_flops(space: Space, vocab_size: int, threads: int) -> dict[str, float]:

@@ -26,7 +26,7 @@ from sweeps.ledger.sweep_folder import PlannedCell
 from sweeps.verdict.best_rate import Choice, choose
 from sweeps.verdict.margin import default_margin
 from sweeps.verdict.speeds import measured_speeds
-from sweeps.verdict.token_costs import SAME_FLOPS, token_costs
+from sweeps.verdict.token_costs import costlier_arms, flops_of_tokens
 
 View = Literal["time", "flops"]
 VIEWS: Final[Mapping[View, str]] = {"time": "time", "flops": "FLOPs"}
@@ -166,8 +166,8 @@ def _view_cells(
     if any(not cells or any(result.outcome is None for result in cells) for cells in confirmed.values()):
         return []
     frozen = {r.cell.strategy: float(r.cell.budget_tokens) for r in results.cells if r.cell.phase == phase}
-    make = _budgets_of_equal_time if phase == "time" else _budgets_of_equal_flops
-    budgets = frozen or make(space, results, confirmed)
+    shares = _shares_of_equal_time(confirmed) if phase == "time" else _shares_of_equal_flops(results)
+    budgets = frozen or {arm: space.budget_tokens * share for arm, share in shares.items()}
     chosen = {arm: _rate_of(choice) for arm in budgets if (choice := choose(results, arm)) is not None}
     made = view_cells(space, identity, phase, chosen, budgets)
     return [
@@ -177,25 +177,18 @@ def _view_cells(
     ]
 
 
-def _budgets_of_equal_time(
-    space: Space, _: SweepResults, confirmed: Mapping[str, Sequence[CellResult]]
-) -> dict[str, float]:
-    """Tokens of each slower arm, by the arms' throughput in confirm cells under one load; none without speeds."""
+def _shares_of_equal_time(confirmed: Mapping[str, Sequence[CellResult]]) -> dict[str, float]:
+    """Of the budget what each slower arm trains while the fastest ends, by confirm cells under one load."""
     measured = measured_speeds(confirmed)
     if measured is None:
         return {}
     fastest = max(measured.tokens_per_s.values())
-    return {
-        arm: space.budget_tokens * speed / fastest for arm, speed in measured.tokens_per_s.items() if speed < fastest
-    }
+    return {arm: speed / fastest for arm, speed in measured.tokens_per_s.items() if speed < fastest}
 
 
-def _budgets_of_equal_flops(
-    space: Space, results: SweepResults, _: Mapping[str, Sequence[CellResult]]
-) -> dict[str, float]:
-    """Tokens of each arm in the training FLOPs that the arm of fewest per token needs for the whole budget."""
-    costs = token_costs(results) or {}
-    return {arm: space.budget_tokens / cost for arm, cost in costs.items() if cost > SAME_FLOPS}
+def _shares_of_equal_flops(results: SweepResults) -> dict[str, float]:
+    """Of the budget what each costlier arm trains in the FLOPs that the cheapest one needs for the whole of it."""
+    return {arm: 1 / cost for arm, cost in costlier_arms(flops_of_tokens(results)).items()}
 
 
 def _rate_of(choice: Choice) -> Rate:

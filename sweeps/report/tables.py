@@ -142,12 +142,11 @@ def rate_table(facts: Facts) -> Table | None:
 
 def scale(facts: Facts) -> tuple[tuple[str, str], ...]:
     """Return the size of the arms' models and of their training as (name, value), nothing where no model is known."""
-    sizes = [(arm.arm.parameters, arm.arm.active_parameters) for arm in facts.arms]
-    known = [(total, active) for total, active in sizes if total and active]
-    if facts.model is not None and len(known) < len(sizes):
+    known = facts.results.model_sizes
+    if not known and facts.model is not None:
         from moe.flops import active_parameters, total_parameters
 
-        known = [(total_parameters(facts.model), active_parameters(facts.model))]
+        known = ((total_parameters(facts.model), active_parameters(facts.model)),)
     if not known:
         return ()
     totals, actives = ([size[place] for size in known] for place in (0, 1))

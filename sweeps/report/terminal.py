@@ -40,8 +40,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
 
 
 def _shape(arm: ArmResult) -> str:
-    sizes = (arm.arm.micro_batch_size, arm.arm.seq_len, arm.arm.grad_accum_steps)
-    return "" if None in sizes else "x".join(map(str, sizes))
+    return "" if None in arm.arm.shape else "x".join(map(str, arm.arm.shape))
 
 
 def _mean(arm: ArmResult) -> str:

@@ -15,7 +15,7 @@ from sweeps.verdict.evidence import Evidence, winner
 from sweeps.verdict.leads import evidence_of, pair_differences
 from sweeps.verdict.rows import BudgetViews, FlopsView, RungView, TimeView, TokensToTarget, TokensView, UpdatesView
 from sweeps.verdict.speeds import Speeds, measured_speeds
-from sweeps.verdict.token_costs import SAME_FLOPS, token_costs
+from sweeps.verdict.token_costs import costlier_arms, flops_of_tokens
 from sweeps.verdict.trend_rows import TokenShare, Trend
 
 
@@ -120,9 +120,8 @@ def _equal_flops(results: SweepResults, confirmed: Confirmed, alpha: float, *, i
 
     None where a costlier arm has no cells there: one that an extension added is in no budget that was made.
     """
-    costs = token_costs(results) or {}
-    costlier = [arm for arm in confirmed.arms if costs.get(arm, 0.0) > SAME_FLOPS]
-    found = _own_budgets(results, confirmed, "flops", costlier)
+    costs = costlier_arms(flops_of_tokens(results))
+    found = _own_budgets(results, confirmed, "flops", [arm for arm in confirmed.arms if arm in costs])
     return None if found is None else FlopsView(**found.fields, **_view(*found.seen, alpha, is_judged=is_judged))
 
 

@@ -11,7 +11,7 @@ from sweeps.verdict.evidence import FEWEST_DOCUMENTS
 from sweeps.verdict.findings import Check, Findings
 from sweeps.verdict.rows import ControlSplit
 from sweeps.verdict.speeds import measured_speeds
-from sweeps.verdict.token_costs import SAME_FLOPS, token_costs
+from sweeps.verdict.token_costs import costlier_arms, flops_of_tokens
 
 MEMORY_SPREAD_LIMIT = 0.10
 """Peaks that differ by more than this are not equal memory (rule 10 of the method)."""
@@ -120,20 +120,21 @@ def time(found: Findings) -> Iterator[Check]:
 
 def flops(found: Findings) -> Iterator[Check]:
     """Whether a token costs arms with other models the same, and what equal FLOPs say where it does not."""
-    costs = token_costs(found.results)
+    costs = flops_of_tokens(found.results)
     has_models = any(key.startswith("model.") for arm in found.results.arms for key in arm.differs_in)
-    if not has_models or costs is None:
+    if not has_models or not costs:
         return
     low, high = min(costs, key=costs.__getitem__), max(costs, key=costs.__getitem__)
-    ratio = costs[high]
+    ratio = costs[high] / costs[low]
     view = found.by_budget.flops
-    if ratio <= SAME_FLOPS:
+    if not costlier_arms(costs):
         yield Check(rule=15, kept=True, value=f"{ratio:.3f}", sentence="largest ratio of training FLOPs per token")
     elif view is None:
-        text = f"a token of {high} costs {ratio:.2f} times the training FLOPs of one of {low}"
-        has_view = found.results.space.get("flops_view") is True  # whose cells are to come, or miss an arm added later
-        text += (
-            f": equal tokens are not equal FLOPs{'' if has_view else ' (`flops_view = true` compares at those too)'}"
+        # with the view asked for, its cells are to come, or miss an arm that was added later
+        how = "" if found.results.space.get("flops_view") else " (`flops_view = true` compares at those too)"
+        text = (
+            f"a token of {high} costs {ratio:.2f} times the training FLOPs of one of {low}: equal tokens are not equal "
+            f"FLOPs{how}"
         )
         yield Check(rule=15, kept=False, value=f"{ratio:.2f}", sentence=text)
     elif found.outcome in DECIDED and view.winner != found.winner:
@@ -150,7 +151,7 @@ def half_lives(found: Findings) -> Iterator[Check]:
     held = [found.results.rule_of(a.name, "optimizer", HALF_LIVES, None) for a in found.results.arms]
     if len(steps) < 2 or None in steps:
         return
-    if all(held):
+    if all(held) and len(set(held)) == 1:
         yield Check(rule=15, kept=True, sentence="momentum and betas have the same half-lives in tokens in every arm")
     elif found.results.space.get("optimizer") is not None:
         text = (
@@ -162,12 +163,10 @@ def half_lives(found: Findings) -> Iterator[Check]:
 
 def scale(found: Findings) -> Iterator[Check]:
     """Whether training was long for the size of the model, the largest where arms differ."""
-    size = found.results.beginning.get("parameters")
-    common = finite(size.get("active")) if isinstance(size, Mapping) else None
-    active = max((arm.active_parameters or 0 for arm in found.results.arms), default=0) or common
-    if not active:
+    sizes = found.results.model_sizes
+    if not sizes:
         return
-    ratio = found.results.budget_tokens / active
+    ratio = found.results.budget_tokens / max(active for _, active in sizes)
     if ratio >= TOKENS_PER_PARAMETER:
         yield Check(rule=11, kept=True, value=f"{ratio:.3g}", sentence="tokens per active parameter")
         return

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from search_spaces import Cell
+from search_spaces import SHAPE, Cell
 from search_spaces.shorthand import control_name
 from sweeps import formatting as written
 from sweeps.ledger.results import FINAL_OUTCOMES, CellResult, SweepResults
@@ -51,7 +51,6 @@ RULES: Final[dict[Kind, tuple[Callable[[str], bool], str]]] = {
     ),
 }
 """By kind of column: whether a value is one, and what it must be."""
-SHAPE: Final = ("micro_batch_size", "seq_len", "grad_accum_steps")
 SCHEDULE: Final = ("warmup_share", "decay_share")
 LONGEST_SHOWN = 60
 FIRST_LINE = 2

@@ -291,7 +291,7 @@ def _nats(value: float) -> str:
 def _scale(results: SweepResults) -> Iterator[str]:
     """Model, data and updates that the claim is about: it goes no further."""
     facts: list[str] = []
-    sizes = _sizes(results)
+    sizes = results.model_sizes
     if sizes:
         total, active = (sorted({size[place] for size in sizes}) for place in (0, 1))
         tokens = sorted({float(f"{results.budget_tokens / size:.3g}") for size in active})
@@ -309,15 +309,6 @@ def _scale(results: SweepResults) -> Iterator[str]:
         facts.append(corpus)
     if facts:
         yield f"all this for {', '.join(facts)}"
-
-
-def _sizes(results: SweepResults) -> list[tuple[float, float]]:
-    """Total and active parameters of every arm that is compared, once each; those of the space in earlier versions."""
-    known = [(arm.parameters, arm.active_parameters) for arm in results.arms]
-    size = results.beginning.get("parameters")
-    if isinstance(size, Mapping) and any(None in pair for pair in known):
-        known = [(size.get("total"), size.get("active"))]
-    return list(dict.fromkeys((float(total), float(active)) for total, active in known if total and active))
 
 
 def _span_of(values: Sequence[float], write: Callable[[float], str]) -> str:

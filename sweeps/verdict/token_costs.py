@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sweeps.ledger.results import SweepResults
 
 SAME_FLOPS = 1.02
 """Costs that differ by no more count as equal."""
 
 
-def token_costs(results: SweepResults) -> dict[str, float] | None:
-    """Return each arm's training FLOPs per token over those of the cheapest arm; None where some are not known."""
+def flops_of_tokens(results: SweepResults) -> dict[str, float]:
+    """Return each compared arm's training FLOPs per token; empty where some are not known."""
     known = {arm.name: arm.flops_per_token for arm in results.arms if arm.flops_per_token}
-    if len(known) < len(results.arms) or not known:
-        return None
-    least = min(known.values())
-    return {arm: cost / least for arm, cost in known.items()}
+    return known if len(known) == len(results.arms) else {}
+
+
+def costlier_arms(flops: Mapping[str, float]) -> dict[str, float]:
+    """Return the arms whose tokens cost more than the cheapest arm's, with how many times as much."""
+    least = min(flops.values(), default=0.0)
+    return {arm: cost / least for arm, cost in flops.items() if cost > SAME_FLOPS * least}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
 from sweeps.ledger.results import CellResult, SweepResults
 from sweeps.verdict.decision import decide
 from sweeps.verdict.findings import RULES, Check
@@ -116,3 +118,17 @@ def test_an_arm_with_an_adamw_rate_of_its_own_is_named_in_the_condition() -> Non
         "conditional on AdamW's rate at 0.3 of Muon's in large_batch and balanced and at 1 of the hidden matrices' in "
         "long_seq, and on the other settings held fixed"
     ) in said
+
+
+@pytest.mark.parametrize(("own", "kept"), [((None,) * 3, False), ((2_048,) * 3, True), ((2_048, 2_048, 4_096), False)])
+def test_half_lives_in_tokens_are_checked_where_arms_differ_in_tokens_per_step(
+    own: tuple[int | None, ...], kept: bool
+) -> None:
+    finished = planted([*explore(), *confirm()], optimizer={"adamw_betas": [0.9, 0.95]})
+    arms = [
+        {**arm, "tokens_per_step": tokens, "optimizer": {} if at is None else {"betas_at_tokens_per_step": at}}
+        for arm, tokens, at in zip(finished.beginning["strategies"], (50, 100, 200), own, strict=True)
+    ]
+    unequal = replace(finished, beginning={**finished.beginning, "strategies": arms})
+    assert [check.kept for check in checks_of(unequal, 15)] == [kept]
+    assert checks_of(finished, 15) == [], "of equal steps there is nothing to say"
