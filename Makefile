@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 SWEEPS := $(VENV)/bin/sweeps
+# Two files of tests at once: most tests wait for processes of theirs. The quick ones come last and even out the end.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PRESET :=
 SPACE :=
 NAME :=
@@ -65,10 +67,10 @@ ui doctor gpu-check: $(VENV)/.ready
 	@$(SWEEPS) $@ $(ARGS)
 
 test: $(VENV)/.ready-dev
-	@$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+	@$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: $(VENV)/.ready-dev
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-faults: $(VENV)/.ready-dev
 	@SWEEPS_FAULTS=full $(VENV)/bin/python -m pytest -m 'faults' --ignore=tests/simulation $(ARGS)

@@ -1,7 +1,8 @@
 """Which segment runs next: a pure answer from what the ledger holds.
 
 A segment is a cell's stretch from one rung to the next. The plan knows nothing of Ray: it is asked ``next()``
-and given what was started and what the cell's folder says afterwards. All that it decides follows from recorded losses.
+and given what was started and what the cell's folder says afterwards. All that it decides follows from recorded losses;
+recorded speeds change the order alone.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ Bracket = tuple[int, str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a cell is: durable tokens, exam losses at points of the budget, how it ended."""
+    """How far a cell is: durable tokens, exam losses at points of the budget, how it ended; its speed when last seen."""
 
     tokens_seen: int = 0
     exam_losses: Mapping[int, float] = field(default_factory=dict)
     outcome: str | None = None
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class Plan:
         self._open: set[str] = set()
         self._brackets: dict[Bracket, list[PlannedCell]] = {}
         self._decided: dict[Bracket, dict[tuple[str, int], Decision]] = {}
+        self._tokens_per_s: dict[str, float] = {}
         self.add(cells)
 
     def add(self, cells: Iterable[PlannedCell]) -> None:
@@ -141,6 +144,8 @@ class Plan:
         """A segment of this cell is over; ``progress`` is what its folder says now."""
         self._running.discard(cell_id)
         self._progress[cell_id] = progress
+        if progress.tokens_per_s:
+            self._tokens_per_s[self._cells[cell_id].cell.strategy] = progress.tokens_per_s
         if progress.outcome is None:
             self._open.add(cell_id)
         else:
@@ -169,7 +174,8 @@ class Plan:
         """The next segment of one of ``strategies`` (of any, without), or whether to wait or to stop asking.
 
         Smaller budgets go before larger ones, explore before confirm, and a cell further along before one that is not,
-        so that started cells get finished and a rung fills before the next bracket starts.
+        so that started cells get finished and a rung fills before the next bracket starts. Of judged cells those that
+        take longest go first, so that the last ones are short and all workers end at nearly the same time.
         """
         asked = [
             cell_id for cell_id in self._open if strategies is None or self._cells[cell_id].cell.strategy in strategies
@@ -193,11 +199,12 @@ class Plan:
                     return None
         return Segment(planned=planned, until_tokens=until)
 
-    def _order(self, segment: Segment) -> tuple[int, int, int, int, int]:
+    def _order(self, segment: Segment) -> tuple[int, int, int, int, float, int]:
         cell, cell_id = segment.planned.cell, segment.planned.cell_id
         phase_rank = 0 if cell.phase == "explore" else 1
-        postponed = self._postponed.get(cell_id, 0)
-        return postponed, cell.budget_tokens, phase_rank, -self._progress[cell_id].tokens_seen, self._place[cell_id]
+        postponed, seen = self._postponed.get(cell_id, 0), self._progress[cell_id].tokens_seen
+        tokens_per_s = self._tokens_per_s.get(cell.strategy, 0.0) if phase_rank else 0.0
+        return postponed, cell.budget_tokens, phase_rank, -seen, tokens_per_s, self._place[cell_id]
 
     def _decisions(self, bracket: Bracket) -> Mapping[tuple[str, int], Decision]:
         if bracket not in self._decided:
@@ -250,4 +257,7 @@ def progress_of(result: CellResult) -> Progress:
         for record in result.records
         if record.get("val_loss") is not None
     }
-    return Progress(tokens_seen=result.tokens_seen, exam_losses=losses, outcome=result.outcome)
+    tokens_per_s = result.records[-1].get("tokens_per_s") if result.records else None
+    return Progress(
+        tokens_seen=result.tokens_seen, exam_losses=losses, outcome=result.outcome, tokens_per_s=tokens_per_s
+    )

@@ -76,6 +76,16 @@ def test_a_confirm_cell_runs_to_its_budget_after_explore_ones() -> None:
     assert [taken(plan), taken(plan)] == [("a", 100), ("x", 400)]
 
 
+def test_judged_cells_that_take_longest_begin_first_so_that_workers_end_together() -> None:
+    cells = [planned(f"{arm}-{i}", phase="confirm", strategy=arm, stops=False) for arm in ("fast", "slow") for i in "12"]
+    plan = Plan(RULE, [planned("fast", strategy="fast", stops=False), planned("slow", strategy="slow", stops=False)])
+    for name, tokens_per_s in (("fast", 200.0), ("slow", 100.0)):
+        plan.ended(name, Progress(tokens_seen=400, outcome="completed", tokens_per_s=tokens_per_s))
+    plan.add(cells)
+    assert [taken(plan)[0] for _ in cells] == ["slow-1", "slow-2", "fast-1", "fast-2"]
+    assert plan.next() == "wait"
+
+
 def test_nothing_is_left_once_every_cell_has_an_outcome() -> None:
     plan = Plan(RULE, [planned("a")])
     plan.ended("a", Progress(tokens_seen=400, exam_losses={100: 1.0, 200: 1.0, 400: 1.0}, outcome="completed"))
