@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe.newton_schulz import add_orthogonalised_, orthogonalise
+from moe.optimizer import Optimizer
 
 
 def shape_factor(rows: int, columns: int) -> float:
@@ -24,7 +24,7 @@ def shape_factor(rows: int, columns: int) -> float:
     return math.sqrt(max(1.0, rows / columns))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Momentum, orthogonalised by Newton-Schulz (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
     Takes matrices [R, C] and stacks of matrices [E, R, C]; every matrix of a stack is orthogonalised by itself.
@@ -51,27 +51,25 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("newton_schulz_dtype=float16 is refused: use bfloat16 where it is fast, float32 elsewhere")
         self.newton_schulz_dtype = newton_schulz_dtype
         self.batch_elements = batch_elements
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.ndim not in {2, 3}:
-                    raise ValueError(
-                        f"Muon takes matrices [R, C] and stacks [E, R, C], not shape {tuple(param.shape)}; "
-                        "give the parameter to AdamW"
-                    )
+        for param in self.params:
+            if param.ndim not in {2, 3}:
+                raise ValueError(
+                    f"Muon takes matrices [R, C] and stacks [E, R, C], not shape {tuple(param.shape)}; "
+                    "give the parameter to AdamW"
+                )
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """One update of every parameter that has a gradient."""
-        assert closure is None, "Muon takes no closure"
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            if not params:
-                continue
-            updates = self._nesterov([param.grad for param in params], params, group["momentum"])
-            if group["weight_decay"] != 0.0:
-                torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
-            for batch in _batches_of_one_shape(params, self.batch_elements):
-                self._move([params[i] for i in batch], [updates[i] for i in batch], group["lr"])
+        [group] = self.param_groups
+        params = [param for param in group["params"] if param.grad is not None]
+        if not params:
+            return
+        updates = self._nesterov([param.grad for param in params], params, group["momentum"])
+        if group["weight_decay"] != 0.0:
+            torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
+        for batch in _batches_of_one_shape(params, self.batch_elements):
+            self._move([params[i] for i in batch], [updates[i] for i in batch], group["lr"])
 
     def _nesterov(self, grads: list[Tensor], params: list[Tensor], momentum: float) -> Sequence[Tensor]:
         buffers = []

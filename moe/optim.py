@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from moe.adamw import AdamW
 from moe.config import OptimizerConfig
 from moe.device import read_on_host
 from moe.muon import Muon
+from moe.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from moe.device_choices import DeviceChoices
@@ -38,14 +40,12 @@ class StepNumbers:
 class Optimizers:
     """The optimizer of the hidden matrices and that of the rest as one: both step, or neither does."""
 
-    def __init__(self, hidden: torch.optim.Optimizer, rest: torch.optim.Optimizer) -> None:
+    def __init__(self, hidden: Optimizer, rest: Optimizer) -> None:
         self.hidden = hidden
         self.rest = rest
         self._each = {"muon" if isinstance(hidden, Muon) else "hidden": hidden, "adamw": rest}
         self._full_lr = {name: float(optimizer.param_groups[0]["lr"]) for name, optimizer in self._each.items()}
-        self.params: list[Tensor] = [
-            param for optimizer in self._each.values() for group in optimizer.param_groups for param in group["params"]
-        ]
+        self.params = [param for optimizer in self._each.values() for param in optimizer.params]
 
     def zero_grad(self) -> None:
         """Frees every gradient."""
@@ -115,7 +115,7 @@ class Optimizers:
     def _unscale(self, scaler: torch.amp.GradScaler) -> list[Tensor]:
         counts: list[Tensor] = []
         for optimizer in self._each.values():
-            scaler.unscale_(optimizer)
+            scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it asks for groups of parameters alone
             # GradScaler.step would look at this for its own optimizer alone, and step the other one.
             counts.extend(scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
         return counts
@@ -136,9 +136,9 @@ def _global_norm(grads: list[Tensor]) -> Tensor:
 
 
 def build_optimizers(groups: WeightGroups, config: OptimizerConfig, choices: DeviceChoices) -> Optimizers:
-    """Muon or AdamW over ``groups.muon``, AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) over the rest."""
+    """Muon or AdamW over ``groups.muon``, AdamW over the rest."""
     matrices = [param for _, param in groups.muon]
-    hidden: torch.optim.Optimizer
+    hidden: Optimizer
     if config.kind == "muon":
         hidden = Muon(
             matrices,
@@ -153,12 +153,11 @@ def build_optimizers(groups: WeightGroups, config: OptimizerConfig, choices: Dev
     return Optimizers(hidden, _adamw([param for _, param in groups.adamw], config.adamw_lr, config))
 
 
-def _adamw(params: list[torch.nn.Parameter], lr: float, config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
+def _adamw(params: list[torch.nn.Parameter], lr: float, config: OptimizerConfig) -> AdamW:
+    return AdamW(
         params,
         lr=lr,
         betas=config.adamw_betas,
         eps=config.adamw_eps,
         weight_decay=config.adamw_weight_decay,
-        fused=True,
     )

@@ -1,9 +1,12 @@
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from moe.adamw import AdamW
 from moe.config import OptimizerConfig
 from moe.device import Device
 from moe.device_choices import choose
@@ -212,6 +215,40 @@ def test_hidden_matrices_can_be_adamws_at_their_own_rate():
     again = build_optimizers(groups, OptimizerConfig(lr=0.02, adamw_lr=0.01, kind="adamw"), choose(CPU, FP32))
     again.load_state_dict(optimizers.state_dict())
     assert torch.equal(again.hidden.state[hidden]["exp_avg"], optimizers.hidden.state[hidden]["exp_avg"])
+
+
+def adamw_steps(optimizer, param, steps):
+    for step in steps:
+        param.grad = randn(*param.shape, seed=step)
+        optimizer.step()
+    return param.detach().clone()
+
+
+def test_adamw_moves_weights_as_torchs_does_and_goes_on_from_its_state():
+    settings = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    ours, theirs = (torch.nn.Parameter(randn(6, 5)) for _ in range(2))
+    own, other = AdamW([ours], **settings), torch.optim.AdamW([theirs], **settings, fused=True)
+    assert torch.equal(adamw_steps(own, ours, range(1, 4)), adamw_steps(other, theirs, range(1, 4)))
+    resumed = torch.nn.Parameter(ours.detach().clone())
+    again = AdamW([resumed], **settings)
+    again.load_state_dict(copy.deepcopy(other.state_dict()))
+    assert torch.equal(adamw_steps(again, resumed, range(4, 6)), adamw_steps(other, theirs, range(4, 6)))
+
+
+def test_a_step_does_not_import_torchs_compiler():
+    """It takes a second, in every worker."""
+    script = """
+import sys, torch
+from moe.adamw import AdamW
+from moe.muon import Muon
+hidden, vector = torch.nn.Parameter(torch.ones(8, 8)), torch.nn.Parameter(torch.ones(8))
+hidden.grad, vector.grad = torch.ones(8, 8), torch.ones(8)
+Muon([hidden], lr=0.1).step()
+AdamW([vector], lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1).step()
+print(sorted(name for name in ("sympy", "torch._dynamo") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_finite_gradients_whose_squares_overflow_are_still_clipped():
