@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -29,7 +28,7 @@ from sweeps.commands.arguments import (
     session_options,
 )
 from sweeps.commands.console import confirmed, console, print_json
-from sweeps.commands.exit_codes import code_of, exit_code_of
+from sweeps.commands.exit_codes import code_of, run_to_exit
 from sweeps.commands.job import flags_of, is_job, run_there, words_of
 
 app = typer.Typer(
@@ -392,7 +391,7 @@ def new(
 
 def main() -> NoReturn:
     """The console script: runs a command and turns errors into one message and an exit code."""
-    sys.exit(exit_code_of(app))
+    run_to_exit(app)
 
 
 if __name__ == "__main__":

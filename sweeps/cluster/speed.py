@@ -23,9 +23,9 @@ from search_spaces import Space
 
 MOST_PROCESSES: Final = 8
 """Enough for trials to compete for caches and memory bus; more would only delay a plan."""
-UNTIMED_STEPS: Final = 3
+UNTIMED_STEPS: Final = 2
 """CUDA code is loaded in the first, and on a CPU every tensor of the first two is watched (``moe.trainer``)."""
-TIMED_S: Final = 0.4
+TIMED_S: Final = 0.3
 DEADLINE_S: Final = 120.0
 
 

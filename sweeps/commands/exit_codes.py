@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import errno
+import gc
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sweeps.commands.console import close_output, require_usable_environment
 from sweeps.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_NO_DEVICE, EXIT_SOME_FAILED, SweepError
 
 if TYPE_CHECKING:
     from sweeps.ledger.sweep_folder import Ledger
+
+
+def run_to_exit(command: Callable[[], object]) -> NoReturn:
+    """Run a command line and end the process with its exit code.
+
+    Imports leave a million objects that live to the end. They are searched for garbage seldom, and not on the way out:
+    a fifth of the time of the imports, and a second at the end.
+    """
+    gc.set_threshold(100_000, 50, 50)
+    code = exit_code_of(command)
+    gc.freeze()
+    sys.exit(code)
 
 
 def exit_code_of(command: Callable[[], object]) -> int:

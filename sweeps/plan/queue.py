@@ -24,7 +24,7 @@ Bracket = tuple[int, str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a cell is: durable tokens, exam losses at points of the budget, how it ended; its speed when last seen."""
+    """How far a cell is: durable tokens, exam losses at points of the budget, how it ended; its newest speed."""
 
     tokens_seen: int = 0
     exam_losses: Mapping[int, float] = field(default_factory=dict)

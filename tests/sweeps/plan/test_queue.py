@@ -77,7 +77,9 @@ def test_a_confirm_cell_runs_to_its_budget_after_explore_ones() -> None:
 
 
 def test_judged_cells_that_take_longest_begin_first_so_that_workers_end_together() -> None:
-    cells = [planned(f"{arm}-{i}", phase="confirm", strategy=arm, stops=False) for arm in ("fast", "slow") for i in "12"]
+    cells = [
+        planned(f"{arm}-{i}", phase="confirm", strategy=arm, stops=False) for arm in ("fast", "slow") for i in "12"
+    ]
     plan = Plan(RULE, [planned("fast", strategy="fast", stops=False), planned("slow", strategy="slow", stops=False)])
     for name, tokens_per_s in (("fast", 200.0), ("slow", 100.0)):
         plan.ended(name, Progress(tokens_seen=400, outcome="completed", tokens_per_s=tokens_per_s))
