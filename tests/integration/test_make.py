@@ -53,8 +53,8 @@ def test_all_unknown_variables_are_named_at_once_with_those_there_are() -> None:
         (["plan", "SPACE=my.toml", "ARGS=--set x=1"], "sweeps plan --space 'my.toml' --set x=1"),
         (["resume", "NAME=a"], "sweeps resume a"),
         (["bench", "ONLY=step"], "python -m bench --only 'step'"),
-        (["test", "ARGS=tests/moe -k windows"], "python -m pytest -m 'not slow' tests/moe -k windows"),
-        (["test-all", "ARGS=--durations=5"], "python -m pytest --durations=5"),
+        (["test", "ARGS=tests/moe -k windows"], "--no-loadscope-reorder -m 'not slow' tests/moe -k windows"),
+        (["test-all", "ARGS=--durations=5"], "--no-loadscope-reorder --durations=5"),
         (["test-faults"], "SWEEPS_FAULTS=full .venv/bin/python -m pytest -m 'faults'"),
     ],
 )
