@@ -95,7 +95,11 @@ class Storage:
         try:
             self._do("write", name, lambda: self._backend.create(self._key(name), data))
         except FileExistsError:
-            if self.read_bytes(name) != data:  # the same bytes are ours: the answer to an earlier try was lost
+            try:
+                is_ours = self.read_bytes(name) == data  # the answer to an earlier try was lost
+            except FileNotFoundError:
+                is_ours = False  # whose it was, it has been superseded meanwhile
+            if not is_ours:
                 raise
 
     def read_json(self, name: str) -> Any:

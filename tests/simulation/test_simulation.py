@@ -25,6 +25,8 @@ KEPT: tuple[tuple[int, Faults | None], ...] = (
     (45, Faults(kill=0.0015, pause=0.003, lost_answer=0.01, slow=0.01, partial_listing=0.2, outages=1)),
     # an outcome without its records: the checkpoints that a driver had listed went before it read one of them
     (10907, None),
+    # a claim whose creator heard nothing, and whose successor deleted it while that one looked again
+    (12567, None),
     (2, None),  # without ``require_held`` before records are written
     (10, None),  # without a look for the outcome after the lease was waited for, or with outcomes written over
     (56, None),  # without ``require_held``
